@@ -1,0 +1,41 @@
+// The Python face of the native code: anthesis._native. Only translation happens here. The signatures are repeated in
+// src/anthesis/_native.pyi.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/vector.h>
+
+#include "bandwidth.hpp"
+#include "cpu_features.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+std::vector<double> read_bandwidth(std::size_t nbytes, int threads, double seconds) {
+    bool signalled = false;
+    std::vector<double> samples;
+    {
+        nb::gil_scoped_release released;
+        samples = anthesis::read_bandwidth(nbytes, threads, seconds, [&] {
+            nb::gil_scoped_acquire held;
+            signalled = PyErr_CheckSignals() != 0;
+            return signalled;
+        });
+    }
+    if (signalled) throw nb::python_error();
+    return samples;
+}
+
+nb::dict cpu_features() {
+    nb::dict features;
+    for (const anthesis::CpuFeature& feature : anthesis::cpu_features()) features[feature.name] = feature.usable;
+    return features;
+}
+
+} // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native part of anthesis; use it through anthesis.native.";
+    m.def("read_bandwidth", &read_bandwidth, nb::arg("nbytes"), nb::arg("threads"), nb::arg("seconds"));
+    m.def("cpu_features", &cpu_features);
+}

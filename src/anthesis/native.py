@@ -1,0 +1,72 @@
+"""The C++ extension, loaded when it is first used: a source tree where it was never built still imports."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+from anthesis.errors import RequestError, UnsupportedError
+
+MIN_BANDWIDTH_BYTES = 1 << 20
+"""Below a mebibyte a pass is over before the clock has moved enough to tell."""
+
+
+@cache
+def extension() -> ModuleType:
+    """The module `anthesis._native`.
+
+    Raises:
+        UnsupportedError: it was never built, or does not load; the message says how to build it.
+    """
+    try:
+        from anthesis import _native
+    except ImportError as error:
+        raise UnsupportedError(
+            f"the native extension of anthesis can't be loaded ({error}); install the package (`pip install .`) to "
+            "build it, or use a device that does without it, such as --device reference"
+        ) from error
+    return _native
+
+
+def cpu_features() -> dict[str, bool]:
+    """Instruction-set extensions our kernels know of, and whether this processor and operating system have them.
+
+    Returns:
+        By name, for this architecture only: on x86-64 avx2, fma, f16c, avx_vnni, avx512f, avx512bw, avx512vl,
+        avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16; on aarch64 neon, dotprod, sve, i8mm, bf16.
+
+    Raises:
+        UnsupportedError: the extension was never built.
+    """
+    features: dict[str, bool] = extension().cpu_features()
+    return features
+
+
+def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
+    """Measures how fast this machine's threads together read memory.
+
+    Args:
+        nbytes: size of the buffer that is read, in bytes; take many times the last-level cache. It is freed afterwards.
+        threads: threads that read, each its own part, all starting each pass together.
+        seconds: time to spend reading, in seconds; at least three passes are made in any case.
+
+    Returns:
+        One sample per pass over the buffer, in bytes per second, in order.
+
+    Raises:
+        RequestError: too small a buffer, no threads, a negative time, or more memory or threads than there are.
+        UnsupportedError: the extension was never built.
+    """
+    if nbytes < MIN_BANDWIDTH_BYTES:
+        raise RequestError(f"can't measure bandwidth over {nbytes} bytes; take at least {MIN_BANDWIDTH_BYTES}")
+    if threads < 1:
+        raise RequestError(f"can't measure bandwidth with {threads} threads; take at least 1")
+    if not seconds >= 0:
+        raise RequestError(f"can't measure bandwidth for {seconds} seconds; take 0 or more")
+    try:
+        samples: list[float] = extension().read_bandwidth(nbytes, threads, seconds)
+    except MemoryError as error:
+        raise RequestError(f"can't measure bandwidth: no memory for a buffer of {nbytes} bytes; take less") from error
+    except RuntimeError as error:
+        raise RequestError(f"can't measure bandwidth with {threads} threads ({error}); take fewer") from error
+    return samples
