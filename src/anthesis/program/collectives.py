@@ -1,0 +1,124 @@
+"""The operations between ranks. A traced program has none; `partition` inserts them.
+
+Their arithmetic needs every rank's arrays, so `evaluate`, which sees one rank, is the case of a single rank; `combine`
+is the general one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from anthesis.program.ir import Array, Arrays, Cost, Op, Step, Value
+
+
+class Collective(Op):
+    """An operation in which all ranks take part and after which all hold the same result."""
+
+    @abstractmethod
+    def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
+        """The reference implementation.
+
+        Args:
+            ranks: for each rank, in order, the arrays of `reads()`, in their own dtypes.
+
+        Returns:
+            The arrays of `writes()`, shape (R, E) for a sum, (L,) for a choice, (L, V) for a gather; dtypes kept.
+        """
+
+    def evaluate(self, arrays: Arrays) -> tuple[Array, ...]:
+        return self.combine([arrays])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduce(Collective):
+    """out = the sum over ranks, added in rank order so that all ranks hold the same bits."""
+
+    kind: ClassVar[str] = "all_reduce"
+    x: str
+    out: str
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
+    def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
+        x = values[self.x]
+        return (Value(self.out, x.shape, x.dtype, "buffer", x.axes),)
+
+    def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
+        return Cost(sent_bytes=values[self.x].nbytes(step.sizes()))
+
+    def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
+        return (reduce(np.add, (arrays[self.x] for arrays in ranks)),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllReduceBest(Collective):
+    """The (score, token) pair with the highest score; of equal scores the lowest rank's, which has the lowest token."""
+
+    kind: ClassVar[str] = "all_reduce_best"
+    score: str
+    token: str
+    out_score: str
+    out_token: str
+
+    def reads(self) -> tuple[str, ...]:
+        return self.score, self.token
+
+    def writes(self) -> tuple[str, ...]:
+        return self.out_score, self.out_token
+
+    def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
+        score, token = values[self.score], values[self.token]
+        return (
+            Value(self.out_score, score.shape, score.dtype, "buffer"),
+            Value(self.out_token, token.shape, token.dtype, "buffer"),
+        )
+
+    def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
+        return Cost(sent_bytes=sum(values[name].nbytes(step.sizes()) for name in self.reads()))
+
+    def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
+        scores = np.stack([arrays[self.score] for arrays in ranks])
+        tokens = np.stack([arrays[self.token] for arrays in ranks])
+        best = scores.argmax(axis=0)[None]
+        return np.take_along_axis(scores, best, 0)[0], np.take_along_axis(tokens, best, 0)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllGather(Collective):
+    """out = every rank's columns side by side, in rank order.
+
+    Attributes:
+        width: columns of the whole.
+    """
+
+    kind: ClassVar[str] = "all_gather"
+    x: str
+    out: str
+    width: int
+    axis: Literal["vocab"] = "vocab"
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
+    def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
+        x = values[self.x]
+        return (Value(self.out, (x.shape[0], self.width), x.dtype, "buffer"),)
+
+    def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
+        return Cost(sent_bytes=values[self.x].nbytes(step.sizes()))
+
+    def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
+        return (np.concatenate([arrays[self.x] for arrays in ranks], axis=1),)

@@ -1,0 +1,110 @@
+"""Joins operations into fewer, larger ones: what every device gains from.
+
+- products of the same input become one (q/k/v; gate/up), so that it is read, and quantised, once;
+- a bias, an activation, the gate's multiplication and the residual become part of the product before them.
+
+The arithmetic and its order stay the same: on the reference executor a fused program gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from anthesis.program.ir import Op, Program
+from anthesis.program.ops import Activate, Add, Linear, Mul
+
+
+def fuse(program: Program) -> Program:
+    """The program with fewer operations and the same results; run after `partition`.
+
+    Args:
+        program: of any rank.
+
+    Returns:
+        The fused program.
+    """
+    for rule in (_fold_bias, _join_products, _fold_activation, _fold_gate, _fold_residual):
+        program = _rewrite(program, rule)
+    return program
+
+
+Readers = Mapping[str, list[Op]]
+"""For each value the operations that read it."""
+
+Rule = Callable[[Program, Readers, Linear], "tuple[Linear, list[Op]] | None"]
+"""(program, readers, product) -> the larger product and the operations that it replaces besides its own, or None."""
+
+
+def _rewrite(program: Program, rule: Rule) -> Program:
+    """Applies the rule once to every product that is left when its turn comes."""
+    readers: dict[str, list[Op]] = {name: [] for name in program.values}
+    for op in program.ops:
+        for name in op.reads():
+            readers[name].append(op)
+    instead: dict[int, Op | None] = {}
+    for op in program.ops:
+        if isinstance(op, Linear) and id(op) not in instead and not set(op.outs) & set(program.outputs):
+            found = rule(program, readers, op)
+            if found is not None:
+                larger, replaced = found
+                instead.update((id(other), None) for other in (op, *replaced))
+                # a residual may be ready only where it was added; everything else is ready where the product stood
+                place = op if larger.residual is None else replaced[-1]
+                instead[id(place)] = larger
+    kept = (instead.get(id(op), op) for op in program.ops)
+    return program.with_ops(op for op in kept if op is not None)
+
+
+def _only_reader(readers: Readers, product: Linear) -> Op | None:
+    """The one operation that reads the one result of the product, or None where there are more."""
+    if len(product.outs) != 1 or len(readers[product.outs[0]]) != 1:
+        return None
+    return readers[product.outs[0]][0]
+
+
+def _fold_bias(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
+    add = _only_reader(readers, product)
+    if type(add) is not Add or add.a not in product.outs or program.values[add.b].kind != "weight":
+        return None
+    return replace(product, biases=(add.b,), outs=(add.out,)), [add]
+
+
+def _join_products(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
+    joined = [op for op in readers[product.x] if isinstance(op, Linear) and op.x == product.x]
+    if len(joined) < 2 or any(set(op.outs) & set(program.outputs) for op in joined):
+        return None
+    biases = tuple(bias for op in joined for bias in (op.biases or (None,) * len(op.weights)))
+    larger = Linear(
+        x=product.x,
+        weights=tuple(name for op in joined for name in op.weights),
+        biases=biases if any(biases) else (),
+        outs=tuple(name for op in joined for name in op.outs),
+    )
+    return larger, [op for op in joined if op is not product]
+
+
+def _fold_activation(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
+    activate = _only_reader(readers, product)
+    if not isinstance(activate, Activate):
+        return None
+    return replace(product, activation=activate.activation, outs=(activate.out,)), [activate]
+
+
+def _fold_gate(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
+    if len(product.outs) != 2 or any(len(readers[out]) != 1 for out in product.outs):
+        return None
+    (activate,), (mul,) = (readers[out] for out in product.outs)
+    if not isinstance(activate, Activate) or not isinstance(mul, Mul) or readers[activate.out] != [mul]:
+        return None
+    return replace(product, activation=activate.activation, gated=True, outs=(mul.out,)), [activate, mul]
+
+
+def _fold_residual(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
+    add = _only_reader(readers, product)
+    if type(add) is not Add:
+        return None
+    other = add.a if add.b in product.outs else add.b
+    if program.values[other].kind == "weight" or other in product.outs:
+        return None
+    return replace(product, residual=other, outs=(add.out,)), [add]

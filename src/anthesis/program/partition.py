@@ -1,0 +1,130 @@
+"""Splits a program over W ranks: each keeps its share of every weight and cache, and collectives join the results.
+
+The model says which dimensions may be split by naming their axes; nothing here knows a model. Where a sum runs over a
+split dimension, the result is partial and an `all_reduce` follows it at once, so that a bias or residual, which the
+trace adds afterwards, is added once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from anthesis.errors import RequestError
+from anthesis.program.attend import Attend
+from anthesis.program.collectives import AllGather, AllReduce, AllReduceBest
+from anthesis.program.ir import Axis, Op, Program, Value
+from anthesis.program.ops import Embed, Linear
+from anthesis.program.sample import Argmax, Sample
+from anthesis.quantize import weight_kind
+
+Shares = Mapping[str, tuple[int, int]]
+"""For each axis the first element of this rank's share and the one after its last."""
+
+
+def partition(program: Program, rank: int, world_size: int) -> Program:
+    """This rank's share of the program.
+
+    Args:
+        program: of one rank, as traced (before `fuse`).
+        rank: the tensor-parallel rank, from 0.
+        world_size: the number of ranks W.
+
+    Returns:
+        The program of that rank; the same object when W is 1.
+
+    Raises:
+        RequestError: a dimension has fewer pieces than there are ranks; the message lists the numbers that work.
+    """
+    assert program.world_size == 1 and 0 <= rank < world_size
+    if world_size == 1:
+        return program
+    shares = _shares(program, rank, world_size)
+    values = {
+        value.name: _share_of(value, shares)
+        for value in program.values.values()
+        if value.kind not in ("buffer", "output")
+    }
+    ops: list[Op] = []
+    for op in program.ops:
+        for local in _with_collectives(_localized(op, shares), values, program):
+            values.update((value.name, value) for value in local.infer(values))
+            ops.append(local)
+    return replace(program, values=values, rank=rank, world_size=world_size).with_ops(ops)
+
+
+def _shares(program: Program, rank: int, world_size: int) -> dict[str, tuple[int, int]]:
+    shares: dict[str, tuple[int, int]] = {}
+    pieces = {axis.name: axis.elements // _piece(program, axis) for axis in program.axes.values() if not axis.follows}
+    if min(pieces.values()) < world_size:
+        scarce = ", ".join(f"{count} pieces of {name}" for name, count in pieces.items() if count < world_size)
+        raise RequestError(
+            f"the model can't be split over {world_size} ranks: it has {scarce}; 1 to {min(pieces.values())} ranks work"
+        )
+    for axis in program.axes.values():
+        if axis.follows is None:
+            count, piece = pieces[axis.name], _piece(program, axis)
+            first, last = (count * r // world_size for r in (rank, rank + 1))
+            # what does not fill a piece goes to the last rank
+            shares[axis.name] = first * piece, axis.elements if rank == world_size - 1 else last * piece
+        else:
+            leader = program.axes[axis.follows]
+            first, last = shares[leader.name]
+            per_unit = leader.elements // leader.unit // (axis.elements // axis.unit)
+            touched = (first // leader.unit // per_unit, (last // leader.unit - 1) // per_unit + 1)
+            shares[axis.name] = touched[0] * axis.unit, touched[1] * axis.unit
+    return shares
+
+
+def _piece(program: Program, axis: Axis) -> int:
+    """Elements of the axis that stay together: a unit, and whole quantisation groups of weights split in their columns."""
+    groups = [
+        weight_kind(value.dtype).group_size or 1
+        for value in program.of_kind("weight")
+        if len(value.axes) == 2 and value.axes[1] == axis.name
+    ]
+    return math.lcm(axis.unit, *groups)
+
+
+def _share_of(value: Value, shares: Shares) -> Value:
+    ranges = [shares.get(axis or "", (0, dim)) for axis, dim in zip(value.axes, value.shape, strict=True)]
+    shape = tuple(
+        last - first if axis in shares and isinstance(first, int) and isinstance(last, int) else dim
+        for axis, dim, (first, last) in zip(value.axes, value.shape, ranges, strict=True)
+    )
+    start = tuple(int(first) for first, _ in ranges) if value.kind == "weight" else ()
+    return replace(value, shape=shape, start=start)
+
+
+def _localized(op: Op, shares: Shares) -> Op:
+    """The operation with what it must know of its place: the first head or vocabulary row of this rank."""
+    if isinstance(op, Attend):
+        first_head, first_kv_head = (shares[axis][0] // op.head_dim for axis in ("heads", "kv_heads"))
+        return replace(op, first_head=first_head, first_kv_head=first_kv_head)
+    if isinstance(op, Argmax):
+        return replace(op, first_id=shares["vocab"][0])
+    return op
+
+
+def _with_collectives(op: Op, values: Mapping[str, Value], program: Program) -> list[Op]:
+    """The operation with the collective that its inputs or its result need."""
+    if isinstance(op, Embed) and values[op.weight].axes[0]:
+        local = replace(op, offset=op.offset - values[op.weight].start[0], out=f"{op.out}.partial")
+        return [local, AllReduce(x=local.out, out=op.out)]
+    if isinstance(op, Linear) and values[op.x].axes[1]:
+        (out,) = op.outs
+        return [replace(op, outs=(f"{out}.partial",)), AllReduce(x=f"{out}.partial", out=out)]
+    if isinstance(op, Argmax):
+        local_best = replace(op, score=f"{op.score}.local", token=f"{op.token}.local")
+        best = AllReduceBest(score=local_best.score, token=local_best.token, out_score=op.score, out_token=op.token)
+        return [local_best, best]
+    if isinstance(op, Sample):
+        gathered = f"{op.logits}.gathered"
+        width = program.config.vocab_size
+        return [AllGather(x=op.logits, out=gathered, width=width), replace(op, logits=gathered)]
+    if isinstance(op, Linear) and op.outs[0] in program.outputs:
+        (out,) = op.outs
+        width = program.config.vocab_size
+        return [replace(op, outs=(f"{out}.local",)), AllGather(x=f"{out}.local", out=out, width=width)]
+    return [op]

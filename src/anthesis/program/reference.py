@@ -1,0 +1,47 @@
+"""Runs a program in NumPy, operation by operation: slow, obvious, and the oracle for every device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from anthesis.program.collectives import Collective
+from anthesis.program.ir import Array, Arrays, Program
+
+
+def execute(program: Program, arrays: Arrays) -> dict[str, Array]:
+    """Runs one step.
+
+    Args:
+        program: of a single rank.
+        arrays: inputs, weights (matrices as float32 or float64 arrays of the whole arithmetic's dtype) and caches by
+            name; the caches are updated in place.
+
+    Returns:
+        The program's outputs by name: token (L,) int32, logits (L, V) float, ...
+    """
+    return execute_ranks([program], [arrays])[0]
+
+
+def execute_ranks(programs: Sequence[Program], arrays: Sequence[Arrays]) -> list[dict[str, Array]]:
+    """Runs one step of all ranks of a partitioned program in this process, in lockstep.
+
+    Args:
+        programs: rank 0 to W - 1.
+        arrays: for each rank what `execute` takes: its shares, in float32 or float64.
+
+    Returns:
+        For each rank its outputs by name.
+    """
+    held: list[dict[str, Array]] = [dict(own) for own in arrays]
+    for ops in zip(*(program.ops for program in programs), strict=True):
+        if isinstance(ops[0], Collective):
+            results = [ops[0].combine([_of(own, op.reads()) for own, op in zip(held, ops, strict=True)])] * len(ops)
+        else:
+            results = [op.evaluate(own) for op, own in zip(ops, held, strict=True)]
+        for op, own, result in zip(ops, held, results, strict=True):
+            own.update(zip(op.writes(), result, strict=True))
+    return [_of(own, program.outputs) for own, program in zip(held, programs, strict=True)]
+
+
+def _of(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    return {name: arrays[name] for name in names}
