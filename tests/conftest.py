@@ -1,0 +1,26 @@
+"""Which tests run where."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real-files", action="store_true", help="also run the tests that need real model files")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("real_files") and not item.config.getoption("--real-files"):
+        pytest.skip("needs real model files: --real-files")
+    if item.get_closest_marker("cuda") and not _has_cuda():
+        pytest.skip("needs an NVIDIA GPU")
+    if item.get_closest_marker("hpu") and importlib.util.find_spec("habana_frameworks") is None:
+        pytest.skip("needs a Gaudi accelerator")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

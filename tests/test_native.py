@@ -1,0 +1,206 @@
+"""The native extension against what the operating system and NumPy say."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import anthesis.native
+from anthesis import native
+from anthesis.cores import usable_cores
+from anthesis.errors import RequestError, UnsupportedError
+
+MIB = 1 << 20
+
+# What the kernel lists in /proc/cpuinfo, where it has another name for it than we.
+CPUINFO_NAMES = {"neon": "asimd", "dotprod": "asimddp"}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="we know of no features there")
+def test_features_are_those_the_kernel_lists() -> None:
+    features = native.cpu_features()
+    listed = set(re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    assert features == {name: CPUINFO_NAMES.get(name, name) in listed for name in features}
+    assert {"x86_64": "amx_bf16", "aarch64": "i8mm"}[platform.machine()] in features
+
+
+def test_bandwidth_is_plausible() -> None:
+    threads = min(2, usable_cores())
+    samples = native.read_bandwidth(128 * MIB, threads, seconds=0.2)
+    assert len(samples) >= 3
+    assert all(math.isfinite(sample) for sample in samples)
+    # NumPy reads the same memory in one thread and with nothing but plain vector loads; we must not be slower than
+    # that, nor faster than any memory there is.
+    numbers = np.ones(128 * MIB // 8, np.int64)
+    numpy_s = min(_seconds(lambda: np.add.reduce(numbers)) for _ in range(3))
+    assert 0.8 * numbers.nbytes / numpy_s < max(samples) < 5e12
+
+
+def _seconds(action) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def test_bandwidth_takes_the_time_it_was_given() -> None:
+    elapsed = _seconds(lambda: native.read_bandwidth(16 * MIB, 1, seconds=0.5))
+    assert 0.5 <= elapsed < 3
+
+
+@pytest.mark.parametrize("nbytes", [MIB, MIB + 1, 3 * MIB + 13])
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_bandwidth_reads_every_word_of_odd_sizes(nbytes: int, threads: int) -> None:
+    assert len(native.read_bandwidth(nbytes, threads, seconds=0)) == 3  # the native code checks the sum itself
+
+
+def test_memory_is_given_back() -> None:
+    native.read_bandwidth(64 * MIB, 1, seconds=0)
+    before = _resident_bytes()
+    for _ in range(4):
+        native.read_bandwidth(64 * MIB, 1, seconds=0)
+    assert _resident_bytes() - before < 32 * MIB
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_other_python_threads_run_meanwhile() -> None:
+    done = threading.Event()
+    counts = [0]
+
+    def count() -> None:
+        while not done.is_set():
+            counts[0] += 1
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    before = counts[0]
+    native.read_bandwidth(16 * MIB, 1, seconds=0.5)
+    during = counts[0] - before
+    done.set()
+    counter.join()
+    assert during > 50
+
+
+def test_ctrl_c_ends_a_measurement() -> None:
+    code = (
+        "import os, signal, threading\n"
+        "from anthesis import native\n"
+        "native.extension()\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try:\n"
+        f"    native.read_bandwidth({16 * MIB}, 2, seconds=60)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert (result.stdout, result.stderr) == ("interrupted\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1000, 1, 0.1), "over 1000 bytes"),
+        ((MIB, 0, 0.1), "with 0 threads"),
+        ((MIB, 1, -1.0), "for -1.0 seconds"),
+        ((MIB, 1, math.nan), "for nan seconds"),
+        ((1 << 60, 1, 0.1), "no memory for a buffer of"),
+    ],
+)
+def test_impossible_measurements_are_refused(arguments: tuple[int, int, float], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        native.read_bandwidth(*arguments)
+
+
+def test_an_extension_that_was_never_built_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anthesis._native", None)
+    monkeypatch.delattr(anthesis, "_native", raising=False)
+    native.extension.cache_clear()
+    with pytest.raises(UnsupportedError, match="pip install"):
+        native.cpu_features()
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    stub = ast.parse((Path(native.__file__).parent / "_native.pyi").read_text())
+    stubbed = {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in stub.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    extension = native.extension()
+    built = {
+        name: re.findall(r"(\w+): ", inspect.getdoc(getattr(extension, name)).splitlines()[0])
+        for name in dir(extension)
+        if not name.startswith("_")
+    }
+    assert stubbed == built
+
+
+def _control_group(proc: Path, cgroup: str, mountinfo: str, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (proc / name).parent.mkdir(parents=True, exist_ok=True)
+        (proc / name).write_text(text)
+    (proc / "cgroup").write_text(cgroup)
+    (proc / "mountinfo").write_text(mountinfo.format(proc=proc))
+    return proc
+
+
+MOUNT_V2 = "30 24 0:26 / {proc}/sys rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+MOUNT_V1 = "33 32 0:30 {root} {{proc}}/sys rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"sys/a/b/cpu.max": "max 100000\n"}, None),
+        ({"sys/a/b/cpu.max": "100000 100000\n"}, 1),
+        ({"sys/a/b/cpu.max": "199999 100000\n"}, 1),
+        ({"sys/a/b/cpu.max": "20000 100000\n"}, 1),
+        ({"sys/a/b/cpu.max": "max 100000\n", "sys/a/cpu.max": "100000 100000\n"}, 1),
+        ({"sys/a/b/cpu.max": "99900000 100000\n"}, None),
+    ],
+)
+def test_usable_cores_follow_a_quota_of_version_2(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+    proc = _control_group(tmp_path, "0::/a/b\n", MOUNT_V2, files)
+    assert usable_cores(proc) == (cores or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+@pytest.mark.parametrize("root", ["/", "/docker/c0ffee"])
+@pytest.mark.parametrize(("quota", "cores"), [("-1", None), ("150000", 1)])
+def test_usable_cores_follow_a_quota_of_version_1(tmp_path: Path, root: str, quota: str, cores: int | None) -> None:
+    group = "/docker/c0ffee"
+    inside = "sys/docker/c0ffee" if root == "/" else "sys"
+    proc = _control_group(
+        tmp_path,
+        f"5:memory:{group}\n4:cpu,cpuacct:{group}\n0::/\n",
+        MOUNT_V1.format(root=root),
+        {f"{inside}/cpu.cfs_quota_us": f"{quota}\n", f"{inside}/cpu.cfs_period_us": "100000\n"},
+    )
+    assert usable_cores(proc) == (cores or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_usable_cores_follow_the_affinity() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
