@@ -8,9 +8,9 @@
 | int4, int4-g64, int4-g128     | (value - 8) * scale, value in 0 .. 15 | fp16 per group     |                |
 | int4m, int4m-g64, int4m-g128  | value * scale + minimum               | fp16 per group     | fp16 per group |
 
-A group is a run of columns of one row: 32 of them unless the name says otherwise. Four-bit values are packed inside each
-run of 32 columns, whatever the group: byte j of the run holds column j in its low and column j + 16 in its high half.
-(That is GGUF's order, so that its files load by splitting arrays.) Vectors - norms and biases - are always fp32.
+A group is a run of columns of one row: 32 of them unless the name says otherwise. Four-bit values are packed inside
+each run of 32 columns, whatever the group: byte j of the run holds column j in its low and column j + 16 in its high
+half. (That is GGUF's order, so that its files load by splitting arrays.) Vectors - norms and biases - are always fp32.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WeightKind:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the array that holds the values; two four-bit values share a byte."""
-        return np.dtype(_VALUE_DTYPES[self.name.partition("-")[0]])
+        return _VALUE_DTYPES[self.name.partition("-")[0]]
 
     @property
     def scale_dtype(self) -> np.dtype[Any]:
@@ -81,6 +81,19 @@ class WeightKind:
                 f"the width must be a multiple of its group of {self.column_step}; choose another --weights"
             )
 
+    def check_columns(self, start: int, stop: int, width: int) -> None:
+        """Refuses a cut that would go through a group.
+
+        Raises:
+            RequestError: `start` or `stop` is not at a multiple of `column_step`.
+        """
+        assert 0 <= start <= stop <= width
+        if start % self.column_step or stop % self.column_step:
+            raise RequestError(
+                f"columns {start} to {stop} of {width} don't end at borders of {self.name}'s groups of "
+                f"{self.column_step}; choose another number of ranks, or --weights with smaller groups"
+            )
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor in this kind, scales and minimums included.
 
@@ -96,14 +109,14 @@ class WeightKind:
         return elements * self.bits // 8 + groups * self.scale_dtype.itemsize * (1 + self.has_minimum)
 
 
-_VALUE_DTYPES: Mapping[str, Any] = {
-    "fp32": np.float32,
-    "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16,
-    "fp8": ml_dtypes.float8_e4m3fn,
-    "int8": np.int8,
-    "int4": np.uint8,
-    "int4m": np.uint8,
+_VALUE_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp16": np.dtype(np.float16),
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(np.uint8),
+    "int4m": np.dtype(np.uint8),
 }
 
 WEIGHT_KINDS: Mapping[str, WeightKind] = MappingProxyType(
@@ -158,7 +171,8 @@ class WeightTensor:
 
     def __post_init__(self) -> None:
         packed = self.shape if self.kind.bits != 4 else (self.shape[0], self.shape[1] // 2)
-        assert self.values.shape == packed and self.values.dtype == self.kind.dtype, (self.values.shape, self.kind)
+        assert self.values.shape == packed, f"{self.values.shape} does not hold {self.shape} in {self.kind.name}"
+        assert self.values.dtype == self.kind.dtype, f"{self.values.dtype} is not of {self.kind.name}"
         assert (self.scales is not None) == (self.kind.scaled_by != "none")
         assert (self.minimums is not None) == self.kind.has_minimum
 
@@ -191,12 +205,7 @@ class WeightTensor:
         Raises:
             RequestError: a border is not at a multiple of the kind's `column_step`.
         """
-        assert 0 <= start <= stop <= self.shape[1]
-        if start % self.kind.column_step or stop % self.kind.column_step:
-            raise RequestError(
-                f"columns {start} to {stop} of {self.shape[1]} don't end at borders of {self.kind.name}'s groups of "
-                f"{self.kind.column_step}; choose another number of ranks, or --weights with smaller groups"
-            )
+        self.kind.check_columns(start, stop, self.shape[1])
 
         def cut(array: Array | None) -> Array | None:
             if array is None or array.ndim == 1:  # none, or one scale per row, which the columns share
@@ -207,6 +216,15 @@ class WeightTensor:
         values = cut(self.values)
         assert values is not None
         return WeightTensor(self.kind, (self.shape[0], stop - start), values, cut(self.scales), cut(self.minimums))
+
+    def copy_from(self, other: WeightTensor) -> None:
+        """Overwrites the elements with those of another tensor of the same kind and shape."""
+        assert (self.kind, self.shape) == (other.kind, other.shape)
+        self.values[...] = other.values
+        if self.scales is not None:
+            self.scales[...] = other.scales
+        if self.minimums is not None:
+            self.minimums[...] = other.minimums
 
     def dequantize(self, dtype: Any = np.float32) -> Array:
         """The elements as numbers.
@@ -239,8 +257,8 @@ class WeightTensor:
 def quantize(array: NDArray[np.float32], kind: WeightKind) -> WeightTensor:
     """A weight in this kind.
 
-    Every row (every group, where groups have their own scale) is quantised by itself, so that the result does not depend
-    on what else is in the array.
+    Every row (every group, where groups have their own scale) is quantised by itself, so that the result does not
+    depend on what else is in the array.
 
     Args:
         array: (N, K) float32, or (N,) for fp32.
@@ -263,7 +281,8 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, K) uint8 of 0 .. 15 -> (N, K // 2) uint8, in the order the module's description gives."""
     runs = values.reshape(len(values), -1, 2, PACKED_RUN // 2)
-    return (runs[:, :, 0] | (runs[:, :, 1] << 4)).reshape(len(values), -1)
+    packed: NDArray[np.uint8] = runs[:, :, 0] | (runs[:, :, 1] << np.uint8(4))
+    return packed.reshape(len(values), -1)
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -341,8 +360,8 @@ def _fp16(array: NDArray[np.float32]) -> NDArray[np.float32]:
 def _fit_scale(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Symmetric four-bit values and scales with small squared error.
 
-    Tries scales that put the element of largest magnitude at -8 or a bit beyond it, or at 7, and keeps for each group the
-    one with the least squared error, then refits the scale to the chosen values by least squares.
+    Tries scales that put the element of largest magnitude at -8 or a bit beyond it, or at 7, and keeps for each group
+    the one with the least squared error, then refits the scale to the chosen values by least squares.
 
     Args:
         groups: (N, groups, G) float32.
@@ -382,8 +401,8 @@ def _fit_scale_and_minimum(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
     """Four-bit values, scales and minimums with small squared error.
 
-    Starts from the group's whole range and from a slightly narrower one, keeps the better, then refits scale and minimum
-    to the chosen values by linear regression.
+    Starts from the group's whole range and from a slightly narrower one, keeps the better, then refits scale and
+    minimum to the chosen values by linear regression.
 
     Args:
         groups: (N, groups, G) float32.

@@ -1,0 +1,202 @@
+"""A model's configuration and weights, wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from anthesis.checkpoint.default import default_model
+from anthesis.checkpoint.gguf import GgufStore
+from anthesis.checkpoint.hub import hub_path, looks_like_hub_id
+from anthesis.checkpoint.random import RandomWeights
+from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
+from anthesis.checkpoint.stored import StoredWeights
+from anthesis.config import ConfigReader, ModelConfig
+from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError
+from anthesis.models import family_of_config, family_of_gguf, preset
+from anthesis.models.family import Family
+from anthesis.program.ir import Value
+from anthesis.quantize import WeightTensor, weight_kind
+
+RANDOM_PREFIX = "random:"
+
+
+class _Weights(Protocol):
+    def kind_of(self, name: str, shape: tuple[int, ...]) -> str: ...
+
+    def load(self, value: Value) -> WeightTensor: ...
+
+    def check(self, weights: Iterable[Value]) -> None: ...
+
+
+@dataclass
+class Checkpoint:
+    """A model's configuration and weights. Use it as a context manager, or close it.
+
+    Attributes:
+        description: for people: "SmolLM2-135M-Instruct.Q4_1.gguf".
+        family: the model family.
+        config: the model's configuration.
+        is_random: the weights are made up.
+        tokenizer_source: the directory that holds the tokenizer's files, the metadata of a GGUF file, or None where
+            there is no tokenizer.
+    """
+
+    description: str
+    family: Family
+    config: ModelConfig
+    is_random: bool
+    tokenizer_source: Path | Mapping[str, Any] | None
+    _weights: _Weights | None
+
+    def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
+        """The kind in which a weight of the program will be loaded; pass this method to `Builder`.
+
+        Args:
+            name: of the weight in the program.
+            shape: of the whole weight.
+
+        Returns:
+            fp32 for a vector; for a matrix what `--weights` says, or the stored kind.
+
+        Raises:
+            RequestError: the kind's groups don't divide the weight's width.
+        """
+        return self._open().kind_of(name, shape)
+
+    def load(self, value: Value) -> WeightTensor:
+        """This rank's share of a weight.
+
+        Args:
+            value: a weight of the program: `value.start` and `value.shape` of `value.full_shape`, `value.dtype` being
+                the kind.
+
+        Returns:
+            The share; possibly a read-only view of the file. It is the same as that part of the whole weight.
+
+        Raises:
+            RequestError: the share's columns cut a group, or the kind can't represent the elements.
+        """
+        return self._open().load(value)
+
+    def check(self, weights: Iterable[Value]) -> None:
+        """Checks that the checkpoint holds all of the program's weights, in the right shapes, and nothing else.
+
+        Raises:
+            CheckpointError: naming the missing, misshapen and unexpected tensors.
+        """
+        self._open().check(weights)
+
+    def close(self) -> None:
+        """Lets go of the files; weights that were loaded before stay valid."""
+        self._weights = None
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> _Weights:
+        assert self._weights is not None, "the checkpoint is closed"
+        return self._weights
+
+
+def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0) -> Checkpoint:
+    """Opens a model without reading its weights.
+
+    Args:
+        model: a directory, a .gguf file, `random:NAME`, `random:` and the path of a config.json, or a Hub id; None for
+            the default model.
+        weights: the kind of all matrices, or "native": as they are stored.
+        seed: of random weights, 0 .. 2**64 - 1.
+
+    Raises:
+        RequestError: no such model, weight kind or preset; also a configuration that is not supported.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if weights != "native":
+        weight_kind(weights)
+    if model is not None and model.startswith(RANDOM_PREFIX):
+        return _open_random(model.removeprefix(RANDOM_PREFIX), weights, seed)
+    path = default_model() if model is None else Path(model).expanduser()
+    name = path.name or str(path)
+    if not path.exists():
+        assert model is not None
+        if not looks_like_hub_id(model):
+            raise RequestError(f"{model}: no such file or directory")
+        path, name = hub_path(model), model
+    if path.is_file():
+        return _open_gguf(path, name, weights)
+    ggufs = sorted(path.glob("*.gguf"))
+    if not (path / "config.json").is_file() and ggufs:
+        if len(ggufs) > 1:
+            raise RequestError(f"{path} holds several GGUF files; name one of them: {', '.join(p.name for p in ggufs)}")
+        return _open_gguf(ggufs[0], ggufs[0].name, weights)
+    return _open_directory(path, path.resolve().name if model and Path(model).exists() else name, weights)
+
+
+def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
+    if not 0 <= seed < 2**64:
+        raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
+    path = Path(name).expanduser()
+    if path.name == "config.json" or path.suffix == ".json" or "/" in name:
+        if not path.is_file():
+            raise RequestError(f"{RANDOM_PREFIX}{name}: no such file; expected the path of a config.json, or a preset")
+        raw: Mapping[str, Any] = read_json(path)
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    else:
+        raw = preset(name)
+    family = family_of_config(raw)
+    kind = _native_kind(raw) if weights == "native" else weights
+    description = f"random weights in the shape of {name} (seed {seed})"
+    return Checkpoint(description, family, family.read_config(raw), True, None, RandomWeights(seed, kind))
+
+
+def _native_kind(raw: Mapping[str, Any]) -> str:
+    """The kind that a config.json says its weights have; bf16 where it does not say."""
+    dtype = ConfigReader(raw).string("dtype", "torch_dtype", default="bfloat16")
+    kinds = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    if dtype not in kinds:
+        raise ConfigError(f"config.json has the dtype {dtype!r}; known are {', '.join(kinds)}; or say --weights")
+    return kinds[dtype]
+
+
+def _open_gguf(path: Path, name: str, weights: str) -> Checkpoint:
+    if path.suffix != ".gguf":
+        raise RequestError(f"{path}: not a model: a directory with config.json and safetensors, or a .gguf file, is")
+    store = GgufStore(path)
+    if "general.architecture" not in store.metadata:
+        raise CheckpointError(f"{path}: lacks general.architecture, so it holds no model")
+    family = family_of_gguf(store.metadata["general.architecture"])
+    assert family.gguf is not None
+    config = family.gguf.read_config(store.metadata, frozenset(store.tensors))
+    found = StoredWeights(str(path), store, family.gguf.sources(config), (), family.gguf.ignored, weights)
+    return Checkpoint(name, family, config, False, store.metadata, found)
+
+
+def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} is not a model: it holds neither config.json nor a .gguf file")
+    raw = read_json(path / "config.json")
+    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    if quantization:
+        method = (
+            quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+        )
+        raise UnsupportedError(
+            f"{path}: the weights are quantised by {method} (quantization_config), which is not read; "
+            "take the unquantised model and choose --weights, or a GGUF file"
+        )
+    family = family_of_config(raw)
+    config = family.read_config(raw)
+    if (path / "generation_config.json").is_file():
+        generation = ConfigReader(read_json(path / "generation_config.json"))
+        ends = dict.fromkeys((*config.eos_token_ids, *generation.token_ids("eos_token_id")))
+        config = replace(config, eos_token_ids=tuple(ends))
+    store = SafetensorsStore(path)
+    found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
+    has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
+    return Checkpoint(name, family, config, False, path if has_tokenizer else None, found)

@@ -1,0 +1,131 @@
+"""Models of the Hugging Face Hub.
+
+A model that is completely in the cache of `huggingface_hub` is used from there without asking the network, so that a
+start takes no round trip and a run tomorrow uses the weights of today; `hf download` updates it. Layout of the cache:
+https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Variables of
+`huggingface_hub` (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT, ...) have their effect.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME, safetensors_files
+from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
+
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*",
+                "merges.txt", "chat_template*", "added_tokens.json", INDEX_NAME)  # fmt: skip
+_WEIGHT_FILES = (SINGLE_NAME, "model-*-of-*.safetensors")
+
+
+def looks_like_hub_id(model: str) -> bool:
+    """Whether a name can be a model of the Hub: `name`, `owner/name` or `owner/name/file.gguf`."""
+    if model.endswith(".gguf"):
+        return re.fullmatch(rf"{_PART}/{_PART}/{_PART}", model) is not None
+    return re.fullmatch(rf"{_PART}(/{_PART})?", model) is not None
+
+
+def hub_path(model: str) -> Path:
+    """The local copy of a model of the Hub, fetched where the cache lacks it.
+
+    Args:
+        model: `name`, `owner/name`, or `owner/name/file.gguf` for one file of a repository with several.
+
+    Returns:
+        A directory with config.json and safetensors, or a GGUF file.
+
+    Raises:
+        RequestError: there is no such model, it is private or gated, or it has several GGUF files and none was chosen.
+        CheckpointError: it is not in the cache and can't be fetched.
+    """
+    repository, file = (model.rsplit("/", 1)[0], model.rsplit("/", 1)[1]) if model.endswith(".gguf") else (model, None)
+    return _cached(repository, file) or _fetched(repository, file)
+
+
+def _cached(repository: str, file: str | None) -> Path | None:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    if not (folder / "refs" / "main").is_file():
+        return None
+    directory = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+    if file:
+        return directory / file if (directory / file).is_file() else None
+    if (directory / "config.json").is_file():
+        try:
+            safetensors_files(directory)
+        except AnthesisError:  # an incomplete copy
+            return None
+        return directory
+    files = sorted(directory.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def _fetched(repository: str, file: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        names = HfApi().list_repo_files(repository)
+        if file is None and "config.json" in names and (SINGLE_NAME in names or INDEX_NAME in names):
+            return Path(snapshot_download(repository, allow_patterns=[*_SMALL_FILES, *_WEIGHT_FILES]))
+        return Path(hf_hub_download(repository, file or _only_gguf(repository, names)))
+    except GatedRepoError as error:
+        raise RequestError(
+            f"{repository} is gated: ask for access at https://huggingface.co/{repository}, then set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(
+            f"there is no file, directory or Hub model {repository!r}, or it is private: check the name; "
+            "for a private model set HF_TOKEN"
+        ) from error
+    except HFValidationError as error:
+        raise RequestError(f"{repository!r} can't be the name of a Hub model: {error}") from error
+    except OfflineModeIsEnabled as error:
+        raise CheckpointError(
+            f"{repository} is not (completely) in the Hub cache and HF_HUB_OFFLINE is set: unset it, fetch the model "
+            f"with `hf download {repository}`, or name a directory, a .gguf file or random:NAME"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(_unreachable(repository, error)) from error
+    except EntryNotFoundError as error:
+        raise RequestError(f"{repository} has no file {file!r}") from error
+    except _network_errors() as error:
+        raise CheckpointError(_unreachable(repository, error)) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What a failing connection raises: versions of huggingface_hub differ in the library they use, loaded by now."""
+    return (OSError, *(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules))
+
+
+def _unreachable(repository: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{repository} is neither a file nor a directory nor in the Hub cache, and the Hub could not be reached "
+        f"({reason}): check the connection, or name a directory, a .gguf file or random:NAME"
+    )
+
+
+def _only_gguf(repository: str, names: list[str]) -> str:
+    files = [name for name in names if name.endswith(".gguf") and "/" not in name]
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise RequestError(f"{repository} has several GGUF files; choose one, as {repository}/FILE: {', '.join(files)}")
+    if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
+        raise UnsupportedError(
+            f"{repository} has only legacy PyTorch weights (.bin), which are not read yet: convert them to "
+            "safetensors, for instance with transformers' save_pretrained"
+        )
+    raise UnsupportedError(f"{repository} has neither {SINGLE_NAME} nor {INDEX_NAME} nor a .gguf file")

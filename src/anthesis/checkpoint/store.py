@@ -1,0 +1,82 @@
+"""What a file format must provide to be read as a checkpoint."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anthesis.errors import CheckpointError
+from anthesis.quantize import WeightTensor
+
+Rows = slice | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: as stored, with any prefix.
+        shape: as stored; the last dimension is contiguous.
+        stored_as: the type as the format calls it ("BF16", "Q4_K"), for messages.
+        kind: the weight kind in which `TensorStore.read` gives it, or None for a type we do not read.
+        exact: that kind holds just what is stored.
+        column_step: columns can be read from and up to multiples of this.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored_as: str
+    kind: str | None
+    exact: bool = True
+    column_step: int = 1
+
+
+class TensorStore(Protocol):
+    """The tensors of a checkpoint: listed at once, read by the slice."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All tensors by their stored names."""
+        ...
+
+    def read(self, name: str, rows: Rows, columns: slice, *, transpose: bool, exact: bool) -> WeightTensor:
+        """Part of a tensor, without reading the rest of it.
+
+        Args:
+            name: as stored.
+            rows: rows of the matrix (elements of a vector) to read, after `transpose`: a range, or their numbers (N,).
+            columns: range of columns to read, after `transpose`; without meaning for a vector.
+            transpose: the stored matrix is the transpose of the wanted one.
+            exact: give fp32 where the tensor's own kind is not exactly what is stored.
+
+        Returns:
+            In the tensor's `kind`, or fp32 if asked to be exact; possibly a read-only view of the file.
+
+        Raises:
+            RequestError: columns that cut a group of the stored kind.
+        """
+        ...
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped read-only: (size,) uint8.
+
+    Raises:
+        CheckpointError: the file can't be read, or is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise CheckpointError(f"{path}: the file is empty")
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,171 @@
+"""The weights of a program out of a checkpoint's tensors."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from anthesis.checkpoint.store import Rows, StoredTensor, TensorStore
+from anthesis.cores import usable_cores
+from anthesis.errors import CheckpointError, RequestError
+from anthesis.models.family import Source
+from anthesis.program.ir import Value
+from anthesis.quantize import WEIGHT_KINDS, WeightTensor, row_chunks, weight_kind
+
+
+class StoredWeights:
+    """Finds each weight's tensor, takes this rank's share of it, and converts it.
+
+    Args:
+        where: what messages call the checkpoint.
+        store: the tensors.
+        sources: where each weight of the program stands.
+        prefixes: prefixes that stored names may carry.
+        ignored: regular expressions (full match, prefix taken off) of stored tensors that carry no weight.
+        weights: the kind of all matrices, or "native".
+
+    Raises:
+        CheckpointError: two stored tensors have the same name once the prefix is taken off.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        store: TensorStore,
+        sources: Mapping[str, Source],
+        prefixes: tuple[str, ...],
+        ignored: tuple[str, ...],
+        weights: str,
+    ) -> None:
+        self._where = where
+        self._store = store
+        self._sources = sources
+        self._ignored = ignored
+        self._weights = weights
+        self._stored: dict[str, StoredTensor] = {}
+        for tensor in store.tensors.values():
+            prefix = next((prefix for prefix in prefixes if tensor.name.startswith(prefix)), "")
+            name = tensor.name[len(prefix) :]
+            if name in self._stored:
+                raise CheckpointError(f"{where}: both {tensor.name} and {self._stored[name].name} are stored")
+            self._stored[name] = tensor
+        if weights == "native":
+            self._warn_of_inexact_kinds()
+
+    def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
+        """See `Checkpoint.kind_of`."""
+        stored = self._stored.get(self._sources[name].name)
+        if len(shape) == 1 or stored is None or stored.kind is None:  # the latter two are for `check` to report
+            return "fp32"
+        kind = WEIGHT_KINDS[stored.kind if self._weights == "native" else self._weights]
+        try:
+            kind.check_shape(shape)
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from error
+        return kind.name
+
+    def load(self, value: Value) -> WeightTensor:
+        """See `Checkpoint.load`."""
+        source, shape, kind = self._sources[value.name], value.static_shape, weight_kind(value.dtype)
+        stored = self._stored[source.name]
+        start = value.start or (0,) * len(shape)
+        rows: Rows = slice(start[0], start[0] + shape[0])
+        if source.rows is not None:
+            rows = source.rows[rows]
+        first, last, width = (start[1], start[1] + shape[1], value.full_shape[1]) if len(shape) == 2 else (0, 0, 0)
+        kind.check_columns(first, last, width)
+
+        step = stored.column_step
+        same = stored.kind == kind.name
+        if same and first % step == last % step == 0:
+            return self._store.read(stored.name, rows, slice(first, last), transpose=source.transpose, exact=False)
+        # A scale that belongs to the whole row is found from the whole row, so that values don't depend on the rank.
+        wide = (0, width) if kind.scaled_by == "row" else (first // step * step, -(-last // step) * step)
+
+        result = WeightTensor.empty(kind, shape)
+
+        def convert(part: slice) -> None:
+            chunk_rows = slice(start[0] + part.start, start[0] + part.stop) if isinstance(rows, slice) else rows[part]
+            chunk = self._store.read(
+                stored.name, chunk_rows, slice(*wide), transpose=source.transpose, exact=not same
+            ).convert(kind)
+            if len(shape) == 2:
+                chunk = chunk.columns(first - wide[0], last - wide[0])
+            result.rows(part).copy_from(chunk)
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            try:
+                list(pool.map(convert, row_chunks((shape[0], max(1, wide[1] - wide[0])))))
+            except RequestError as error:
+                raise RequestError(f"{self._where}: {stored.name}: {error}") from error
+        return result
+
+    def check(self, weights: Iterable[Value]) -> None:
+        """See `Checkpoint.check`."""
+        missing: list[str] = []
+        wrong: list[str] = []
+        rows_needed: dict[str, int] = {}
+        for value in weights:
+            source = self._sources[value.name]
+            stored = self._stored.get(source.name)
+            if stored is None:
+                missing.append(source.name)
+                continue
+            if stored.kind is None:
+                wrong.append(f"{stored.name} is stored as {stored.stored_as}, which is not read")
+                continue
+            shape = value.full_shape or value.static_shape
+            rows = shape[0] if source.rows is None else int(source.rows.max()) + 1
+            rows_needed[source.name] = max(rows, rows_needed.get(source.name, 0))
+            found = stored.shape[::-1] if source.transpose else stored.shape
+            if len(found) != len(shape) or found[1:] != shape[1:] or found[0] < rows:
+                wanted = (rows, *shape[1:])
+                wanted = wanted[::-1] if source.transpose else wanted
+                wrong.append(f"{stored.name} has the shape {list(stored.shape)}, not {list(wanted)}")
+        for name, rows in rows_needed.items():
+            stored, axis = self._stored[name], -1 if self._is_transposed(name) else 0
+            if stored.shape[axis] > rows:
+                wrong.append(f"{stored.name} has the shape {list(stored.shape)}, of which only {rows} rows have a use")
+
+        named = {source.name for source in self._sources.values()}
+        unexpected = [
+            stored.name
+            for name, stored in self._stored.items()
+            if name not in named and not any(re.fullmatch(pattern, name) for pattern in self._ignored)
+        ]
+        problems = [
+            f"{what} {_few(names)}"
+            for what, names in (
+                ("does not hold", sorted(set(missing))),
+                ("does not fit its configuration:", sorted(set(wrong))),
+                ("holds tensors that the model does not have:", sorted(unexpected)),
+            )
+            if names
+        ]
+        if problems:
+            raise CheckpointError(f"{self._where} {'; it '.join(problems)}")
+
+    def _is_transposed(self, stored_name: str) -> bool:
+        return any(source.transpose for source in self._sources.values() if source.name == stored_name)
+
+    def _warn_of_inexact_kinds(self) -> None:
+        used = {source.name for source in self._sources.values()}
+        nearly = sorted(
+            {
+                f"{tensor.stored_as} as {tensor.kind}"
+                for name, tensor in self._stored.items()
+                if name in used and tensor.kind is not None and not tensor.exact and len(tensor.shape) == 2
+            }
+        )
+        if nearly:
+            warnings.warn(
+                f"{self._where}: held nearly, not exactly, as stored: {', '.join(nearly)}; "
+                "--weights fp32 or bf16 keeps more of it",
+                stacklevel=2,
+            )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
