@@ -8,6 +8,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 # A build folder that stays makes a rebuild compile only what changed.
 BUILD_FLAGS := --no-build-isolation -C build-dir=build/native -C cmake.define.ANTHESIS_WERROR=ON
 NATIVE := $(shell find native -type f)
+# The editable install knows the packages that were there when it was made; a new one must be told to it.
+PACKAGES := $(shell find src -name __init__.py)
 
 .PHONY: help demo test test-slow check native clean
 .DEFAULT_GOAL := help
@@ -47,7 +49,7 @@ $(STAMPS)/build: constraints.txt pyproject.toml | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 # The package with what it needs to run, and no more.
-$(STAMPS)/core: $(STAMPS)/build $(NATIVE)
+$(STAMPS)/core: $(STAMPS)/build $(NATIVE) $(PACKAGES)
 	$(PIP_INSTALL) $(BUILD_FLAGS) -e .
 	@touch $@
 
