@@ -21,8 +21,8 @@ MAX_LINES = 400
 
 # Who may import whom: a module imports from its own top-level name and from lines above it. "" is anthesis/__init__.py.
 ORDER = (
-    ("_native", "errors"),
-    ("config", "cores", "native"),
+    ("_native", "cgroups", "errors"),
+    ("config", "cores", "memory", "native"),
     ("quantize",),
     ("program",),
     ("models",),
@@ -114,7 +114,8 @@ def test_imports_go_downwards_only() -> None:
 
 # --- docstrings ------------------------------------------------------------------------------------------------------
 
-ARRAY = re.compile(r"\b(?:ND)?Array\b|\bndarray\b|\bTensor\b")
+# Arrays by name (Mapping[str, Array]) have no one shape: their names are those of the program, which says it.
+ARRAY = re.compile(r"^(?!(?:Mutable)?Mapping\b|dict\b).*(?:\b(?:ND)?Array\b|\bndarray\b|\bTensor\b)")
 _SIZE = r"(?:\.\.\.|(?:\d+ )?[A-Z]\w*|\d+)"
 _SIZES = rf"{_SIZE}(?:\s*(?:\+|-|\*|//?)\s*{_SIZE})*"
 SHAPE = re.compile(rf"\((?:\.\.\.|{_SIZES},|{_SIZES}(?:, {_SIZES})+)?\)")
@@ -246,6 +247,9 @@ def scale(x: Array, row_scale: NDArray[np.float32], name: str) -> tuple[Array, i
 
 def total(x: Array) -> float:
     """Sum of all numbers of x, (...) of any dtype."""
+
+def run(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """What comes out of the program."""
 
 class Device:
     """A device."""
