@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from anthesis.config import ModelConfig
 from anthesis.errors import ConfigError, RequestError
 from anthesis.models.family import Family
+from anthesis.program.builder import Builder, Finish, native_kind
+from anthesis.program.ir import Program
 
 
 @cache
@@ -68,3 +71,16 @@ def preset(name: str) -> Mapping[str, Any]:
     if name not in presets:
         raise RequestError(f"no preset {name!r} for random weights; known are: {', '.join(sorted(presets))}")
     return presets[name]
+
+
+def trace(
+    config: ModelConfig,
+    finish: Finish = "argmax",
+    kind_of: Callable[[str, tuple[int, ...]], str] = native_kind,
+    cache_dtype: str = "bf16",
+    top_logprobs: int = 0,
+) -> Program:
+    """The program of one token step, as its family records it; the arguments are those of `Builder`."""
+    builder = Builder(config, finish, kind_of, cache_dtype, top_logprobs)
+    family_named(config.family).trace(config, builder)
+    return builder.program()

@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
         name: the stored tensor's name, without any prefix of the family's `prefixes`.
-        rows: for each row of the weight the row of the stored tensor (after `transpose`), (N,) int64; None: all, in order.
+        rows: (N,) int64, for each row of the weight that of the stored tensor (after `transpose`); None: all, in order.
             Takes fused matrices apart (BLOOM's query_key_value) and undoes permutations (GGUF's query and key rows).
         transpose: the stored matrix is [in, out] (GPT-2's Conv1D) instead of [out, in].
     """

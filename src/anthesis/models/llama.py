@@ -20,10 +20,8 @@ from anthesis.models.rope import read_rope, rope_frequencies
 from anthesis.program.builder import Builder
 from anthesis.program.ops import Activation
 
-_ACTIVATIONS = {name: name for name in get_args(Activation)} | {
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
+_ACTIVATIONS: dict[str, Activation] = {name: name for name in get_args(Activation)}
+_ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
         eos_token_ids=read.token_ids("eos_token_id"),
         bos_token_id=next(iter(read.token_ids("bos_token_id")), None),
         norm_epsilon=read.number("rms_norm_eps", default=1e-6),
-        activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        activation=_ACTIVATIONS[activation],
         frequencies=read_rope(raw, head_dim),
         qkv_bias=attention_bias or model_type == "qwen2",
         out_bias=attention_bias and model_type != "qwen2",
@@ -100,7 +98,7 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _windows(read: ConfigReader, model_type: str, num_layers: int) -> tuple[int | None, ...]:
-    """How many keys each layer's rows may see. Mistral: all layers alike; Qwen: only if asked, and only upper layers."""
+    """How many keys each layer's rows may see. Mistral: in all layers alike; Qwen: if asked, in upper layers."""
     window = read.integer("sliding_window", default=0)
     layer_types = read.raw.get("layer_types")
     if model_type == "mistral":
@@ -177,7 +175,7 @@ def _layer_sources(config: LlamaConfig, prefix: str, column: int) -> Sources:
         for name, spellings in _LINEARS.items():
             rows = None
             if config.permuted and name in ("attention.q", "attention.k"):
-                # GGUF keeps the two elements of a rotary pair side by side: (heads, pairs, 2) instead of (heads, 2, pairs)
+                # GGUF keeps the elements of a rotary pair side by side: (heads, pairs, 2), not (heads, 2, pairs)
                 heads = config.num_heads if name == "attention.q" else config.num_kv_heads
                 order = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
                 rows = order.transpose(0, 2, 1).reshape(-1)

@@ -59,7 +59,7 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
 
 
 def _llama3(frequency: float, factor: float, low: float, high: float, original_context: float) -> float:
-    """Llama 3.1's scaling: long wavelengths are stretched by the factor, short ones kept, those between interpolated."""
+    """Llama 3.1's scaling: long wavelengths are stretched, short ones kept, those between interpolated."""
     turns = original_context * frequency / (2 * math.pi)
     if turns > high:
         return frequency

@@ -1,7 +1,7 @@
 """The attention operation over the block cache: stores this step's keys and values, then attends.
 
-One arithmetic everywhere: for each block of 64 keys the maximum, the sum of exponentials and the weighted sum of values;
-blocks combine from left to right. A row's result depends on its position and the cache, not on the rows beside it.
+One arithmetic everywhere: for each block of 64 keys the maximum, the sum of exponentials and the weighted sum of
+values; blocks combine from left to right. A row's result depends on its position and the cache, not on its neighbours.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def alibi_slopes(num_heads: int) -> NDArray[np.float64]:
         (H,) float64, positive: head h adds -slope[h] * (query position - key position) to its logits.
 
     Source:
-        Press et al., arXiv:2108.12409, section 3; for head counts that are not a power of two, as BLOOM does: the slopes
-        of the next lower power of two, then every second slope of the next higher one.
+        Press et al., arXiv:2108.12409, section 3; for head counts that are not a power of two, as BLOOM does: the
+        slopes of the next lower power of two, then every second slope of the next higher one.
     """
     lower = 1 << (num_heads.bit_length() - 1)
     slopes = 2.0 ** (-8.0 * np.arange(1, lower + 1) / lower)
@@ -82,7 +82,8 @@ class Attend(Op):
 
     def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
         q, k, v, cache = (values[name] for name in (self.q, self.k, self.v, self.cache))
-        assert k.shape == v.shape and cache.shape[2:] == (BLOCK_TOKENS, k.shape[1]), f"{self.out}: {k}, {v}, {cache}"
+        assert k.shape == v.shape, f"{self.out}: {k} and {v} differ"
+        assert cache.shape[2:] == (BLOCK_TOKENS, k.shape[1]), f"{self.out}: {cache} does not hold {k}"
         return (Value(self.out, q.shape, "fp32", "buffer", q.axes),)
 
     def kv_head_of(self, heads: int) -> NDArray[np.int64]:
@@ -153,5 +154,6 @@ class Attend(Op):
             total = total * before + block_total * now
             weighted = weighted * before + block_weighted * now
             largest = new_largest
-        assert weighted is not None and total is not None
+        assert weighted is not None
+        assert total is not None
         return np.asarray((weighted / total).reshape(-1))

@@ -1,6 +1,6 @@
 """Records a model's token step: a family's `trace` calls these methods in the order of the computation.
 
-Weights are named by what they are ("layers.3.attention.q"), the same in every family; docs/adding-a-model.md lists them.
+Weights are named by what they are ("layers.3.attention.q"), alike in all families; docs/adding-a-model.md lists them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from anthesis.program.ir import BLOCK_TOKENS, Axis, Op, Program, Value
 from anthesis.program.ops import Activate, Activation, Add, Embed, Linear, Mul, Norm, Rope, SelectRows
 from anthesis.program.sample import Argmax, Sample
 
-Finish = Literal["argmax", "sample", "logits"]
+Finish = Literal["argmax", "sample", "logits", "cache"]
 
 
-def _native(name: str, shape: tuple[int, ...]) -> str:
+def native_kind(name: str, shape: tuple[int, ...]) -> str:
+    """The weight kind where nothing else is known: bf16 for a matrix, fp32 for a vector."""
     return "bf16" if len(shape) > 1 else "fp32"
 
 
@@ -26,7 +27,8 @@ class Builder:
 
     Args:
         config: the model's sizes.
-        finish: what the program ends with: the best token, a sampled token, or the logits.
+        finish: what the program ends with: the best token, a sampled token, the logits, or nothing but what it stored
+            in the cache (the earlier chunks of a prompt).
         kind_of: (weight name, shape) -> weight kind; matrices are bf16 and vectors fp32 unless given.
         cache_dtype: "fp32" or "bf16".
         top_logprobs: for finish "sample": how many most likely tokens to report.
@@ -36,7 +38,7 @@ class Builder:
         self,
         config: ModelConfig,
         finish: Finish = "argmax",
-        kind_of: Callable[[str, tuple[int, ...]], str] = _native,
+        kind_of: Callable[[str, tuple[int, ...]], str] = native_kind,
         cache_dtype: str = "bf16",
         top_logprobs: int = 0,
     ) -> None:
@@ -63,8 +65,13 @@ class Builder:
 
     def program(self) -> Program:
         """What was recorded."""
-        assert self._outputs, "the trace did not end with `logits`"
-        return Program(self.config, self._values, (), self._axes, self._outputs).with_ops(self._ops)
+        needed = set(self._outputs)
+        ops = []
+        for op in reversed(self._ops):
+            if isinstance(op, Attend) or needed.intersection(op.writes()):
+                needed.update(op.reads())
+                ops.append(op)
+        return Program(self.config, self._values, (), self._axes, self._outputs).with_ops(reversed(ops))
 
     def embed(self, name: str, rows: int, ids: str | None = None, offset: int = 0, axis: str | None = "vocab") -> str:
         """Rows of the table `name`.weight (rows, E) for `ids` (the tokens unless given); returns (R, E)."""
@@ -165,6 +172,8 @@ class Builder:
         shape = (config.vocab_size, config.hidden_size)
         weight = self._weight("embed.weight" if tied else "head.weight", shape, ("vocab", None))
         logits = self._add(Linear(x=x, weights=(weight,), outs=("logits",)))
+        if self._finish == "cache":
+            return
         if self._finish == "logits":
             self._outputs = (logits,)
         elif self._finish == "argmax":

@@ -47,13 +47,14 @@ def activate(x: Array, activation: Activation) -> Array:
         Hendrycks and Gimpel, arXiv:1606.08415 (GELU and its approximation, SiLU).
     """
     if activation == "relu":
-        return np.maximum(x, 0)
+        return np.asarray(np.maximum(x, 0))
     if activation == "silu":
-        return x / (1 + np.exp(-x))
+        return np.asarray(x / (1 + np.exp(-x)))
     if activation == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)))
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        return np.asarray(0.5 * x * (1 + np.tanh(inner)))
     erf = np.frompyfunc(math.erf, 1, 1)
-    return 0.5 * x * (1 + erf(x * x.dtype.type(math.sqrt(0.5))).astype(x.dtype))
+    return np.asarray(0.5 * x * (1 + erf(x * x.dtype.type(math.sqrt(0.5))).astype(x.dtype)))
 
 
 def _elements(value: Value, step: Step) -> int:
@@ -144,7 +145,7 @@ class Norm(Op):
                 runs = runs - runs.mean(axis=1, keepdims=True)
             scale = 1 / np.sqrt((runs * runs).mean(axis=1, keepdims=True) + row.dtype.type(self.epsilon))
             result = runs * scale * weight
-            return (result if bias is None else result + bias).reshape(-1)
+            return np.asarray((result if bias is None else result + bias).reshape(-1))
 
         return (by_row(one_row, arrays[self.x]),)
 

@@ -37,7 +37,8 @@ def partition(program: Program, rank: int, world_size: int) -> Program:
     Raises:
         RequestError: a dimension has fewer pieces than there are ranks; the message lists the numbers that work.
     """
-    assert program.world_size == 1 and 0 <= rank < world_size
+    assert program.world_size == 1
+    assert 0 <= rank < world_size
     if world_size == 1:
         return program
     shares = _shares(program, rank, world_size)
@@ -78,7 +79,7 @@ def _shares(program: Program, rank: int, world_size: int) -> dict[str, tuple[int
 
 
 def _piece(program: Program, axis: Axis) -> int:
-    """Elements of the axis that stay together: a unit, and whole quantisation groups of weights split in their columns."""
+    """Elements of the axis that stay together: a unit, and whole quantisation groups where columns are split."""
     groups = [
         weight_kind(value.dtype).group_size or 1
         for value in program.of_kind("weight")
@@ -88,13 +89,12 @@ def _piece(program: Program, axis: Axis) -> int:
 
 
 def _share_of(value: Value, shares: Shares) -> Value:
-    ranges = [shares.get(axis or "", (0, dim)) for axis, dim in zip(value.axes, value.shape, strict=True)]
-    shape = tuple(
-        last - first if axis in shares and isinstance(first, int) and isinstance(last, int) else dim
-        for axis, dim, (first, last) in zip(value.axes, value.shape, ranges, strict=True)
-    )
-    start = tuple(int(first) for first, _ in ranges) if value.kind == "weight" else ()
-    return replace(value, shape=shape, start=start)
+    shape, start = list(value.shape), [0] * len(value.shape)
+    for i, axis in enumerate(value.axes):
+        if axis is not None and axis in shares:
+            start[i], last = shares[axis]
+            shape[i] = last - start[i]
+    return replace(value, shape=tuple(shape), start=tuple(start) if value.kind == "weight" else ())
 
 
 def _localized(op: Op, shares: Shares) -> Op:

@@ -1,0 +1,45 @@
+"""The devices by name. A device and what it depends on are imported only when it is used."""
+
+from __future__ import annotations
+
+import logging
+
+from anthesis.devices.device import Device
+from anthesis.errors import RequestError, UnsupportedError
+
+logger = logging.getLogger("anthesis")
+
+_COMING = {
+    "cpu": "the native CPU device",
+    "cuda": "the CUDA device",
+    "hpu": "the Gaudi device",
+}
+
+
+def open_device(name: str, threads: int | None = None) -> Device:
+    """The device of that name.
+
+    Args:
+        name: "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
+        threads: that it may use, or None for its own choice.
+
+    Raises:
+        UnsupportedError: a device, or a number of threads, that this version does not have.
+        RequestError: an unknown name.
+    """
+    if name == "auto":
+        logger.warning("device auto: reference (NumPy; correct but slow, the only device in this version)")
+        name = "reference"
+    if name in ("reference", "reference-fp64"):
+        if threads is not None:
+            raise UnsupportedError(
+                f"the {name} device uses NumPy's own threads; instead of --threads set OPENBLAS_NUM_THREADS={threads}"
+            )
+        import numpy as np
+
+        from anthesis.devices.reference import ReferenceDevice
+
+        return ReferenceDevice(np.float32 if name == "reference" else np.float64)
+    if name in _COMING:
+        raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device reference is")
+    raise RequestError(f"unknown device {name!r}; known are: auto, reference, reference-fp64")

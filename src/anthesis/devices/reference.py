@@ -1,0 +1,71 @@
+"""The reference device: the NumPy executor, selectable for debugging and as the oracle of tests.
+
+Weights are dequantised to the arithmetic's dtype, float32, or float64 as `reference-fp64`. Products take their inputs
+unrounded.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from anthesis.devices.device import DeviceInfo
+from anthesis.memory import available_memory_bytes
+from anthesis.program.ir import Array, Arrays, Program
+from anthesis.program.reference import execute
+from anthesis.quantize import WeightTensor
+
+_CACHE_DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16}
+
+
+class ReferenceDevice:
+    """Runs programs in NumPy.
+
+    Args:
+        dtype: of the arithmetic, np.float32 or np.float64.
+    """
+
+    def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
+
+    def info(self) -> DeviceInfo:
+        """NumPy on this machine's processor."""
+        return DeviceInfo(
+            name="reference" if self.dtype == np.float32 else "reference-fp64",
+            description=f"NumPy {np.__version__} on {platform.machine()}",
+            memory_bytes=available_memory_bytes(),
+            arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
+            batch_invariant=True,
+        )
+
+    def pack(self, weight: WeightTensor) -> Array:
+        """The weight dequantised, its own shape, in the arithmetic's dtype."""
+        return weight.dequantize(self.dtype)
+
+    def allocate(self, program: Program, num_blocks: int) -> dict[str, Array]:
+        """One array (P, 2, 64, K D) for each layer, in bfloat16 or the arithmetic's dtype, by name."""
+        return {
+            value.name: np.zeros((num_blocks, *value.shape[1:]), _CACHE_DTYPES.get(value.dtype, self.dtype))  # type: ignore[arg-type]
+            for value in program.of_kind("cache")
+        }
+
+    def compile(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> ReferenceExecutable:
+        """The program over these weights and this cache."""
+        names = (value.name for value in program.of_kind("weight"))
+        return ReferenceExecutable(program, {name: weights[name] for name in names}, cache)
+
+
+class ReferenceExecutable:
+    """A program, its weights and its cache."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> None:
+        self._program = program
+        self._held = {**weights, **cache}
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """One step; logits (L, V) come in the arithmetic's dtype, float32 or float64."""
+        return execute(self._program, {**self._held, **inputs})

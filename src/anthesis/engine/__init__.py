@@ -1,0 +1,1 @@
+"""Turning prompts into tokens: blocks of the cache, steps, stopping."""

@@ -1,0 +1,77 @@
+"""A model on a device: its packed weights, and the programs compiled over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from anthesis.checkpoint import Checkpoint
+from anthesis.config import ModelConfig
+from anthesis.devices.device import Cache, Device, Executable, PackedWeight
+from anthesis.errors import RequestError
+from anthesis.models import trace
+from anthesis.program.builder import Finish
+from anthesis.program.fuse import fuse
+from anthesis.program.ir import BLOCK_TOKENS, DTYPE_BYTES, Program
+
+CACHE_DTYPES = ("fp32", "bf16")
+
+
+class LoadedModel:
+    """Loads every weight once and compiles programs on demand.
+
+    Args:
+        checkpoint: open; it is not needed afterwards.
+        config: the checkpoint's, possibly with fewer usable tokens.
+        device: where to run.
+        cache: dtype of the key-value cache, "fp32", "bf16", or "auto": fp32 if all matrices are fp32, else bf16.
+        on_weight: called after each weight with (number loaded, number in all).
+
+    Raises:
+        RequestError: an unknown cache dtype.
+        CheckpointError: the checkpoint does not hold what the model needs.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        device: Device,
+        cache: str = "auto",
+        on_weight: Callable[[int, int], None] = lambda loaded, total: None,
+    ) -> None:
+        if cache not in (*CACHE_DTYPES, "auto"):
+            raise RequestError(f"unknown cache type {cache!r}; known are: auto, {', '.join(CACHE_DTYPES)}")
+        self.config = config
+        self.device = device
+        weights = trace(config, "argmax", checkpoint.kind_of).of_kind("weight")
+        checkpoint.check(weights)
+        self._kinds = {value.name: value.dtype for value in weights}
+        matrices = {value.dtype for value in weights if len(value.shape) > 1}
+        self.cache_dtype = cache if cache != "auto" else "fp32" if matrices == {"fp32"} else "bf16"
+        self.weight_kinds = tuple(sorted(matrices))
+        self._weights: dict[str, PackedWeight] = {}
+        for count, value in enumerate(weights, start=1):
+            self._weights[value.name] = device.pack(checkpoint.load(value))
+            on_weight(count, len(weights))
+
+    def program(self, finish: Finish, top_logprobs: int = 0) -> Program:
+        """The fused program that finishes in this way."""
+        kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
+        return fuse(trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs))
+
+    def allocate(self, num_blocks: int) -> Cache:
+        """A cache pool of so many blocks."""
+        return self.device.allocate(self.program("cache"), num_blocks)
+
+    def compile(self, finish: Finish, top_logprobs: int, cache: Cache) -> Executable:
+        """The program over this model's weights and a cache that `allocate` made."""
+        return self.device.compile(self.program(finish, top_logprobs), self._weights, cache)
+
+    def free(self) -> None:
+        """Lets go of the weights."""
+        self._weights.clear()
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one cache block over all layers."""
+        return self.config.cache_elements_per_token() * BLOCK_TOKENS * DTYPE_BYTES[self.cache_dtype]

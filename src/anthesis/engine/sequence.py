@@ -1,0 +1,148 @@
+"""A sequence on its way through the engine: its tokens, its text, and whether it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anthesis.engine.sampling import SamplingParams
+from anthesis.engine.stopping import StopStrings
+from anthesis.tokenizer import TextStream
+
+FinishReason = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one place of a completion, natural logarithms under the model's own distribution.
+
+    Attributes:
+        logprob: of the chosen token.
+        top: the most likely tokens with theirs, most likely first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the tokens came, in seconds from the moment the request was submitted.
+
+    Attributes:
+        token_s: time of each generated token.
+    """
+
+    token_s: tuple[float, ...]
+
+    @property
+    def first_token_s(self) -> float:
+        """Until the first token."""
+        return self.token_s[0]
+
+    @property
+    def total_s(self) -> float:
+        """Until the last token."""
+        return self.token_s[-1]
+
+    @property
+    def per_token_s(self) -> tuple[float, ...]:
+        """From each token to the next: one fewer than there are tokens."""
+        return tuple(b - a for a, b in zip(self.token_s, self.token_s[1:], strict=False))
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request and what has been generated for it.
+
+    Attributes:
+        prompt: its token ids, at least one.
+        params: what was asked for.
+        limit: most tokens of prompt and completion together.
+        limit_reason: why it ends when `limit` is reached.
+        eos_token_ids: ids that end it; empty if it is to ignore them.
+        text_stream: turns ids into text, or None without a tokenizer.
+        vocab_size: rows V of the embedding.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    limit: int
+    limit_reason: FinishReason
+    eos_token_ids: frozenset[int]
+    text_stream: TextStream | None
+    vocab_size: int
+    tokens: list[int] = field(init=False)
+    computed: int = field(init=False, default=0)
+    blocks: list[int] = field(init=False, default_factory=list)
+    slot: int = field(init=False, default=-1)
+    finish_reason: FinishReason | None = field(init=False, default=None)
+    logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
+    text: str = field(init=False, default="")
+    seen: NDArray[np.uint8] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+        self._stops = StopStrings(self.params.stop)
+        self._submitted_s = time.perf_counter()
+        self._token_s: list[float] = []
+        if self.params.repetition_penalty is not None:
+            self.seen = np.zeros(-(-self.vocab_size // 8), np.uint8)
+            self._mark_seen(self.prompt)
+
+    @property
+    def completion(self) -> list[int]:
+        """The generated ids."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens not in the cache yet: the rest of the prompt, or the last generated token."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done."""
+        return self.finish_reason is not None
+
+    def timing(self) -> Timing:
+        """When its tokens came."""
+        return Timing(tuple(at - self._submitted_s for at in self._token_s))
+
+    def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Takes a generated token, and finishes if it was the last."""
+        self._token_s.append(time.perf_counter())
+        self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if self.seen is not None:
+            self._mark_seen([token])
+        if token in self.eos_token_ids:
+            self._finish("stop")
+        elif self.text_stream is not None and self._release(self.text_stream.push(token)):
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self.limit:
+            self._finish(self.limit_reason)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        if self.text_stream is not None:
+            if self._release(self.text_stream.finish()):
+                self.finish_reason = "stop"
+            else:
+                self.text += self._stops.finish()
+
+    def _release(self, text: str) -> bool:
+        certain, stopped = self._stops.push(text)
+        self.text += certain
+        return stopped
+
+    def _mark_seen(self, tokens: Seq[int]) -> None:
+        assert self.seen is not None
+        ids = np.asarray(tokens)
+        np.bitwise_or.at(self.seen, ids // 8, (1 << (ids % 8)).astype(np.uint8))

@@ -1,0 +1,397 @@
+"""The Python interface: a model that completes prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anthesis.checkpoint import open_checkpoint
+from anthesis.devices import open_device
+from anthesis.engine.engine import Engine, Limits
+from anthesis.engine.loaded import LoadedModel
+from anthesis.engine.sampling import SamplingParams
+from anthesis.engine.sequence import FinishReason, Sequence, Timing, TokenLogprobs
+from anthesis.errors import RequestError, UnsupportedError
+from anthesis.program.sample import log_softmax
+from anthesis.tokenizer import Tokenizer, open_tokenizer
+
+Messages = Seq[Mapping[str, str]]
+Prompt = str | Seq[int] | Messages
+
+MAX_SEQUENCES = 256
+PREFILL_CHUNK = 256
+CACHE_SHARE = 0.5
+"""Of the memory that is free after loading: what the cache may take unless `cache_memory` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was completed with.
+
+    Attributes:
+        text: the completion only, without a stop string or special tokens; None without a tokenizer.
+        token_ids: every generated id, an end-of-sequence token included.
+        prompt_token_ids: the prompt's ids.
+        finish_reason: "stop" (end of sequence or stop string), "length" (max_new_tokens), "context" (max_context).
+        logprobs: one for each generated token if asked for, else empty.
+        timing: when the tokens came.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs]
+    timing: Timing
+
+
+class Stream:
+    """The text of a completion as it comes, in pieces that never cut a character; iterate over it.
+
+    Closing it, or leaving it as a context manager, ends the request and frees its place within one step.
+    """
+
+    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+        self._engine = engine
+        self._sequence = sequence
+        self._shown = 0
+        engine.submit([sequence])
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            while len(self._sequence.text) == self._shown:
+                if self._sequence.finished:
+                    raise StopIteration
+                self._engine.step()
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        piece = self._sequence.text[self._shown :]
+        self._shown = len(self._sequence.text)
+        return piece
+
+    def close(self) -> None:
+        """Ends the request; what was generated so far stays."""
+        self._engine.abort([self._sequence])
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The finished completion.
+
+        Raises:
+            RequestError: it is not finished yet.
+        """
+        if not self._sequence.finished:
+            raise RequestError("the stream is not at its end; iterate over it first")
+        return _completion(self._sequence)
+
+
+class LLM:
+    """A model, loaded, that completes prompts. Close it, or use it as a context manager; several may be open at once.
+
+    Args:
+        model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
+        weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
+        device: "auto", "reference", ...
+        tp: devices among which the model is split.
+        threads: that a CPU device may use; None: one for each usable core.
+        max_context: most tokens of prompt and completion together; None: what the model allows.
+        cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
+        cache_memory: bytes the cache may take; None: half of what is free after loading. It takes what it needs.
+        prefill_chunk: most prompt rows in one step; None: 256.
+        seed: of random weights, and of the seeds of requests that give none.
+        on_weight: called while loading, with (weights loaded, weights in all).
+
+    Raises:
+        RequestError: an argument that can't be met; the message says why and what can.
+        CheckpointError: a damaged or incomplete checkpoint.
+        TokenizerError: a damaged tokenizer, or one of a kind that is not read.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        weights: str = "native",
+        device: str = "auto",
+        tp: int = 1,
+        threads: int | None = None,
+        max_context: int | None = None,
+        cache: str = "auto",
+        cache_memory: int | None = None,
+        prefill_chunk: int | None = None,
+        seed: int = 0,
+        on_weight: Callable[[int, int], None] = lambda loaded, total: None,
+    ) -> None:
+        if tp != 1:
+            raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
+        for name, value in (("max_context", max_context), ("prefill_chunk", prefill_chunk), ("threads", threads)):
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; it must be at least 1")
+        begin = time.perf_counter()
+        opened = open_device(device, threads)
+        with open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
+            config = checkpoint.config
+            self.tokenizer: Tokenizer | None = open_tokenizer(
+                checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
+            )
+            if self.tokenizer is not None:
+                # rows that pad the embedding mean nothing; some models have more of them than their family knows
+                usable = min(config.usable_vocab_size, self.tokenizer.size)
+                config = replace(config, usable_vocab_size=usable)
+            self.max_context = self._context_limit(config.max_context, max_context)
+            self.description = checkpoint.description
+            self.is_random = checkpoint.is_random
+            self.loaded = LoadedModel(checkpoint, config, opened, cache, on_weight)
+        self.config = config
+        self.device_info = opened.info()
+        self.seed = seed
+        self.load_s = time.perf_counter() - begin
+        self._seeds = np.random.default_rng(seed)
+        self._engine: Engine | None = Engine(
+            self.loaded.allocate,
+            self.loaded.compile,
+            Limits(MAX_SEQUENCES, self._max_blocks(cache_memory), prefill_chunk or PREFILL_CHUNK),
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        *,
+        max_new_tokens: int = 100,
+        ignore_eos: bool = False,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Seq[str] = (),
+        logprobs: int | None = None,
+        chat: bool = False,
+    ) -> list[Completion]:
+        """Completes prompts, all of them together.
+
+        Args:
+            prompts: one prompt or several, each a text or a list of token ids; with `chat` also a list of messages.
+            max_new_tokens: tokens to generate at most, for each prompt.
+            ignore_eos: go on after an end-of-sequence token.
+            temperature: 0 takes the most likely token; above, tokens are drawn.
+            top_k: draw among the k most likely tokens.
+            top_p: draw among the smallest set of tokens with this probability mass.
+            min_p: draw among tokens at least this fraction as likely as the most likely one.
+            repetition_penalty: divides the logits of tokens that occurred.
+            seed: of the random numbers, the same for each prompt; None: one of its own for each, from the LLM's seed.
+            stop: texts before which to stop.
+            logprobs: how many most likely tokens to report beside the chosen one; None: no log-probabilities.
+            chat: put each prompt through the model's chat template, a text as one user message.
+
+        Returns:
+            One completion for each prompt, in order.
+
+        Raises:
+            RequestError: a bad parameter, an empty or too long prompt, token ids the model does not have.
+        """
+        params = SamplingParams(
+            max_new_tokens=max_new_tokens,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop) if not isinstance(stop, str) else (stop,),
+            logprobs=logprobs,
+        )
+        sequences = [self._sequence(prompt, params, seed, chat) for prompt in _as_prompts(prompts)]
+        self._running_engine().run(sequences)
+        return [_completion(sequence) for sequence in sequences]
+
+    def stream(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Stream:
+        """The completion of one prompt, piece by piece; the parameters are those of `generate`.
+
+        Raises:
+            RequestError: as `generate`; also a model without a tokenizer, which has no text to stream.
+        """
+        if self.tokenizer is None:
+            raise RequestError(f"{self.description} has no tokenizer, so there is no text to stream; use generate")
+        stop = params.pop("stop", ())
+        chosen = SamplingParams(
+            max_new_tokens=params.pop("max_new_tokens", 100),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            **params,
+        )
+        return Stream(self._running_engine(), self._sequence(prompt, chosen, seed, chat))
+
+    def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
+        """The logits after each token of a text.
+
+        Args:
+            token_ids: T ids.
+
+        Returns:
+            (T, V) float32 (float64 on reference-fp64): row t scores the token that follows token t.
+
+        Raises:
+            RequestError: no ids, ids the model does not have, or more than fit its context.
+        """
+        return np.concatenate(list(self._logits(token_ids)))
+
+    def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:
+        """How likely each token of a text is after those before it, without holding all logits at once.
+
+        Args:
+            token_ids: T ids, at least two.
+
+        Returns:
+            (T - 1,) float32: natural log-probability of token t + 1 after tokens 0 to t.
+
+        Raises:
+            RequestError: as `logits`, or a single id.
+        """
+        if len(token_ids) < 2:
+            raise RequestError(f"scoring needs at least 2 token ids; there are {len(token_ids)}")
+        scores: list[float] = []
+        for chunk in self._logits(token_ids):
+            following = token_ids[len(scores) + 1 : len(scores) + 1 + len(chunk)]
+            scores.extend(float(log_softmax(row)[token]) for row, token in zip(chunk, following, strict=False))
+        return np.array(scores, np.float32)
+
+    def close(self) -> None:
+        """Frees the weights and the cache."""
+        self._engine = None
+        self.loaded.free()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
+        """The token ids of a prompt, checked.
+
+        Raises:
+            RequestError: a text without a tokenizer, no tokens, or ids the model does not have.
+        """
+        if chat or isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError(f"{self.description} has no tokenizer; give token ids instead of text")
+            if chat:
+                ids = self.tokenizer.encode_chat(_as_messages(prompt))
+            else:
+                assert isinstance(prompt, str)
+                ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [token for token in prompt if isinstance(token, int | np.integer)]  # type: ignore[misc]
+            if len(ids) != len(prompt):
+                raise RequestError("a prompt must be a text or a list of token ids; messages need chat=True")
+        if not ids:
+            raise RequestError("the prompt has no tokens; give at least one")
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            bad = next(token for token in ids if not 0 <= token < self.config.vocab_size)
+            raise RequestError(f"token id {bad} is outside the model's vocabulary of {self.config.vocab_size}")
+        return [int(token) for token in ids]
+
+    def _sequence(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> Sequence:
+        ids = self.encode(prompt, chat)
+        if params.stop and self.tokenizer is None:
+            raise RequestError(f"stop strings need a tokenizer, and {self.description} has none")
+        limit, reason = len(ids) + params.max_new_tokens, "length"
+        if self.max_context is not None and limit > self.max_context:
+            if len(ids) >= self.max_context:
+                raise RequestError(
+                    f"the prompt has {len(ids)} tokens and the context ends at {self.max_context}, so there is no room "
+                    "for a completion; shorten the prompt or raise max_context as far as the model allows"
+                )
+            limit, reason = self.max_context, "context"
+        if seed is None:
+            seed = int(self._seeds.integers(2**63))
+        return Sequence(
+            prompt=ids,
+            params=replace(params, seed=seed),
+            limit=limit,
+            limit_reason="length" if reason == "length" else "context",
+            eos_token_ids=frozenset() if params.ignore_eos else frozenset(self.config.eos_token_ids),
+            text_stream=None if self.tokenizer is None else self.tokenizer.stream(),
+            vocab_size=self.config.vocab_size,
+        )
+
+    def _logits(self, token_ids: Seq[int]) -> Iterator[NDArray[np.float32]]:
+        ids = self.encode(token_ids)
+        if self.max_context is not None and len(ids) > self.max_context:
+            raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
+        sequence = Sequence(ids, SamplingParams(max_new_tokens=1), len(ids), "length", frozenset(), None, 1)
+        return self._running_engine().logits(sequence)
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("this LLM is closed; open a new one")
+        return self._engine
+
+    @staticmethod
+    def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:
+        if wanted is not None and model_limit is not None and wanted > model_limit:
+            raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
+        return model_limit if wanted is None else wanted
+
+    def _max_blocks(self, cache_memory: int | None) -> int:
+        room = int(self.device_info.memory_bytes * CACHE_SHARE) if cache_memory is None else cache_memory
+        blocks = room // self.loaded.block_bytes
+        if blocks < 1:
+            raise RequestError(
+                f"the cache may take {room:,} bytes, and one block of 64 tokens takes {self.loaded.block_bytes:,}; "
+                "give more cache_memory"
+            )
+        return blocks
+
+
+def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    """Several prompts, from one or several: one is a text, a list of ids or a list of messages."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer | Mapping)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_messages(prompt: Prompt) -> Messages:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages = [message for message in prompt if isinstance(message, Mapping)]
+    if not messages or len(messages) != len(prompt):
+        raise RequestError('chat needs a text or a list of messages {"role": ..., "content": ...}')
+    return messages
+
+
+def _completion(sequence: Sequence) -> Completion:
+    assert sequence.finish_reason is not None
+    return Completion(
+        text=None if sequence.text_stream is None else sequence.text,
+        token_ids=sequence.completion,
+        prompt_token_ids=sequence.prompt,
+        finish_reason=sequence.finish_reason,
+        logprobs=sequence.logprobs,
+        timing=sequence.timing(),
+    )
