@@ -87,14 +87,14 @@ class SafetensorsStore:
         self._arrays: dict[str, tuple[NDArray[np.uint8], str]] = {}
         self.tensors: dict[str, StoredTensor] = {}
         files = safetensors_files(directory)
-        for path in files:
-            self._map(path)
+        held = {path.name: self._map(path) for path in files}
         if files[0].name != SINGLE_NAME:
             for name, file in _weight_map(directory).items():
-                if name not in self.tensors:
+                if name not in held[file]:
                     raise CheckpointError(f"{directory / file}: lacks the tensor {name}, which {INDEX_NAME} promises")
 
-    def _map(self, path: Path) -> None:
+    def _map(self, path: Path) -> frozenset[str]:
+        """Adds the tensors of a file; gives their names."""
         data = map_file(path)
         header, start = _read_header(path, data)
         taken: list[tuple[int, int, str]] = []
@@ -109,6 +109,7 @@ class SafetensorsStore:
         for (_, end, name), (begin, _, other) in pairwise(taken):
             if begin < end:
                 raise CheckpointError(f"{path}: damaged: the tensors {name} and {other} overlap")
+        return frozenset(header)
 
     def read(self, name: str, rows: Rows, columns: slice, *, transpose: bool, exact: bool) -> WeightTensor:
         """See `TensorStore.read`."""
