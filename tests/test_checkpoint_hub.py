@@ -67,6 +67,7 @@ def test_offline_without_a_complete_copy(tmp_path):
         assert "hf download" in found
 
 
+@pytest.mark.slow  # huggingface_hub itself tries again and again, for some 20 s
 def test_unreachable_hub(tmp_path):
     found = hub_path("owner/absent", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert found.startswith("CheckpointError owner/absent")
