@@ -1,0 +1,5 @@
+"""`python -m anthesis`: the command line."""
+
+from anthesis.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""The commands there are, and how each of them ends: exit codes, and errors in one line.
+
+Exit codes: 0 fine, 1 the run failed, 2 the request was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, TextIO
+
+import typer
+
+from anthesis import AnthesisError, __version__
+from anthesis.cli.doctor import doctor
+from anthesis.cli.generate import generate
+from anthesis.cli.terminal import show_messages, use_utf8
+
+DEBUG_VARIABLE = "ANTHESIS_DEBUG"
+INTERRUPTED = 130
+
+# Typer brings its own copy of click in later versions, so this class has no address that all of them know.
+_ClickError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog=f"Errors are one line; {DEBUG_VARIABLE}=1 shows their traceback. Exit codes: 0 fine, 1 the run failed, "
+    "2 the request was wrong, 130 interrupted.",
+)
+def _anthesis(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Decoder language models with the lowest latency the machine allows, measured honestly."""
+    if version:
+        typer.echo(f"anthesis {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+# One line for each command; --help lists them in this order.
+app.command()(generate)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    use_utf8()
+    show_messages()
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _ignore_broken_pipe()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a command and returns its exit code; an error that is no user's doing is raised."""
+    command = typer.main.get_command(app)
+    try:
+        # `command.main` has ways of its own to show errors and to end
+        with command.make_context("anthesis", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except _ClickError as error:
+        _show_error(error, _usage_message(error))
+        return error.exit_code
+    except AnthesisError as error:
+        _show_error(error, f"anthesis: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _end_line()
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _ignore_broken_pipe()
+    return 0
+
+
+def _usage_message(error: typer.BadParameter) -> str:
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "anthesis"
+    return f"{path}: {error.format_message().rstrip('.')}; see {path} --help"
+
+
+def _show_error(error: Exception, message: str) -> None:
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        raise error
+    print(" ".join(message.split()), file=sys.stderr)
+
+
+def _end_line() -> None:
+    """Leaves the shell's prompt a line of its own."""
+    terminals: list[TextIO] = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    if terminals:
+        print(file=terminals[0], flush=True)
+
+
+def _ignore_broken_pipe() -> int:
+    """Makes what is still to be flushed at exit go nowhere, since nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,5 @@
+"""`anthesis doctor`."""
+
+
+def doctor() -> None:
+    """What this machine offers, and what anthesis can use of it."""

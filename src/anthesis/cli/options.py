@@ -1,0 +1,133 @@
+"""Options that commands share: those of `LLM` and of `LLM.generate`, each under the name it has there.
+
+A command takes an option by naming its type: `def generate(device: Device = "auto", ...)`. `--seed` is the one flag
+that sets two arguments, `LLM(seed=)` and `generate(seed=)`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "Model"
+PROMPT = "Prompt"
+SAMPLING = "Completion"
+OUTPUT = "Output"
+
+UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from "1048576", "512MiB" or "4GB".
+
+    Raises:
+        typer.BadParameter: something else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if not found or found[2] not in UNITS:
+        raise typer.BadParameter(f"{text!r} is not a size; write bytes, or a number with MiB, GiB, MB or GB behind it")
+    return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default=False,
+        help="Hub id, directory, .gguf file, random:PRESET or random:config.json. Left out: SmolLM2-135M-Instruct.",
+    ),
+]
+
+# --- LLM -------------------------------------------------------------------------------------------------------------
+
+Weights = Annotated[str, typer.Option(metavar="KIND", rich_help_panel=MODEL, help="fp32 bf16 fp16 int8 int4 ...")]
+Device = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="Where to run; see doctor.")]
+Tp = Annotated[int, typer.Option(metavar="W", rich_help_panel=MODEL, help="Devices to split the model among.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Of a CPU device. Left out: all usable cores.")
+]
+MaxContext = Annotated[
+    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Most tokens of prompt and completion.")
+]
+Cache = Annotated[str, typer.Option(metavar="DTYPE", rich_help_panel=MODEL, help="Key-value cache: fp32 or bf16.")]
+CacheMemory = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", rich_help_panel=MODEL, parser=parse_bytes, help="Most the cache may take: bytes, 512MiB, 4GB."
+    ),
+]
+PrefillChunk = Annotated[
+    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Most prompt tokens in one step.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", rich_help_panel=MODEL, help="Of random weights and of drawn tokens, both."),
+]
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--prompt", metavar="TEXT", rich_help_panel=PROMPT, help="Repeatable. Left out: stdin's text."),
+]
+PromptIds = Annotated[
+    list[str] | None,
+    typer.Option(metavar="1,2,3", rich_help_panel=PROMPT, help="A prompt as token ids. Repeatable."),
+]
+PromptTokens = Annotated[
+    int | None, typer.Option(metavar="N", min=1, rich_help_panel=PROMPT, help="A made-up prompt of N tokens.")
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", rich_help_panel=PROMPT, help="Put the prompt through the model's chat template.")
+]
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("-n", "--max-new-tokens", metavar="N", rich_help_panel=SAMPLING, help="Tokens to generate at most."),
+]
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", rich_help_panel=SAMPLING, help="Go on after the end of the text.")
+]
+Temperature = Annotated[
+    float, typer.Option(metavar="X", rich_help_panel=SAMPLING, help="0: the likeliest token. Above: drawn.")
+]
+TopK = Annotated[int | None, typer.Option(metavar="K", rich_help_panel=SAMPLING, help="Draw among the K likeliest.")]
+TopP = Annotated[
+    float | None, typer.Option(metavar="P", rich_help_panel=SAMPLING, help="Draw among the likeliest with mass P.")
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", rich_help_panel=SAMPLING, help="Draw among tokens at least P times as likely as the first."
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(metavar="X", rich_help_panel=SAMPLING, help="Divides the logits of tokens that occurred."),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", rich_help_panel=SAMPLING, help="Stop before this text. Repeatable."),
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K", rich_help_panel=SAMPLING, help="Log-probabilities, with the K likeliest; needs --json or -o."
+    ),
+]
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON document.")]
+OutputFile = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", rich_help_panel=OUTPUT, help="Write the JSON to FILE.")
+]

@@ -1,0 +1,48 @@
+"""How the command line talks to people: text in UTF-8, messages on stderr, one line each, and what is aside dimmed."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from typing import TextIO
+
+
+def use_utf8() -> None:
+    """Makes the standard streams UTF-8 whatever the locale."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # replaced, where what a file name or an argument holds is no text
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def show_messages() -> None:
+    """Sends the log of anthesis, and Python's warnings, to stderr: each message once, in one line."""
+    logger = logging.getLogger("anthesis")
+    logger.addHandler(_Messages())
+    logger.propagate = False
+    warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = " ".join(record.getMessage().split())
+        if message not in self._shown:
+            self._shown.add(message)
+            print(dim(f"anthesis: {message}", sys.stderr), file=sys.stderr, flush=True)
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text as something aside, where the stream is a terminal that can show that.
+
+    Source:
+        ECMA-48, SGR 2 (faint) and 0; https://no-color.org.
+    """
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
