@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated, TextIO
 
 import typer
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 def _anthesis(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Show the version and exit.")] = False,
 ) -> None:
     """Decoder language models with the lowest latency the machine allows, measured honestly."""
     if version:
@@ -85,13 +86,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _usage_message(error: typer.BadParameter) -> str:
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "anthesis"
+    context = getattr(error, "ctx", None)  # only usage errors have one
+    path = context.command_path if context else "anthesis"
     return f"{path}: {error.format_message().rstrip('.')}; see {path} --help"
 
 
 def _show_error(error: Exception, message: str) -> None:
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-        raise error
+        traceback.print_exception(error)
     print(" ".join(message.split()), file=sys.stderr)
 
 

@@ -1,5 +1,204 @@
-"""`anthesis doctor`."""
+"""`anthesis doctor`: what this machine offers, and what anthesis can use of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import typer
+
+from anthesis import __version__
+from anthesis.cli import options
+from anthesis.cli.document import print_json
+from anthesis.cores import usable_cores
+from anthesis.errors import AnthesisError
+from anthesis.memory import available_memory_bytes
+
+DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
+BANDWIDTH_BYTES = 1 << 30
+BANDWIDTH_S = 1.0
+MEMORY_SHARE = 4
+"""The buffer for measuring bandwidth may take one part in this many of the memory that is available."""
+MIN_BANDWIDTH_BYTES = 64 << 20
+"""What fits in a large last-level cache says nothing about memory."""
+CPUINFO = Path("/proc/cpuinfo")
 
 
-def doctor() -> None:
-    """What this machine offers, and what anthesis can use of it."""
+def doctor(json: options.Json = False) -> None:
+    """Show what this machine offers and what anthesis can use of it. Takes a few seconds.
+
+    Exit code 1 means that something needed is broken: a package is missing, or no device can be used.
+
+    [dim]$[/] anthesis doctor --json
+    """
+    findings = examine()
+    if json:
+        print_json(findings)
+    else:
+        for label, text in _lines(findings):
+            typer.echo(f"{label:<22} {text}")
+    if findings["problems"]:
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """All there is to find out, as a JSON document; `problems` lists what is needed and broken."""
+    needed = _packages()
+    devices = {name: _device(name) for name in DEVICES}
+    problems = [f"the package {name} is not installed" for name, version in needed[""].items() if version is None]
+    if not any(device["usable"] for device in devices.values()):
+        problems.append("no device can be used")
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "usable_cores": usable_cores(),
+        "installed_cores": os.cpu_count(),
+        "available_memory_bytes": available_memory_bytes(),
+        "native": _native(),
+        "memory_bandwidth": _bandwidth(),
+        "devices": devices,
+        "packages": needed[""],
+        "extras": {extra: versions for extra, versions in needed.items() if extra},
+        "default_model": _default_model(),
+        "hugging_face": _hugging_face(),
+        "problems": problems,
+    }
+
+
+def _processor() -> str:
+    text = CPUINFO.read_text() if CPUINFO.is_file() else ""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _native() -> dict[str, Any]:
+    from anthesis.native import cpu_features
+
+    try:
+        return {"built": True, "features": cpu_features()}
+    except AnthesisError as error:
+        return {"built": False, "reason": str(error)}
+
+
+def _bandwidth() -> dict[str, Any]:
+    """The speed at which all cores together read memory, or why it was not measured."""
+    from anthesis.native import read_bandwidth
+
+    num_bytes = min(BANDWIDTH_BYTES, available_memory_bytes() // MEMORY_SHARE)
+    if num_bytes < MIN_BANDWIDTH_BYTES:
+        return {"reason": f"not measured: {_gib(available_memory_bytes())} of memory is too little"}
+    threads = usable_cores()
+    try:
+        samples = read_bandwidth(num_bytes, threads, BANDWIDTH_S)
+    except AnthesisError as error:
+        return {"reason": f"not measured: {error}"}
+    return {
+        "median_bytes_per_s": median(samples),
+        "best_bytes_per_s": max(samples),
+        "samples": len(samples),
+        "threads": threads,
+        "buffer_bytes": num_bytes,
+    }
+
+
+def _device(name: str) -> dict[str, Any]:
+    from anthesis.devices import open_device
+
+    try:
+        info = open_device(name).info()
+    except AnthesisError as error:
+        return {"usable": False, "reason": str(error)}
+    return {"usable": True, "description": info.description, "memory_bytes": info.memory_bytes}
+
+
+def _packages() -> dict[str, dict[str, str | None]]:
+    """Versions of the packages each extra needs, "" being the core; None for one that is not installed."""
+    packages: dict[str, dict[str, str | None]] = {"": {}}
+    for requirement in metadata.requires("anthesis") or ():
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        extra = re.search(r"extra\s*==\s*[\"']([^\"']+)", requirement)
+        assert name is not None
+        if name[0] != "anthesis":  # an extra that includes another one
+            packages.setdefault(extra[1] if extra else "", {})[name[0]] = _version(name[0])
+    return packages
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _default_model() -> dict[str, str | None]:
+    from anthesis.checkpoint.default import default_model
+
+    try:
+        return {"path": str(default_model())}
+    except AnthesisError as error:
+        return {"path": None, "reason": str(error)}
+
+
+def _hugging_face() -> dict[str, Any]:
+    if _version("huggingface_hub") is None:
+        return {"cache": None, "offline": None}
+    from huggingface_hub import constants
+
+    return {"cache": constants.HF_HUB_CACHE, "offline": constants.HF_HUB_OFFLINE}
+
+
+def _lines(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, text) of each line that people see."""
+    yield "anthesis", f"{findings['version']}, Python {findings['python']}"
+    yield "platform", findings["platform"]
+    yield "processor", findings["processor"]
+    yield "cores", f"{findings['usable_cores']} usable of {findings['installed_cores']}"
+    yield "memory", f"{_gib(findings['available_memory_bytes'])} available"
+    yield "native extension", _native_line(findings["native"])
+    yield "memory bandwidth", _bandwidth_line(findings["memory_bandwidth"])
+    for name, device in findings["devices"].items():
+        found = f"yes: {device['description']}" if device["usable"] else f"no: {device['reason']}"
+        yield f"device {name}", found
+    yield "packages", _versions(findings["packages"])
+    for extra, versions in findings["extras"].items():
+        yield f"extra {extra}", _versions(versions)
+    model = findings["default_model"]
+    yield "default model", model["path"] or model["reason"]
+    hub = findings["hugging_face"]
+    yield "Hugging Face", f"cache {hub['cache']}, {'offline' if hub['offline'] else 'may use the network'}"
+    for problem in findings["problems"]:
+        yield "BROKEN", problem
+
+
+def _native_line(native: dict[str, Any]) -> str:
+    if not native["built"]:
+        return f"no: {native['reason']}"
+    there = [name for name, has in native["features"].items() if has]
+    missing = [name for name, has in native["features"].items() if not has]
+    return f"yes; processor has {' '.join(there) or 'none'}; not {' '.join(missing) or 'any'}"
+
+
+def _bandwidth_line(bandwidth: dict[str, Any]) -> str:
+    if "reason" in bandwidth:
+        return str(bandwidth["reason"])
+    return (
+        f"{bandwidth['median_bytes_per_s'] / 1e9:.1f} GB/s median, {bandwidth['best_bytes_per_s'] / 1e9:.1f} best of "
+        f"{bandwidth['samples']} passes: {bandwidth['threads']} threads reading {_gib(bandwidth['buffer_bytes'])}; "
+        "swings on a shared machine"
+    )
+
+
+def _versions(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version or 'not installed'}" for name, version in versions.items())
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,7 +1,131 @@
-"""`anthesis generate`."""
+"""`anthesis generate`: prompts in, text out."""
 
-from anthesis.cli.options import Model
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from anthesis import LLM, Completion
+from anthesis.cli import options
+from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.loading import LoadingBar
+from anthesis.cli.prompts import Prompt, made_up_ids, read_prompts
+from anthesis.cli.summary import completions_document, summary_lines
+from anthesis.cli.terminal import dim
+from anthesis.engine.sampling import SamplingParams
+from anthesis.errors import RequestError
+
+HEADING_CHARACTERS = 72
 
 
-def generate(model: Model = None) -> None:
-    """Completes prompts."""
+def generate(
+    model: options.Model = None,
+    prompt: options.Prompts = None,
+    prompt_ids: options.PromptIds = None,
+    prompt_tokens: options.PromptTokens = None,
+    chat: options.Chat = False,
+    max_new_tokens: options.MaxNewTokens = 100,
+    ignore_eos: options.IgnoreEos = False,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    stop: options.Stop = None,
+    logprobs: options.Logprobs = None,
+    seed: options.Seed = None,
+    weights: options.Weights = "native",
+    device: options.Device = "auto",
+    tp: options.Tp = 1,
+    threads: options.Threads = None,
+    max_context: options.MaxContext = None,
+    cache: options.Cache = "auto",
+    cache_memory: options.CacheMemory = None,
+    prefill_chunk: options.PrefillChunk = None,
+    json: options.Json = False,
+    output: options.OutputFile = None,
+) -> None:
+    """Complete prompts. The text comes as it is made: on a terminal after its prompt, in a pipe alone.
+
+    Several prompts run together, each under a heading. A model without tokenizer prints token ids.
+
+    [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
+    """
+    if logprobs is not None and not json and output is None:
+        raise RequestError("--logprobs has nowhere to go; add --json or -o FILE, which hold them")
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "ignore_eos": ignore_eos,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()),
+        "logprobs": logprobs,
+    }
+    SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
+    if output is not None:
+        check_output(output)
+    prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens)
+    with LoadingBar() as bar:
+        llm = LLM(
+            model,
+            weights=weights,
+            device=device,
+            tp=tp,
+            threads=threads,
+            max_context=max_context,
+            cache=cache,
+            cache_memory=cache_memory,
+            prefill_chunk=prefill_chunk,
+            seed=seed or 0,
+            on_weight=bar,
+        )
+    with llm:
+        if prompt_tokens is not None:
+            prompts = [made_up_ids(prompt_tokens, llm.config.usable_vocab_size)]
+        request = {**sampling, "seed": seed, "chat": chat}
+        if json or len(prompts) > 1 or llm.tokenizer is None:
+            completions = llm.generate(prompts, **request)
+            if not json:
+                _print_completions(prompts, completions)
+        else:
+            completions = [_stream(llm, prompts[0], request)]
+        if json or output is not None:
+            document = completions_document(llm, prompts, completions)
+            if json:
+                print_json(document)
+            if output is not None:
+                write_json(document, output)
+        if not json:
+            sys.stdout.flush()
+        for line in summary_lines(llm, completions):
+            print(dim(line, sys.stderr), file=sys.stderr)
+
+
+def _stream(llm: LLM, prompt: Prompt, request: dict[str, Any]) -> Completion:
+    """Prints a completion as it comes: on a terminal behind its prompt, so that it reads as one text."""
+    with llm.stream(prompt, **request) as stream:
+        if isinstance(prompt, str) and not request["chat"] and sys.stdout.isatty():
+            print(dim(prompt, sys.stdout), end="", flush=True)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        return stream.completion
+
+
+def _print_completions(prompts: list[Prompt], completions: list[Completion]) -> None:
+    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+        if len(prompts) > 1:
+            print(dim(f"[{number}/{len(prompts)}] {_heading(prompt)}", sys.stdout))
+        print(_ids(completion.token_ids) if completion.text is None else completion.text)
+
+
+def _heading(prompt: Prompt) -> str:
+    text = " ".join(prompt.split()) if isinstance(prompt, str) else _ids(prompt)
+    return text if len(text) <= HEADING_CHARACTERS else text[: HEADING_CHARACTERS - 1] + "…"
+
+
+def _ids(ids: list[int]) -> str:
+    return ",".join(map(str, ids))

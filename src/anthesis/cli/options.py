@@ -39,9 +39,9 @@ def parse_bytes(text: str) -> int:
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         show_default=False,
-        help="Hub id, directory, .gguf file, random:PRESET or random:config.json. Left out: SmolLM2-135M-Instruct.",
+        help="Hub id, directory, .gguf, random:NAME. Left out: SmolLM2-135M-Instruct.",
     ),
 ]
 
@@ -82,10 +82,13 @@ PromptIds = Annotated[
     typer.Option(metavar="1,2,3", rich_help_panel=PROMPT, help="A prompt as token ids. Repeatable."),
 ]
 PromptTokens = Annotated[
-    int | None, typer.Option(metavar="N", min=1, rich_help_panel=PROMPT, help="A made-up prompt of N tokens.")
+    int | None, typer.Option(metavar="N", rich_help_panel=PROMPT, help="A made-up prompt of N tokens.")
 ]
 Chat = Annotated[
-    bool, typer.Option("--chat", rich_help_panel=PROMPT, help="Put the prompt through the model's chat template.")
+    bool,
+    typer.Option(
+        "--chat", metavar="", rich_help_panel=PROMPT, help="Put the prompt through the model's chat template."
+    ),
 ]
 
 # --- generate --------------------------------------------------------------------------------------------------------
@@ -95,7 +98,7 @@ MaxNewTokens = Annotated[
     typer.Option("-n", "--max-new-tokens", metavar="N", rich_help_panel=SAMPLING, help="Tokens to generate at most."),
 ]
 IgnoreEos = Annotated[
-    bool, typer.Option("--ignore-eos", rich_help_panel=SAMPLING, help="Go on after the end of the text.")
+    bool, typer.Option("--ignore-eos", metavar="", rich_help_panel=SAMPLING, help="Go on after the end of the text.")
 ]
 Temperature = Annotated[
     float, typer.Option(metavar="X", rich_help_panel=SAMPLING, help="0: the likeliest token. Above: drawn.")
@@ -121,13 +124,13 @@ Stop = Annotated[
 Logprobs = Annotated[
     int | None,
     typer.Option(
-        metavar="K", rich_help_panel=SAMPLING, help="Log-probabilities, with the K likeliest; needs --json or -o."
+        metavar="K", rich_help_panel=SAMPLING, help="Add log-probabilities, of the K likeliest too, to the JSON."
     ),
 ]
 
 # --- output ----------------------------------------------------------------------------------------------------------
 
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON document.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", rich_help_panel=OUTPUT, help="Print one JSON document.")]
 OutputFile = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", rich_help_panel=OUTPUT, help="Write the JSON to FILE.")
 ]

@@ -1,0 +1,55 @@
+"""JSON documents, on stdout or in a file that is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from anthesis.errors import AnthesisError, RequestError
+
+
+def check_output(path: Path) -> None:
+    """Finds out before the work is done whether its result can be written.
+
+    Raises:
+        RequestError: a directory, or a place in a directory that is missing or can't be written to.
+    """
+    if path.is_dir():
+        raise RequestError(f"-o {path} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() and not path.is_file() else path.resolve().parent, os.W_OK):
+        raise RequestError(f"-o {path} can't be written to; name another file")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Prints a document to stdout."""
+    sys.stdout.write(_text(document))
+
+
+def write_json(document: dict[str, Any], path: Path) -> None:
+    """Writes a document to a file, which keeps what it holds until the new content is complete.
+
+    Raises:
+        AnthesisError: the operating system can't write it.
+    """
+    try:
+        if path.exists() and not path.is_file():  # /dev/stdout, a named pipe: to be written to, not to be replaced
+            path.write_text(_text(document), "utf-8")
+            return
+        target = path.resolve()
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            unfinished.write_text(_text(document), "utf-8")
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise AnthesisError(f"{path} could not be written: {error.strerror}; nothing was saved there") from error
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

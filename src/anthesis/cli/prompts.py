@@ -1,0 +1,65 @@
+"""The prompts a command line asks for: -p, --prompt-ids, --prompt-tokens, or what comes in on stdin."""
+
+from __future__ import annotations
+
+import sys
+
+from anthesis.errors import RequestError
+
+Prompt = str | list[int]
+
+_MADE_UP_STEP = 7919
+
+
+def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -> list[Prompt]:
+    """The prompts, as texts or token ids.
+
+    Args:
+        texts: of -p.
+        ids: of --prompt-ids, each "1,2,3".
+        made_up_tokens: of --prompt-tokens.
+
+    Returns:
+        All of `texts` or all of `ids`; none with --prompt-tokens, whose ids depend on the model (`made_up_ids`);
+        without any of them one text, read from stdin.
+
+    Raises:
+        RequestError: more than one of these ways, ids that are no numbers, or nothing to read.
+    """
+    given = [
+        flag for flag, present in (("-p", texts), ("--prompt-ids", ids), ("--prompt-tokens", made_up_tokens)) if present
+    ]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} are different ways to give prompts; use one of them")
+    if made_up_tokens is not None:
+        if made_up_tokens < 1:
+            raise RequestError(f"--prompt-tokens is {made_up_tokens}; a prompt has at least 1 token")
+        return []
+    if ids:
+        return [_parse_ids(text) for text in ids]
+    return list(texts) if texts else [_read_stdin()]
+
+
+def made_up_ids(num_tokens: int, vocab_size: int) -> list[int]:
+    """A prompt of so many token ids, always the same for a vocabulary: multiples of a prime, wrapped around."""
+    return [(i + 1) * _MADE_UP_STEP % vocab_size for i in range(num_tokens)]
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RequestError(f"--prompt-ids {text!r} is not a list of token ids; write them as 1,2,3") from None
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise RequestError("there is no prompt; give -p TEXT, or send a text to stdin")
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
+    if not text.strip():
+        raise RequestError("there is no prompt: stdin is empty; give -p TEXT, or send a text to stdin")
+    # what `echo` and editors put at the end is not meant as part of the prompt
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,89 @@
+"""What is said of completions besides their text: a few lines for people, a document for programs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from anthesis import LLM, Completion
+from anthesis.cli.prompts import Prompt
+
+
+def completions_document(llm: LLM, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, Any]:
+    """The JSON document of `generate --json`; times in seconds from when the request was submitted."""
+    return {
+        **_model_facts(llm),
+        "load_s": llm.load_s,
+        "completions": [
+            _completion_document(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
+        ],
+    }
+
+
+def summary_lines(llm: LLM, completions: Sequence[Completion]) -> list[str]:
+    """How many tokens there are, how fast they came, and what made them."""
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    reasons = Counter(completion.finish_reason for completion in completions)
+    ends = ", ".join(reason if len(completions) == 1 else f"{n} {reason}" for reason, n in reasons.items())
+    firsts = [completion.timing.first_token_s for completion in completions]
+    between = [interval for completion in completions for interval in completion.timing.per_token_s]
+    total_s = max(completion.timing.total_s for completion in completions)
+    speed = [
+        f"{tokens} {'token' if tokens == 1 else 'tokens'} ({ends})",
+        "first after " + (f"{_ms(min(firsts))} to {_ms(max(firsts))}" if len(firsts) > 1 else _ms(firsts[0])),
+        *([f"then {_ms(median(between))} per token (median)"] if between else []),
+        f"{tokens / total_s:.1f} tokens/s in all",
+    ]
+    facts = _model_facts(llm)
+    made_by = [
+        facts["model"],
+        f"device {facts['device']}",
+        f"weights {facts['weights']}",
+        f"cache {facts['cache']}",
+        f"loaded in {llm.load_s:.1f} s",
+    ]
+    return [" · ".join(speed), " · ".join(made_by)]
+
+
+def _model_facts(llm: LLM) -> dict[str, str]:
+    return {
+        "model": llm.description,
+        "device": llm.device_info.name,
+        "weights": "+".join(llm.loaded.weight_kinds),
+        "cache": llm.loaded.cache_dtype,
+    }
+
+
+def _completion_document(prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    timing = completion.timing
+    return {
+        "prompt": prompt if isinstance(prompt, str) else None,
+        "prompt_token_ids": completion.prompt_token_ids,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "logprobs": [
+            {
+                "logprob": _number(place.logprob),
+                "top": [{"token_id": token, "logprob": _number(logprob)} for token, logprob in place.top],
+            }
+            for place in completion.logprobs
+        ],
+        "timing": {
+            "first_token_s": timing.first_token_s,
+            "total_s": timing.total_s,
+            "token_s": list(timing.token_s),
+        },
+    }
+
+
+def _number(logprob: float) -> float | None:
+    """JSON has no infinity: a token that can't come at all has no log-probability."""
+    return logprob if math.isfinite(logprob) else None
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
