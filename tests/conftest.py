@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
-import pytest
+# NumPy's threads spin while they wait: beside other processes, or torch's own threads, two of them are slower than one.
+# Set before NumPy is first imported; the processes that tests start inherit it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

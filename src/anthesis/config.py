@@ -57,7 +57,7 @@ class ModelConfig:
             )
 
     def cache_elements_per_token(self) -> int:
-        """Numbers the key-value cache stores per token: two (keys, values) per layer, key-value head and head element."""
+        """Numbers the key-value cache stores per token: a key and a value per layer, key-value head and element."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
@@ -79,7 +79,11 @@ class ConfigReader:
         return present[0] if present else (names[0], None)
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """The first of the aliases that is present, as an int; an error when none is and there is no default."""
+        """The first of the aliases that is present, as an int, or the default.
+
+        Raises:
+            ConfigError: aliases that contradict each other, a value that is no integer, or none and no default.
+        """
         name, value = self._find(names)
         if value is None:
             if default is None:
@@ -90,7 +94,11 @@ class ConfigReader:
         return value
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """Like `integer`, for a float."""
+        """Like `integer`, for a float.
+
+        Raises:
+            ConfigError: as `integer`.
+        """
         name, value = self._find(names)
         if value is None:
             if default is None:
@@ -101,7 +109,11 @@ class ConfigReader:
         return float(value)
 
     def boolean(self, *names: str, default: bool) -> bool:
-        """Like `integer`, for true or false."""
+        """Like `integer`, for true or false.
+
+        Raises:
+            ConfigError: aliases that contradict each other, or a value that is neither.
+        """
         name, value = self._find(names)
         if value is None:
             return default
@@ -110,7 +122,11 @@ class ConfigReader:
         return value
 
     def string(self, *names: str, default: str) -> str:
-        """Like `integer`, for a string."""
+        """Like `integer`, for a string.
+
+        Raises:
+            ConfigError: aliases that contradict each other, or a value that is no string.
+        """
         name, value = self._find(names)
         if value is None:
             return default
@@ -119,7 +135,11 @@ class ConfigReader:
         return value
 
     def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id, a list of them, or nothing: always as a tuple."""
+        """A token id, a list of them, or nothing: always as a tuple.
+
+        Raises:
+            ConfigError: anything else.
+        """
         value = self.raw.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):

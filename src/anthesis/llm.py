@@ -328,6 +328,8 @@ class LLM:
                     "for a completion; shorten the prompt or raise max_context as far as the model allows"
                 )
             limit, reason = self.max_context, "context"
+        # ids that pad the embedding have no text; the model reads them all the same
+        known = ids if self.tokenizer is None else [token for token in ids if token < self.tokenizer.size]
         if seed is None:
             seed = int(self._seeds.integers(2**63))
         return Sequence(
@@ -336,7 +338,7 @@ class LLM:
             limit=limit,
             limit_reason="length" if reason == "length" else "context",
             eos_token_ids=frozenset() if params.ignore_eos else frozenset(self.config.eos_token_ids),
-            text_stream=None if self.tokenizer is None else self.tokenizer.stream(),
+            text_stream=None if self.tokenizer is None else self.tokenizer.stream(after=known),
             vocab_size=self.config.vocab_size,
         )
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.errors import RequestError
+from anthesis.fit import fit_scale, fit_scale_and_minimum, inverse
 
 Array = NDArray[Any]
 
@@ -193,7 +194,11 @@ class WeightTensor:
         return sum(array.nbytes for array in (self.values, self.scales, self.minimums) if array is not None)
 
     def rows(self, index: slice | NDArray[np.int64]) -> WeightTensor:
-        """Some rows (elements, of a vector): a view for a slice, a copy for an array of row numbers."""
+        """Some rows (elements, of a vector).
+
+        Args:
+            index: a slice, which gives a view, or row numbers (N,) int64, which give a copy.
+        """
         values = self.values[index]
         scales = None if self.scales is None else self.scales[index]
         minimums = None if self.minimums is None else self.minimums[index]
@@ -233,7 +238,7 @@ class WeightTensor:
             dtype: np.float32, or np.float64 for the exact products.
 
         Returns:
-            `shape`, `dtype`.
+            (N, K), or (N,) for a vector, of `dtype`: float32 or float64.
         """
         result = np.empty(self.shape, dtype)
         for part in row_chunks(self.shape):
@@ -325,19 +330,19 @@ def _quantize_rows(rows: NDArray[np.float32], into: WeightTensor) -> None:
     if kind.name == "fp8":
         scales = (limit / np.float32(448)).astype(np.float32)
         into.scales[...] = scales.reshape(into.scales.shape)
-        into.values[...] = (groups * _inverse(scales)[..., None]).reshape(rows.shape)
+        into.values[...] = (groups * inverse(scales)[..., None]).reshape(rows.shape)
     elif kind.bits == 8:
         scales = limit / np.float32(127)
         into.scales[...] = scales.reshape(into.scales.shape)
         scales = into.scales.reshape(scales.shape).astype(np.float32)
-        scaled = np.rint(groups * _inverse(scales)[..., None])
+        scaled = np.rint(groups * inverse(scales)[..., None])
         into.values[...] = np.clip(scaled, -127, 127, out=scaled).reshape(rows.shape)
     elif into.minimums is None:
-        values, scales = _fit_scale(groups)
+        values, scales = fit_scale(groups)
         into.values[...] = pack_nibbles(values.reshape(rows.shape))
         into.scales[...] = scales
     else:
-        values, scales, minimums = _fit_scale_and_minimum(groups)
+        values, scales, minimums = fit_scale_and_minimum(groups)
         into.values[...] = pack_nibbles(values.reshape(rows.shape))
         into.scales[...] = scales
         into.minimums[...] = minimums
@@ -345,91 +350,3 @@ def _quantize_rows(rows: NDArray[np.float32], into: WeightTensor) -> None:
 
 _LARGEST: Mapping[int, float] = {8: 65504.0 * 127, 4: 65504.0}
 """Largest element by bits for which the scales and minimums stay within fp16."""
-
-
-def _inverse(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / scale, and 0 for a group of zeros."""
-    return np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0, dtype=np.float32)
-
-
-def _fp16(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to what will be stored, so that values are fitted to the scale that dequantisation will see."""
-    return array.astype(np.float16).astype(np.float32)
-
-
-def _fit_scale(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Symmetric four-bit values and scales with small squared error.
-
-    Tries scales that put the element of largest magnitude at -8 or a bit beyond it, or at 7, and keeps for each group
-    the one with the least squared error, then refits the scale to the chosen values by least squares.
-
-    Args:
-        groups: (N, groups, G) float32.
-
-    Returns:
-        values, (N, groups, G) uint8, 8 for zero; scales (N, groups) float32, representable in fp16.
-    """
-    low, high = groups.min(axis=-1), groups.max(axis=-1)
-    extreme = np.where(-low > high, low, high)
-    best = np.full(extreme.shape, np.inf, np.float32)
-    best_scales = np.zeros_like(extreme)
-    best_values = np.zeros_like(groups)
-
-    def attempt(scales: NDArray[np.float32]) -> None:
-        scales = _fp16(scales)
-        values = groups * _inverse(scales)[..., None]
-        np.clip(np.rint(values, out=values), -8, 7, out=values)
-        error = np.square(groups - values * scales[..., None]).sum(axis=-1)
-        better = error < best
-        best[better] = error[better]
-        best_scales[better] = scales[better]
-        best_values[better] = values[better]
-
-    for place in _SYMMETRIC_PLACES:
-        attempt(extreme * np.float32(1 / place))
-    squares = np.square(best_values).sum(axis=-1)
-    attempt((groups * best_values).sum(axis=-1) * _inverse(squares))
-    return (best_values + 8).astype(np.uint8), best_scales
-
-
-_SYMMETRIC_PLACES = (-8.0, -7.25, -8.75, 7.0)
-_MINIMUM_SHRINKS = (1.0, 0.92)
-
-
-def _fit_scale_and_minimum(
-    groups: NDArray[np.float32],
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """Four-bit values, scales and minimums with small squared error.
-
-    Starts from the group's whole range and from a slightly narrower one, keeps the better, then refits scale and
-    minimum to the chosen values by linear regression.
-
-    Args:
-        groups: (N, groups, G) float32.
-
-    Returns:
-        values, (N, groups, G) uint8; scales and minimums (N, groups) float32, representable in fp16.
-    """
-    low, high = groups.min(axis=-1), groups.max(axis=-1)
-    best = np.full(low.shape, np.inf, np.float32)
-    best_scales, best_minimums = np.zeros_like(low), np.zeros_like(low)
-    best_values = np.zeros_like(groups)
-
-    def attempt(scales: NDArray[np.float32], minimums: NDArray[np.float32]) -> None:
-        scales, minimums = _fp16(scales), _fp16(minimums)
-        values = (groups - minimums[..., None]) * _inverse(scales)[..., None]
-        np.clip(np.rint(values, out=values), 0, 15, out=values)
-        error = np.square(groups - (values * scales[..., None] + minimums[..., None])).sum(axis=-1)
-        better = error < best
-        best[better] = error[better]
-        best_scales[better], best_minimums[better] = scales[better], minimums[better]
-        best_values[better] = values[better]
-
-    for shrink in _MINIMUM_SHRINKS:
-        width = (high - low) * np.float32(shrink)
-        attempt(width * np.float32(1 / 15), low + (high - low - width) * np.float32(0.5))
-    mean_value, mean = best_values.mean(axis=-1), groups.mean(axis=-1)
-    spread = best_values - mean_value[..., None]
-    slope = (spread * groups).sum(axis=-1) * _inverse(np.square(spread).sum(axis=-1))
-    attempt(slope, mean - slope * mean_value)
-    return best_values.astype(np.uint8), best_scales, best_minimums

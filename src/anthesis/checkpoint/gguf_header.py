@@ -76,10 +76,11 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], di
 
     Args:
         path: for messages.
-        data: the whole file, mapped.
+        data: (N,) uint8, the whole file, mapped.
 
     Returns:
-        Metadata by key: int, float, bool, str, for arrays of strings a list of str, for other arrays a NumPy array.
+        Metadata by key: int, float, bool, str, for arrays of strings a list of str, for other arrays (N,) of their own dtype, int32 and
+        the like.
         Tensors by name.
 
     Raises:

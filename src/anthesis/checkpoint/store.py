@@ -66,7 +66,10 @@ class TensorStore(Protocol):
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, mapped read-only: (size,) uint8.
+    """The bytes of a file, mapped read-only.
+
+    Returns:
+        (N,) uint8, N its size.
 
     Raises:
         CheckpointError: the file can't be read, or is empty.

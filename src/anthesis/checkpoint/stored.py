@@ -55,7 +55,11 @@ class StoredWeights:
             self._warn_of_inexact_kinds()
 
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
-        """See `Checkpoint.kind_of`."""
+        """See `Checkpoint.kind_of`.
+
+        Raises:
+            RequestError: the kind's groups don't divide the weight's width.
+        """
         stored = self._stored.get(self._sources[name].name)
         if len(shape) == 1 or stored is None or stored.kind is None:  # the latter two are for `check` to report
             return "fp32"
@@ -67,7 +71,11 @@ class StoredWeights:
         return kind.name
 
     def load(self, value: Value) -> WeightTensor:
-        """See `Checkpoint.load`."""
+        """See `Checkpoint.load`.
+
+        Raises:
+            RequestError: the share's columns cut a group, or the kind can't represent the elements.
+        """
         source, shape, kind = self._sources[value.name], value.static_shape, weight_kind(value.dtype)
         stored = self._stored[source.name]
         start = value.start or (0,) * len(shape)
@@ -103,7 +111,11 @@ class StoredWeights:
         return result
 
     def check(self, weights: Iterable[Value]) -> None:
-        """See `Checkpoint.check`."""
+        """See `Checkpoint.check`.
+
+        Raises:
+            CheckpointError: naming the missing, misshapen and unexpected tensors.
+        """
         missing: list[str] = []
         wrong: list[str] = []
         rows_needed: dict[str, int] = {}

@@ -43,7 +43,7 @@ class ReferenceDevice:
         )
 
     def pack(self, weight: WeightTensor) -> Array:
-        """The weight dequantised, its own shape, in the arithmetic's dtype."""
+        """The weight dequantised: (N, K) or (N,) as it is, float32 or float64 as the arithmetic."""
         return weight.dequantize(self.dtype)
 
     def allocate(self, program: Program, num_blocks: int) -> dict[str, Array]:

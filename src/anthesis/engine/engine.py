@@ -122,7 +122,7 @@ class Engine:
             sequence: not submitted; nothing is generated for it.
 
         Returns:
-            Arrays (r, V) float32 (or the device's arithmetic) whose rows r add up to the prompt's.
+            Arrays (R, V) float32 (or the device's arithmetic), R rows at a time, that together are the prompt's rows.
         """
         self._check([sequence])
         while not self._enter(sequence, [sequence]):

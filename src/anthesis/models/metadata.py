@@ -25,21 +25,33 @@ class GgufReader:
         return f"{self.architecture}.{key}" in self.metadata
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of the architecture's; an error when it is absent and there is no default."""
+        """An integer of the architecture's, or the default.
+
+        Raises:
+            ConfigError: the key is absent and there is no default, or its value is no integer.
+        """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; one integer is needed")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A float, as `integer`."""
+        """A float, as `integer`.
+
+        Raises:
+            ConfigError: as `integer`.
+        """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; a number is needed")
         return float(value)
 
     def string(self, key: str, default: str) -> str:
-        """A string, as `integer`."""
+        """A string, as `integer`.
+
+        Raises:
+            ConfigError: as `integer`.
+        """
         value = self._get(key, default)
         if not isinstance(value, str):
             raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; a string is needed")

@@ -28,7 +28,8 @@ class Collective(Op):
             ranks: for each rank, in order, the arrays of `reads()`, in their own dtypes.
 
         Returns:
-            The arrays of `writes()`, shape (R, E) for a sum, (L,) for a choice, (L, V) for a gather; dtypes kept.
+            The arrays of `writes()`: (R, E) float32 for a sum, (L,) float32 and (L,) int32 for a choice, (L, V)
+            float32 for a gather; float64 where the arithmetic is.
         """
 
     def evaluate(self, arrays: Arrays) -> tuple[Array, ...]:

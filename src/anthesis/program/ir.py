@@ -176,7 +176,14 @@ class Op(ABC):
 
     @abstractmethod
     def evaluate(self, arrays: Arrays) -> tuple[Array, ...]:
-        """The reference implementation: the arrays of `writes()` from those of `reads()`, row by row."""
+        """The reference implementation, row by row.
+
+        Args:
+            arrays: those of `reads()` by name; activations (R, E) float32 or float64, weights of the same dtype.
+
+        Returns:
+            Those of `writes()`, in order; of the dtype of the arithmetic, float32 or float64, ids int32.
+        """
 
     def renamed(self, names: Mapping[str, str]) -> Op:
         """The same operation on values of other names."""

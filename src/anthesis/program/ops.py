@@ -37,11 +37,11 @@ def activate(x: Array, activation: Activation) -> Array:
     """The named activation of every element.
 
     Args:
-        x: any shape, float32 or float64.
+        x: (R, F) or any other shape, float32 or float64.
         activation: its name; "gelu_tanh" is the tanh approximation 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
     Returns:
-        The shape and dtype of `x`.
+        (R, F), the shape of `x`, in its dtype, float32 or float64.
 
     Source:
         Hendrycks and Gimpel, arXiv:1606.08415 (GELU and its approximation, SiLU).

@@ -81,7 +81,7 @@ def _shares(program: Program, rank: int, world_size: int) -> dict[str, tuple[int
 def _piece(program: Program, axis: Axis) -> int:
     """Elements of the axis that stay together: a unit, and whole quantisation groups where columns are split."""
     groups = [
-        weight_kind(value.dtype).group_size or 1
+        weight_kind(value.dtype).column_step
         for value in program.of_kind("weight")
         if len(value.axes) == 2 and value.axes[1] == axis.name
     ]

@@ -30,7 +30,7 @@ def execute_ranks(programs: Sequence[Program], arrays: Sequence[Arrays]) -> list
         arrays: for each rank what `execute` takes: its shares, in float32 or float64.
 
     Returns:
-        For each rank its outputs by name.
+        For each rank its outputs by name: token (L,) int32, logits (L, V) float32 or float64, ...
     """
     held: list[dict[str, Array]] = [dict(own) for own in arrays]
     for ops in zip(*(program.ops for program in programs), strict=True):

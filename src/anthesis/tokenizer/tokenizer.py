@@ -13,6 +13,9 @@ from anthesis.tokenizer.detokenize import TextStream, detokenizer_factory
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+_CONTINUED_TOKENS = 16
+"""More than a character has bytes, so enough to know what a continued text ends with."""
+
 
 class Tokenizer:
     """Encodes text to token ids and decodes them, as the model was trained.
@@ -99,9 +102,17 @@ class Tokenizer:
             self._check(token_id)
         return self._backend.decode(list(token_ids), skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
-        """A fresh incremental decoder, for one sequence."""
-        return TextStream(self._text_token, self._make_detokenizer())
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A fresh incremental decoder, for one sequence.
+
+        Args:
+            after: ids of the text that the sequence continues. Its own text is not part of the stream, but the
+                decoders that treat a text's beginning differently know that it is over.
+        """
+        stream = TextStream(self._text_token, self._make_detokenizer())
+        for token_id in after[-_CONTINUED_TOKENS:]:
+            stream.push(token_id)
+        return stream
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt text for a conversation, as the model's own template writes it.
