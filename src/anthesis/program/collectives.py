@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -106,7 +106,6 @@ class AllGather(Collective):
     x: str
     out: str
     width: int
-    axis: Literal["vocab"] = "vocab"
 
     def reads(self) -> tuple[str, ...]:
         return (self.x,)
