@@ -30,6 +30,7 @@ ORDER = (
     ("tokenizer",),
     ("devices",),
     ("engine",),
+    ("completion",),
     ("llm",),
     ("",),
     ("bench", "dataset"),

@@ -6,8 +6,9 @@ LLM().generate(["DeepSpeed is a machine learning framework"], max_new_tokens=100
 
 from importlib.metadata import version
 
+from anthesis.completion import Completion, Stream
 from anthesis.errors import AnthesisError
-from anthesis.llm import LLM, Completion, Stream
+from anthesis.llm import LLM
 
 __all__ = ["LLM", "AnthesisError", "Completion", "Stream"]
 __version__ = version("anthesis")

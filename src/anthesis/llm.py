@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.checkpoint import open_checkpoint
+from anthesis.completion import Completion, Stream, completion_of
 from anthesis.devices import open_device
 from anthesis.engine.engine import Engine, Limits
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
-from anthesis.engine.sequence import FinishReason, Sequence, Timing, TokenLogprobs
+from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.program.sample import log_softmax
 from anthesis.tokenizer import Tokenizer, open_tokenizer
@@ -25,90 +26,17 @@ from anthesis.tokenizer import Tokenizer, open_tokenizer
 Messages = Seq[Mapping[str, str]]
 Prompt = str | Seq[int] | Messages
 
+MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
 PREFILL_CHUNK = 256
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take unless `cache_memory` says otherwise."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a prompt was completed with.
-
-    Attributes:
-        text: the completion only, without a stop string or special tokens; None without a tokenizer.
-        token_ids: every generated id, an end-of-sequence token included.
-        prompt_token_ids: the prompt's ids.
-        finish_reason: "stop" (end of sequence or stop string), "length" (max_new_tokens), "context" (max_context).
-        logprobs: one for each generated token if asked for, else empty.
-        timing: when the tokens came.
-    """
-
-    text: str | None
-    token_ids: list[int]
-    prompt_token_ids: list[int]
-    finish_reason: FinishReason
-    logprobs: list[TokenLogprobs]
-    timing: Timing
-
-
-class Stream:
-    """The text of a completion as it comes, in pieces that never cut a character; iterate over it.
-
-    Closing it, or leaving it as a context manager, ends the request and frees its place within one step.
-    """
-
-    def __init__(self, engine: Engine, sequence: Sequence) -> None:
-        self._engine = engine
-        self._sequence = sequence
-        self._shown = 0
-        engine.submit([sequence])
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            while len(self._sequence.text) == self._shown:
-                if self._sequence.finished:
-                    raise StopIteration
-                self._engine.step()
-        except KeyboardInterrupt:
-            self.close()
-            raise
-        piece = self._sequence.text[self._shown :]
-        self._shown = len(self._sequence.text)
-        return piece
-
-    def close(self) -> None:
-        """Ends the request; what was generated so far stays."""
-        self._engine.abort([self._sequence])
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def completion(self) -> Completion:
-        """The finished completion.
-
-        Raises:
-            RequestError: it is not finished yet.
-        """
-        if not self._sequence.finished:
-            raise RequestError("the stream is not at its end; iterate over it first")
-        return _completion(self._sequence)
-
-
 class LLM:
     """A model, loaded, that completes prompts. Close it, or use it as a context manager; several may be open at once.
+
+    It serves one thread; streams may be open side by side and advance together.
 
     Args:
         model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
@@ -179,7 +107,7 @@ class LLM:
         self,
         prompts: Prompt | Seq[Prompt],
         *,
-        max_new_tokens: int = 100,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -221,12 +149,12 @@ class LLM:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
-            stop=tuple(stop) if not isinstance(stop, str) else (stop,),
+            stop=_as_strings(stop),
             logprobs=logprobs,
         )
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in _as_prompts(prompts)]
         self._running_engine().run(sequences)
-        return [_completion(sequence) for sequence in sequences]
+        return [completion_of(sequence) for sequence in sequences]
 
     def stream(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Stream:
         """The completion of one prompt, piece by piece; the parameters are those of `generate`.
@@ -236,12 +164,8 @@ class LLM:
         """
         if self.tokenizer is None:
             raise RequestError(f"{self.description} has no tokenizer, so there is no text to stream; use generate")
-        stop = params.pop("stop", ())
-        chosen = SamplingParams(
-            max_new_tokens=params.pop("max_new_tokens", 100),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            **params,
-        )
+        params["stop"] = _as_strings(params.get("stop", ()))
+        chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
         return Stream(self._running_engine(), self._sequence(prompt, chosen, seed, chat))
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
@@ -306,7 +230,7 @@ class LLM:
                 assert isinstance(prompt, str)
                 ids = self.tokenizer.encode(prompt)
         else:
-            ids = [token for token in prompt if isinstance(token, int | np.integer)]  # type: ignore[misc]
+            ids = [token for token in prompt if isinstance(token, int | np.integer)]
             if len(ids) != len(prompt):
                 raise RequestError("a prompt must be a text or a list of token ids; messages need chat=True")
         if not ids:
@@ -378,6 +302,10 @@ def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
+def _as_strings(stop: Seq[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
 def _as_messages(prompt: Prompt) -> Messages:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -385,15 +313,3 @@ def _as_messages(prompt: Prompt) -> Messages:
     if not messages or len(messages) != len(prompt):
         raise RequestError('chat needs a text or a list of messages {"role": ..., "content": ...}')
     return messages
-
-
-def _completion(sequence: Sequence) -> Completion:
-    assert sequence.finish_reason is not None
-    return Completion(
-        text=None if sequence.text_stream is None else sequence.text,
-        token_ids=sequence.completion,
-        prompt_token_ids=sequence.prompt,
-        finish_reason=sequence.finish_reason,
-        logprobs=sequence.logprobs,
-        timing=sequence.timing(),
-    )

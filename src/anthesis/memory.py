@@ -17,8 +17,8 @@ def available_memory_bytes(proc: Path = PROC) -> int:
         proc: the directory with `meminfo` and `self/`.
 
     Source:
-        Linux, Documentation/filesystems/proc.rst (MemAvailable) and Documentation/admin-guide/cgroup-v2.rst (memory.max,
-        memory.current).
+        Linux, Documentation/filesystems/proc.rst (MemAvailable) and Documentation/admin-guide/cgroup-v2.rst
+        (memory.max, memory.current).
     """
     available = _meminfo_available(proc / "meminfo")
     for directory in group_directories("memory", proc / "self"):

@@ -1,0 +1,100 @@
+"""What a prompt was completed with: all at once, or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+from anthesis.engine.engine import Engine
+from anthesis.engine.sequence import FinishReason, Sequence, Timing, TokenLogprobs
+from anthesis.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was completed with.
+
+    Attributes:
+        text: the completion only, without a stop string or special tokens; None without a tokenizer.
+        token_ids: every generated id, an end-of-sequence token included.
+        prompt_token_ids: the prompt's ids.
+        finish_reason: "stop" (end of sequence or stop string), "length" (max_new_tokens), "context" (max_context).
+        logprobs: one for each generated token if asked for, else empty.
+        timing: when the tokens came.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs]
+    timing: Timing
+
+
+class Stream:
+    """The text of a completion as it comes, in pieces that never cut a character; iterate over it.
+
+    Closing it, or leaving it as a context manager, ends the request and frees its place within one step.
+    """
+
+    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+        self._engine = engine
+        self._sequence = sequence
+        self._shown = 0
+        engine.submit([sequence])
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            while len(self._sequence.text) == self._shown:
+                if self._sequence.finished:
+                    raise StopIteration
+                self._engine.step()
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        piece = self._sequence.text[self._shown :]
+        self._shown = len(self._sequence.text)
+        return piece
+
+    def close(self) -> None:
+        """Ends the request; what was generated so far stays."""
+        self._engine.abort([self._sequence])
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The finished completion.
+
+        Raises:
+            RequestError: it is not finished yet.
+        """
+        if not self._sequence.finished:
+            raise RequestError("the stream is not at its end; iterate over it first")
+        return completion_of(self._sequence)
+
+
+def completion_of(sequence: Sequence) -> Completion:
+    """What a finished sequence was completed with."""
+    assert sequence.finish_reason is not None
+    return Completion(
+        text=None if sequence.text_stream is None else sequence.text,
+        token_ids=sequence.completion,
+        prompt_token_ids=sequence.prompt,
+        finish_reason=sequence.finish_reason,
+        logprobs=sequence.logprobs,
+        timing=sequence.timing(),
+    )
