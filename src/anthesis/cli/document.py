@@ -21,7 +21,7 @@ def check_output(path: Path) -> None:
         raise RequestError(f"-o {path} is a directory; name a file")
     if not path.parent.is_dir():
         raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")
-    if not os.access(path if path.exists() and not path.is_file() else path.resolve().parent, os.W_OK):
+    if not os.access(path.resolve().parent if _is_replaceable(path) else path, os.W_OK):
         raise RequestError(f"-o {path} can't be written to; name another file")
 
 
@@ -37,7 +37,7 @@ def write_json(document: dict[str, Any], path: Path) -> None:
         AnthesisError: the operating system can't write it.
     """
     try:
-        if path.exists() and not path.is_file():  # /dev/stdout, a named pipe: to be written to, not to be replaced
+        if not _is_replaceable(path):
             path.write_text(_text(document), "utf-8")
             return
         target = path.resolve()
@@ -49,6 +49,11 @@ def write_json(document: dict[str, Any], path: Path) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise AnthesisError(f"{path} could not be written: {error.strerror}; nothing was saved there") from error
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a new file may take the place; a device or a named pipe must stay and be written to."""
+    return path.absolute().parts[1:2] not in (("dev",), ("proc",)) and (path.is_file() or not path.exists())
 
 
 def _text(document: dict[str, Any]) -> str:

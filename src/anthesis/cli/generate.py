@@ -45,9 +45,10 @@ def generate(
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
-    """Complete prompts. The text comes as it is made: on a terminal after its prompt, in a pipe alone.
+    """Complete prompts.
 
-    Several prompts run together, each under a heading. A model without tokenizer prints token ids.
+    The text comes as it is made: on a terminal behind its prompt, which is dimmed, elsewhere alone. Several
+    prompts run together, each under a heading. A model without tokenizer prints token ids.
 
     [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
     """

@@ -24,6 +24,30 @@ UNITS = {
 }  # fmt: skip
 
 
+def whole_number(text: str) -> int:
+    """A whole number, where typer's own message would not say what was seen instead.
+
+    Raises:
+        typer.BadParameter: something else.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number, as `whole_number`.
+
+    Raises:
+        typer.BadParameter: something else.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number") from None
+
+
 def parse_bytes(text: str) -> int:
     """A number of bytes from "1048576", "512MiB" or "4GB".
 
@@ -49,12 +73,18 @@ Model = Annotated[
 
 Weights = Annotated[str, typer.Option(metavar="KIND", rich_help_panel=MODEL, help="fp32 bf16 fp16 int8 int4 ...")]
 Device = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="Where to run; see doctor.")]
-Tp = Annotated[int, typer.Option(metavar="W", rich_help_panel=MODEL, help="Devices to split the model among.")]
+Tp = Annotated[
+    int, typer.Option(metavar="W", parser=whole_number, rich_help_panel=MODEL, help="Devices to split the model among.")
+]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Of a CPU device. Left out: all usable cores.")
+    int | None,
+    typer.Option(
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of a CPU device. Left out: all usable cores."
+    ),
 ]
 MaxContext = Annotated[
-    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Most tokens of prompt and completion.")
+    int | None,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Most tokens of prompt and completion."),
 ]
 Cache = Annotated[str, typer.Option(metavar="DTYPE", rich_help_panel=MODEL, help="Key-value cache: fp32 or bf16.")]
 CacheMemory = Annotated[
@@ -64,11 +94,14 @@ CacheMemory = Annotated[
     ),
 ]
 PrefillChunk = Annotated[
-    int | None, typer.Option(metavar="N", rich_help_panel=MODEL, help="Most prompt tokens in one step.")
+    int | None,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Most prompt tokens in one step."),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(metavar="N", rich_help_panel=MODEL, help="Of random weights and of drawn tokens, both."),
+    typer.Option(
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of random weights and of drawn tokens, both."
+    ),
 ]
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -82,7 +115,8 @@ PromptIds = Annotated[
     typer.Option(metavar="1,2,3", rich_help_panel=PROMPT, help="A prompt as token ids. Repeatable."),
 ]
 PromptTokens = Annotated[
-    int | None, typer.Option(metavar="N", rich_help_panel=PROMPT, help="A made-up prompt of N tokens.")
+    int | None,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=PROMPT, help="A made-up prompt of N tokens."),
 ]
 Chat = Annotated[
     bool,
@@ -95,27 +129,44 @@ Chat = Annotated[
 
 MaxNewTokens = Annotated[
     int,
-    typer.Option("-n", "--max-new-tokens", metavar="N", rich_help_panel=SAMPLING, help="Tokens to generate at most."),
+    typer.Option(
+        "-n",
+        "--max-new-tokens",
+        metavar="N",
+        parser=whole_number,
+        rich_help_panel=SAMPLING,
+        help="Tokens to generate at most.",
+    ),
 ]
 IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", metavar="", rich_help_panel=SAMPLING, help="Go on after the end of the text.")
 ]
 Temperature = Annotated[
-    float, typer.Option(metavar="X", rich_help_panel=SAMPLING, help="0: the likeliest token. Above: drawn.")
+    float,
+    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="0: the likeliest token. Above: drawn."),
 ]
-TopK = Annotated[int | None, typer.Option(metavar="K", rich_help_panel=SAMPLING, help="Draw among the K likeliest.")]
+TopK = Annotated[
+    int | None,
+    typer.Option(metavar="K", parser=whole_number, rich_help_panel=SAMPLING, help="Draw among the K likeliest."),
+]
 TopP = Annotated[
-    float | None, typer.Option(metavar="P", rich_help_panel=SAMPLING, help="Draw among the likeliest with mass P.")
+    float | None,
+    typer.Option(metavar="P", parser=number, rich_help_panel=SAMPLING, help="Draw among the likeliest with mass P."),
 ]
 MinP = Annotated[
     float | None,
     typer.Option(
-        metavar="P", rich_help_panel=SAMPLING, help="Draw among tokens at least P times as likely as the first."
+        metavar="P",
+        parser=number,
+        rich_help_panel=SAMPLING,
+        help="Draw among tokens at least P times as likely as the first.",
     ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option(metavar="X", rich_help_panel=SAMPLING, help="Divides the logits of tokens that occurred."),
+    typer.Option(
+        metavar="X", parser=number, rich_help_panel=SAMPLING, help="Divides the logits of tokens that occurred."
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -124,7 +175,10 @@ Stop = Annotated[
 Logprobs = Annotated[
     int | None,
     typer.Option(
-        metavar="K", rich_help_panel=SAMPLING, help="Add log-probabilities, of the K likeliest too, to the JSON."
+        metavar="K",
+        parser=whole_number,
+        rich_help_panel=SAMPLING,
+        help="Add log-probabilities, of the K likeliest too, to the JSON.",
     ),
 ]
 
