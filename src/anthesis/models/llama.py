@@ -23,6 +23,14 @@ from anthesis.program.ops import Activation
 _ACTIVATIONS: dict[str, Activation] = {name: name for name in get_args(Activation)}
 _ACTIVATIONS |= {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
+_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+_ABSENT: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": _QWEN,
+    "qwen3": _QWEN,
+}
+"""What transformers takes a key to be that config.json leaves out; null means something else (no window)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
@@ -59,8 +67,8 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
     Raises:
         ConfigError: a missing size, a contradiction, or a variant that is not computed here; it is named.
     """
-    read = ConfigReader(raw)
     model_type = raw["model_type"]
+    read = ConfigReader({**_ABSENT.get(model_type, {}), **raw})
     hidden_size, num_heads = read.integer("hidden_size"), read.integer("num_attention_heads")
     num_layers = read.integer("num_hidden_layers")
     head_dim = read.integer("head_dim", default=128 if model_type == "qwen3" else hidden_size // max(1, num_heads))
@@ -269,7 +277,7 @@ _PRESETS = {
     "llama-3.1-8b": _preset("llama", 4096, 14336, 32, 32, 8, 128256, 131072, **_llama31(8.0)),
     "llama-3.1-70b": _preset("llama", 8192, 28672, 80, 64, 8, 128256, 131072, **_llama31(8.0)),
     "llama-3.2-1b": _preset("llama", 2048, 8192, 16, 32, 8, 128256, 131072, **_llama31(32.0), **_TIED),
-    "mistral-7b": _preset("mistral", 4096, 14336, 32, 32, 8, 32768, 32768, rope_theta=1e6),
+    "mistral-7b": _preset("mistral", 4096, 14336, 32, 32, 8, 32768, 32768, rope_theta=1e6, sliding_window=None),
     "qwen2.5-0.5b": _preset("qwen2", 896, 4864, 24, 14, 2, 151936, 32768, rope_theta=1e6, **_TIED),
     "qwen2.5-7b": _preset("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, rope_theta=1e6),
     "qwen3-0.6b": _preset("qwen3", 1024, 3072, 28, 16, 8, 151936, 40960, rope_theta=1e6, head_dim=128, **_TIED),

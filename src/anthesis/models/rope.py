@@ -31,11 +31,16 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
         D/2 float64 numbers, radians per position.
 
     Raises:
-        ConfigError: a kind of scaling we do not compute; it is named.
+        ConfigError: a kind of scaling we do not compute, which is named, or two statements that differ.
     """
     stated = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):
         raise ConfigError(f"config.json has a rope scaling {stated!r}; an object is needed")
+    if raw.get("rope_parameters") and raw.get("rope_scaling") and raw["rope_scaling"] != stated:
+        raise ConfigError(f"config.json has both rope_parameters = {stated!r} and rope_scaling = {raw['rope_scaling']!r}")
+    nested = [key for key, value in stated.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ConfigError(f"config.json has rope parameters by layer type ({', '.join(nested)}), not computed here")
     scaling = ConfigReader(stated)
     top = ConfigReader(raw)
     theta = scaling.number("rope_theta", default=top.number("rope_theta", default=default_theta))
