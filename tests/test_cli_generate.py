@@ -65,7 +65,7 @@ def test_flags_are_the_arguments_of_the_python_interface() -> None:
     ("flags", "model_arguments", "arguments"),
     [
         ("--seed 7", {"seed": 7}, {}),
-        ("--weights int8", {"weights": "int8"}, {}),
+        ("--weights int4", {"weights": "int4"}, {}),
         ("--max-context 8", {"max_context": 8}, {}),
         ("-n 5", {}, {"max_new_tokens": 5}),
         ("--temperature 1", {}, {"temperature": 1.0}),

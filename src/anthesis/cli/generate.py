@@ -47,10 +47,13 @@ def generate(
 ) -> None:
     """Complete prompts.
 
-    The text comes as it is made: on a terminal behind its prompt, which is dimmed, elsewhere alone. Several
-    prompts run together, each under a heading. A model without tokenizer prints token ids.
+    The text comes as it is made: on a terminal behind its prompt, which is dimmed, elsewhere alone.
+    Several prompts run together, with headings. A model without tokenizer prints token ids.
 
     [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
+    \f
+    Raises:
+        RequestError: flags that don't go together; and as `LLM` and `LLM.generate`.
     """
     if logprobs is not None and not json and output is None:
         raise RequestError("--logprobs has nowhere to go; add --json or -o FILE, which hold them")
