@@ -154,6 +154,7 @@ def test_loading_is_shown_on_a_terminal() -> None:
     terminal = Terminal([sys.executable, "-c", LOADING])
     assert terminal.finish() == 0
     assert "loading" in terminal.output
+    assert "1/4" in terminal.output
     assert "4/4" in terminal.output
 
 

@@ -42,6 +42,6 @@ class LoadingBar:
 
             columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
-            self._progress.add_task("loading")
+            self._progress.add_task("loading", total=total, completed=loaded)
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=loaded, total=total)
