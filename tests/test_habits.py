@@ -33,6 +33,7 @@ ORDER = (
     ("completion",),
     ("llm",),
     ("",),
+    ("plan",),
     ("bench", "dataset"),
     ("cli",),
     ("__main__",),

@@ -13,8 +13,10 @@ from typing import Annotated, TextIO
 import typer
 
 from anthesis import AnthesisError, __version__
+from anthesis.cli.bench import bench
 from anthesis.cli.doctor import doctor
 from anthesis.cli.generate import generate
+from anthesis.cli.plan import plan
 from anthesis.cli.terminal import show_messages, use_utf8
 
 DEBUG_VARIABLE = "ANTHESIS_DEBUG"
@@ -47,6 +49,8 @@ def _anthesis(
 
 # One line for each command; --help lists them in this order.
 app.command()(generate)
+app.command()(bench)
+app.command()(plan)
 app.command()(doctor)
 
 

@@ -1,0 +1,50 @@
+"""The computer and the software a measurement ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+
+import numpy as np
+
+import anthesis
+from anthesis.bench.result import Machine
+from anthesis.cores import usable_cores
+from anthesis.memory import available_memory_bytes
+
+
+def this_machine() -> Machine:
+    """What it is, and what of it is free now."""
+    return Machine(
+        processor=_processor(),
+        usable_cores=usable_cores(),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        available_memory_bytes=available_memory_bytes(),
+        os=platform.platform(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of anthesis and of what computes."""
+    return {"anthesis": anthesis.__version__, "python": platform.python_version(), "numpy": np.__version__}
+
+
+def process_peak_memory_bytes() -> int:
+    """The most memory this process ever held.
+
+    Source:
+        getrusage(2), ru_maxrss: KiB on Linux, bytes on macOS.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except FileNotFoundError:  # not Linux
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,201 @@
+"""Measures one loaded model: warm-up apart, then timed runs with every sample kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anthesis import native
+from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
+from anthesis.bench.machine import process_peak_memory_bytes
+from anthesis.bench.result import Configuration, Device, Measurement, Model, Run, Warmup
+from anthesis.completion import Completion
+from anthesis.cores import usable_cores
+from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from anthesis.llm import LLM, MAX_SEQUENCES, PREFILL_CHUNK
+
+DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
+DEFAULT_PROMPT_TOKENS = 7
+"""Of a model without a tokenizer: as many as BLOOM's tokenizer makes of the default prompt."""
+
+HOST_DEVICES = ("cpu", "reference", "reference-fp64")
+"""Devices that read the memory whose bandwidth can be measured here."""
+
+BANDWIDTH_BUFFER_BYTES = 256 << 20
+BANDWIDTH_SECONDS = 0.1
+
+_MADE_UP_STEP = 7919
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure. `batch`, `weights` and `tp` are swept; the others are arguments of `LLM` and `generate`.
+
+    Attributes:
+        model: as in `LLM`.
+        prompt: the text; None: the default one, or, without a tokenizer, 7 made-up tokens.
+        prompt_tokens: a made-up prompt of so many tokens instead.
+        max_new_tokens: generated for each sequence, exactly.
+        batch: sequences at once.
+        weights: kinds of the matrices.
+        tp: devices among which the model is split.
+        device, threads, max_context, cache, cache_memory, prefill_chunk, seed: as in `LLM`.
+        warmup: most runs before those that count; fewer where the last three agree within 5 %.
+        runs: that count.
+
+    Raises:
+        RequestError: a number out of its range, nothing to sweep, or two prompts.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    prompt_tokens: int | None = None
+    max_new_tokens: int = 100
+    batch: tuple[int, ...] = (1,)
+    weights: tuple[str, ...] = ("native",)
+    tp: tuple[int, ...] = (1,)
+    device: str = "auto"
+    threads: int | None = None
+    max_context: int | None = None
+    cache: str = "auto"
+    cache_memory: int | None = None
+    prefill_chunk: int | None = None
+    seed: int = 0
+    warmup: int = 5
+    runs: int = 5
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompt_tokens is not None:
+            raise RequestError("a text and a number of prompt tokens are two prompts; give one of them")
+        numbers = {"max_new_tokens": (self.max_new_tokens,), "runs": (self.runs,), "batch": self.batch, "tp": self.tp}
+        if self.prompt_tokens is not None:
+            numbers["prompt_tokens"] = (self.prompt_tokens,)
+        for name, values in {**numbers, "weights": self.weights}.items():
+            if not values:
+                raise RequestError(f"{name} is empty; give at least one")
+        for name, counts in numbers.items():
+            if min(counts) < 1:
+                raise RequestError(f"{name} is {min(counts)}; it must be at least 1")
+        if max(self.batch) > MAX_SEQUENCES:
+            raise RequestError(f"batch is {max(self.batch)}; at most {MAX_SEQUENCES} sequences run at once")
+        if self.warmup < 0:
+            raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
+
+
+def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda text: None) -> Measurement:
+    """Measures a loaded model at one batch size.
+
+    Args:
+        llm: loaded as `request` says.
+        request: what to run; its sweep is not looked at.
+        batch: sequences B, all with the same prompt.
+        progress: told what begins.
+
+    Raises:
+        RequestError: a prompt the model can't take.
+        AnthesisError: a run generated another number of tokens than asked for.
+    """
+    text, prompt_ids = _prompt(llm, request)
+
+    def once() -> tuple[float, list[Completion]]:
+        begin = time.perf_counter()
+        completions = llm.generate([prompt_ids] * batch, max_new_tokens=request.max_new_tokens, ignore_eos=True)
+        seconds = time.perf_counter() - begin
+        _check_count(completions, request.max_new_tokens)
+        return seconds, completions
+
+    warmup_s: list[float] = []
+    while len(warmup_s) < request.warmup and not has_settled(warmup_s):
+        progress(f"warm-up {len(warmup_s) + 1} of at most {request.warmup}")
+        warmup_s.append(once()[0])
+
+    note = ""
+    runs: list[Run] = []
+    fingerprints: list[str] = []
+    peak = 0
+    for number in range(1, request.runs + 1):
+        progress(f"run {number} of {request.runs}")
+        total_s, completions = once()
+        peak = peak or process_peak_memory_bytes()  # before a buffer of ours is in it
+        bandwidth, note = _read_bandwidth(llm.device_info.name)
+        runs.append(
+            Run(total_s=total_s, token_s=tuple(c.timing.token_s for c in completions), read_bytes_per_s=bandwidth)
+        )
+        fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
+
+    program = llm.loaded.program("argmax")
+    info = llm.device_info
+    return Measurement(
+        model=Model(
+            description=llm.description,
+            is_random=llm.is_random,
+            family=llm.config.family,
+            parameters=sum(math.prod(value.static_shape) for value in program.of_kind("weight")),
+            weight_kinds=llm.loaded.weight_kinds,
+            cache_dtype=llm.loaded.cache_dtype,
+        ),
+        configuration=Configuration(
+            prompt=text,
+            prompt_token_ids=tuple(prompt_ids),
+            new_tokens=request.max_new_tokens,
+            ignore_eos=True,
+            temperature=0.0,
+            threads=request.threads,
+            max_context=llm.max_context,
+            prefill_chunk=request.prefill_chunk or PREFILL_CHUNK,
+            seed=request.seed,
+        ),
+        device=Device(
+            name=info.name,
+            description=info.description,
+            arithmetic=info.arithmetic,
+            batch_invariant=info.batch_invariant,
+        ),
+        load_s=llm.load_s,
+        warmup=Warmup(run_s=tuple(warmup_s), settled=has_settled(warmup_s)),
+        runs=tuple(runs),
+        speed=speed(runs, len(prompt_ids)),
+        traffic=traffic(runs, program, len(prompt_ids), request.max_new_tokens, note),
+        tokens_sha256=fingerprints[0],
+        runs_agree=len(set(fingerprints)) == 1,
+        process_peak_memory_bytes=peak,
+    )
+
+
+def _prompt(llm: LLM, request: Request) -> tuple[str | None, list[int]]:
+    """The text, if there is one, and the ids of one sequence."""
+    made_up = request.prompt_tokens
+    if made_up is None and request.prompt is None and llm.tokenizer is None:
+        made_up = DEFAULT_PROMPT_TOKENS
+    if made_up is not None:
+        return None, [(i + 1) * _MADE_UP_STEP % llm.config.usable_vocab_size for i in range(made_up)]
+    text = DEFAULT_PROMPT if request.prompt is None else request.prompt
+    return text, llm.encode(text)
+
+
+def _check_count(completions: list[Completion], wanted: int) -> None:
+    for completion in completions:
+        count = len(completion.token_ids)
+        if count != wanted:
+            raise AnthesisError(
+                f"a run generated {count} tokens instead of {wanted} (it ended by: {completion.finish_reason}), so its "
+                "time is of something else; ask for fewer tokens, or more context"
+            )
+
+
+def _read_bandwidth(device: str) -> tuple[tuple[float, ...], str]:
+    """Samples of the memory's bandwidth in bytes per second, and how they were taken, or why there are none."""
+    if device not in HOST_DEVICES:
+        return (), f"not measured: the memory of device {device} is not the host's"
+    threads = usable_cores()
+    try:
+        samples = native.read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads, BANDWIDTH_SECONDS)
+    except UnsupportedError as error:
+        return (), f"not measured: {error}"
+    return tuple(samples), (
+        f"{threads} threads reading {BANDWIDTH_BUFFER_BYTES >> 20} MiB for {BANDWIDTH_SECONDS} s after each run"
+    )

@@ -1,0 +1,336 @@
+"""Results that describe themselves: what was asked for, what ran, every sample, and the figures derived from them."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from anthesis.bench.statistic import Statistic
+from anthesis.errors import RequestError
+
+SCHEMA_VERSION = 1
+KIND = "bench"
+
+CLOCKS: Mapping[str, str] = {
+    "load_s": "opening the device, the checkpoint and the tokenizer, and packing every weight",
+    "total_s": "around one call of LLM.generate with the prompts as token ids: making the requests, prefill, every "
+    "token step, choosing tokens, detokenising, making the results; tokenising is outside",
+    "token_s": "of each token, from the moment its request was made (after tokenising) until the host had the token",
+    "first_token_s": "the first of token_s, of every sequence of every run",
+    "between_tokens_s": "differences of neighbouring token_s, of every sequence of every run",
+    "prefill_s": "until the last sequence of the run had its first token",
+    "decode_s": "from then until the last token of the run",
+    "read_bandwidth": "reading a buffer in memory with all usable cores, right after each timed run",
+}
+"""What is inside each clock; stored in every result."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What differs from row to row of a sweep.
+
+    Attributes:
+        batch: sequences B at once.
+        weights: as asked for, "native" or a kind.
+        tp: devices W.
+    """
+
+    batch: int
+    weights: str
+    tp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What was measured.
+
+    Attributes:
+        description: for people.
+        is_random: the weights are made up.
+        family: of the model.
+        parameters: elements of all weights.
+        weight_kinds: kinds of the matrices, as loaded.
+        cache_dtype: of the key-value cache.
+    """
+
+    description: str
+    is_random: bool
+    family: str
+    parameters: int
+    weight_kinds: tuple[str, ...]
+    cache_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How it was run, defaults filled in.
+
+    Attributes:
+        prompt: the text, or None where token ids were made up.
+        prompt_token_ids: of each sequence.
+        new_tokens: asked for, for each sequence.
+        ignore_eos: always true: every run generates exactly `new_tokens`.
+        temperature: always 0: greedy.
+        threads: asked for, or None for the device's choice.
+        max_context: of the model or as asked for; None: without limit.
+        prefill_chunk: most prompt rows in one step.
+        seed: of random weights.
+    """
+
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    new_tokens: int
+    ignore_eos: bool
+    temperature: float
+    threads: int | None
+    max_context: int | None
+    prefill_chunk: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where it ran.
+
+    Attributes:
+        name: as in `--device`, never "auto".
+        description: of the processor or card.
+        arithmetic: dtypes of sums and inputs.
+        batch_invariant: a prompt's logits are the same bits in any batch.
+    """
+
+    name: str
+    description: str
+    arithmetic: str
+    batch_invariant: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """The runs before those that count.
+
+    Attributes:
+        run_s: the time of each.
+        settled: the last three agree within 5 %, so warming up ended; otherwise it ended at its bound.
+    """
+
+    run_s: tuple[float, ...]
+    settled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The samples of one timed run.
+
+    Attributes:
+        total_s: of the whole call.
+        token_s: for each sequence the time of each of its tokens.
+        read_bytes_per_s: one sample for each pass of the bandwidth measurement after the run; none where there is none.
+    """
+
+    total_s: float
+    token_s: tuple[tuple[float, ...], ...]
+    read_bytes_per_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The figures derived from the samples; docs/measuring.md has every formula.
+
+    Attributes:
+        generated_tokens: counted in each run, over all sequences.
+        total_s: of the runs.
+        first_token_s: of every sequence of every run.
+        between_tokens_s: of every sequence of every run; None with a single token.
+        tokens_per_s: generated tokens / total_s, of the runs.
+        prefill_tokens_per_s: prompt tokens of all sequences / prefill_s, of the runs.
+        decode_tokens_per_s: tokens that came during decode_s / decode_s, of the runs; None with a single token.
+    """
+
+    generated_tokens: int
+    total_s: Statistic
+    first_token_s: Statistic
+    between_tokens_s: Statistic | None
+    tokens_per_s: Statistic
+    prefill_tokens_per_s: Statistic
+    decode_tokens_per_s: Statistic | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a decode step must read, and how near to the memory's speed it came.
+
+    Attributes:
+        weight_bytes_per_step: weights in their kinds, by the program's cost.
+        cache_bytes_per_step: of all sequences at the mean context.
+        bytes_per_token: both, divided by the sequences.
+        mean_context_tokens: to which the cache's share is computed.
+        step_s: decode_s / (new_tokens - 1), of the runs.
+        read_bandwidth_bytes_per_s: of all passes after all runs; None where it was not measured.
+        read_bandwidth_note: how it was measured, or why not.
+        share_of_bandwidth: bytes per step / step_s / the median bandwidth measured after the same run, of the runs;
+            None without a bandwidth. Above 1 where weights stay in a cache.
+    """
+
+    weight_bytes_per_step: int
+    cache_bytes_per_step: int
+    bytes_per_token: float
+    mean_context_tokens: int
+    step_s: Statistic
+    read_bandwidth_bytes_per_s: Statistic | None
+    read_bandwidth_note: str
+    share_of_bandwidth: Statistic | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One point, measured.
+
+    Attributes:
+        model, configuration, device: what ran.
+        load_s: seconds of loading, once for all points that share model, weights and devices.
+        warmup: the runs before.
+        runs: every sample.
+        speed: derived from the samples.
+        traffic: of the decode steps; None with a single token, which has none.
+        tokens_sha256: of the tokens of the first run: ids as little-endian int32, sequence after sequence.
+        runs_agree: every run generated these tokens.
+        process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
+            bandwidth was measured for this point; earlier points of a sweep count.
+    """
+
+    model: Model
+    configuration: Configuration
+    device: Device
+    load_s: float
+    warmup: Warmup
+    runs: tuple[Run, ...]
+    speed: Speed
+    traffic: Traffic | None
+    tokens_sha256: str
+    runs_agree: bool
+    process_peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A point with its measurement, or with the error that prevented it.
+
+    Attributes:
+        point: what was asked for.
+        measurement: or None.
+        error: one line, or None.
+    """
+
+    point: Point
+    measurement: Measurement | None
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The computer.
+
+    Attributes:
+        processor: its name.
+        usable_cores: by affinity and control groups.
+        memory_bytes: installed.
+        available_memory_bytes: when the measurement began.
+        os: name and version.
+    """
+
+    processor: str
+    usable_cores: int
+    memory_bytes: int
+    available_memory_bytes: int
+    os: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The document of a whole `bench`.
+
+    Attributes:
+        started_at: UTC, ISO 8601.
+        request: as it was made.
+        machine: the computer.
+        versions: of anthesis, Python and NumPy.
+        clocks: what is inside each of them.
+        rows: one for each point.
+        schema_version: of this document.
+        kind: "bench".
+    """
+
+    started_at: str
+    request: dict[str, Any]
+    machine: Machine
+    versions: dict[str, str]
+    clocks: dict[str, str]
+    rows: tuple[Row, ...]
+    schema_version: int = SCHEMA_VERSION
+    kind: str = KIND
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON knows it; `Report.from_document` is the way back."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @staticmethod
+    def from_document(document: Any) -> Report:
+        """A report from its JSON document.
+
+        Raises:
+            RequestError: it is no result of `bench`, of another schema version, or incomplete.
+        """
+        if not isinstance(document, dict) or document.get("kind") != KIND:
+            raise RequestError('not a result of `anthesis bench`: it has no "kind": "bench"')
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise RequestError(
+                f"the result has schema_version {document.get('schema_version')!r}, and this version reads "
+                f"{SCHEMA_VERSION}; measure again, or read it with the version that wrote it"
+            )
+        return _build(Report, document, "result")
+
+
+def read_report(path: Path) -> Report:
+    """Reads a file that `bench -o` wrote.
+
+    Raises:
+        RequestError: it can't be read, or is no such file.
+    """
+    try:
+        return Report.from_document(json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is not JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _build(cls: type[_T], value: Any, where: str) -> _T:
+    """A value of an annotated type from plain JSON; what is missing is named."""
+    origin, arguments = get_origin(cls), get_args(cls)
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _build(inner, value, where)  # type: ignore[return-value]
+    if origin is tuple:
+        return tuple(_build(arguments[0], item, where) for item in value)  # type: ignore[return-value]
+    if is_dataclass(cls):
+        hints = get_type_hints(cls)
+        missing = [field.name for field in fields(cls) if field.name not in value]
+        if missing:
+            raise RequestError(f"{where} lacks {', '.join(missing)}; it is damaged")
+        return cls(**{field.name: _build(hints[field.name], value[field.name], field.name) for field in fields(cls)})
+    return value  # type: ignore[no-any-return]

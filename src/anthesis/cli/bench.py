@@ -1,0 +1,204 @@
+"""`anthesis bench`: how fast a model generates."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from anthesis.bench import Measurement, Report, Request, sweep
+from anthesis.bench.result import Row
+from anthesis.cli import options
+from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.loading import LoadingBar
+from anthesis.cli.terminal import dim
+from anthesis.cli.units import amount, duration
+from anthesis.errors import RequestError
+
+SWEEP = "Sweep"
+RUNS = "Runs"
+
+BenchPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        rich_help_panel=options.PROMPT,
+        help="Left out: one of 7 tokens with BLOOM's tokenizer.",
+    ),
+]
+BenchNew = Annotated[
+    int,
+    typer.Option(
+        "-n", "--max-new-tokens", metavar="N", rich_help_panel=options.PROMPT, help="Tokens to generate, exactly."
+    ),
+]
+Batches = Annotated[str, typer.Option("--batch", metavar="1,8", rich_help_panel=SWEEP, help="Sequences at once.")]
+WeightKinds = Annotated[
+    str, typer.Option("--weights", metavar="KIND,...", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
+]
+Tps = Annotated[
+    str, typer.Option("--tp", metavar="1,2", rich_help_panel=SWEEP, help="Devices to split the model among.")
+]
+MaxWarmup = Annotated[
+    int, typer.Option("--warmup", metavar="N", rich_help_panel=RUNS, help="Most runs before those that count.")
+]
+NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count.")]
+
+COLUMNS = ("batch", "weights", "tp", "first", "per token", "p95", "prompt", "decode", "in all", "share")
+
+
+def bench(
+    model: options.Model = None,
+    prompt: BenchPrompt = None,
+    prompt_tokens: options.PromptTokens = None,
+    max_new_tokens: BenchNew = 100,
+    batch: Batches = "1",
+    weights: WeightKinds = "native",
+    tp: Tps = "1",
+    warmup: MaxWarmup = 5,
+    runs: NumRuns = 5,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    max_context: options.MaxContext = None,
+    cache: options.Cache = "auto",
+    cache_memory: options.CacheMemory = None,
+    prefill_chunk: options.PrefillChunk = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    output: options.OutputFile = None,
+) -> None:
+    """Measure how fast a model generates: greedy, past any end of text, exactly -n tokens per sequence.
+
+    Comma lists are combined: one row each. A file that -o names is replaced once the result is complete.
+
+    [dim]$[/] anthesis bench --batch 1,8 -o result.json
+    """
+    request = Request(
+        model=model,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        batch=_integers("--batch", batch),
+        weights=_list("--weights", weights),
+        tp=_integers("--tp", tp),
+        device=device,
+        threads=threads,
+        max_context=max_context,
+        cache=cache,
+        cache_memory=cache_memory,
+        prefill_chunk=prefill_chunk,
+        seed=seed or 0,
+        warmup=warmup,
+        runs=runs,
+    )
+    if output is not None:
+        check_output(output)
+    with LoadingBar() as bar:
+        report = sweep(request, progress=_show_progress, on_weight=bar)
+    if json:
+        print_json(report.document())
+    else:
+        _print_table(report)
+    if output is not None:
+        write_json(report.document(), output)
+    if any(row.error is not None for row in report.rows):
+        raise typer.Exit(1)
+
+
+def _list(flag: str, text: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in text.split(","))
+    if not all(items):
+        raise RequestError(f"{flag} {text!r} has an empty entry; write a comma list such as 1,8")
+    return items
+
+
+def _integers(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in _list(flag, text))
+    except ValueError:
+        raise RequestError(f"{flag} {text!r} is not a comma list of numbers; write one such as 1,8") from None
+
+
+def _show_progress(text: str) -> None:
+    print(dim(f"bench: {text}", sys.stderr), file=sys.stderr, flush=True)
+
+
+def _print_table(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "weights" else "right", no_wrap=True)
+    for row in report.rows:
+        if row.measurement is not None:
+            table.add_row(*_cells(row, row.measurement))
+    # what goes into a file or a pipe is not cut at the width of some terminal
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
+    if table.row_count:
+        console.print(table)
+    for row in report.rows:
+        if row.error is not None:
+            print(f"failed: batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}: {row.error}")
+    measured = [row.measurement for row in report.rows if row.measurement is not None]
+    for line in _explanation(measured[0]) if measured else []:
+        print(line)
+    for line in _warnings(report):
+        print(line)
+
+
+def _cells(row: Row, measured: Measurement) -> list[str]:
+    speed, traffic = measured.speed, measured.traffic
+    between, decode = speed.between_tokens_s, speed.decode_tokens_per_s
+    share = traffic.share_of_bandwidth if traffic else None
+    return [
+        str(row.point.batch),
+        row.point.weights if row.point.weights != "native" else "+".join(measured.model.weight_kinds),
+        str(row.point.tp),
+        duration(speed.first_token_s.median),
+        "-" if between is None else duration(between.median),
+        "-" if between is None else duration(between.p95),
+        f"{speed.prefill_tokens_per_s.median:,.1f}/s",
+        "-" if decode is None else f"{decode.median:,.1f}/s",
+        duration(speed.total_s.median),
+        "-" if share is None else f"{share.median:.1%}",
+    ]
+
+
+def _explanation(measured: Measurement) -> list[str]:
+    config, model, traffic = measured.configuration, measured.model, measured.traffic
+    size = f"{len(config.prompt_token_ids)} prompt tokens, {config.new_tokens} generated and counted"
+    warmup = f"{len(measured.warmup.run_s)} to warm up"
+    loading = f"loading took {duration(measured.load_s)}"
+    peak = f"peak memory {amount(measured.process_peak_memory_bytes, 'B')}"
+    lines = [
+        f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
+        f"medians of {len(measured.runs)} runs after {warmup}; {loading}, {peak}",
+        "first: until the first token; per token: from one token to the next; in all: the whole call",
+        "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
+    ]
+    if traffic is not None and traffic.read_bandwidth_bytes_per_s is not None:
+        lines.append(
+            f"share: of the read bandwidth, {amount(traffic.read_bandwidth_bytes_per_s.median, 'B/s')} measured after "
+            f"each run; a token must read {amount(traffic.bytes_per_token, 'B')} (first row)"
+        )
+    elif traffic is not None:
+        lines.append(f"share of the read bandwidth: {traffic.read_bandwidth_note}")
+    return lines
+
+
+def _warnings(report: Report) -> list[str]:
+    lines = []
+    for row in report.rows:
+        if row.measurement is None:
+            continue
+        where = f"batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}"
+        if not row.measurement.warmup.settled:
+            count = len(row.measurement.warmup.run_s)
+            lines.append(f"warning: {where}: no three runs in a row agreed within 5 % in {count} warm-up runs")
+        if not row.measurement.runs_agree:
+            lines.append(f"warning: {where}: the runs did not all generate the same tokens")
+    return lines

@@ -1,0 +1,201 @@
+"""`anthesis plan`: what a model needs and how fast it can be at best, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from anthesis.cli import options
+from anthesis.cli.document import print_json
+from anthesis.cli.units import amount, duration
+from anthesis.plan import Plan, make_plan
+from anthesis.plan.floor import Floor
+from anthesis.plan.plan import NEW_TOKENS, PROMPT_TOKENS, RESERVE_SHARE
+
+SCHEMA_VERSION = 1
+
+PlanDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="NAME", help="A card by its data sheet: gaudi2, h100, ... Left out: this machine."
+    ),
+]
+Context = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens the cache holds per sequence. Left out: the model's, or 2048.")
+]
+Batch = Annotated[int, typer.Option(metavar="N", help="Sequences at once.")]
+PlanPrompt = Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Of each sequence in the timed job.")]
+PlanNew = Annotated[int, typer.Option("-n", "--max-new-tokens", metavar="N", help="Generated in the timed job.")]
+Ops = Annotated[bool, typer.Option("--ops", help="Also list the operations of a token step and what they cost.")]
+
+
+def plan(
+    model: options.Model = None,
+    device: PlanDevice = None,
+    tp: options.Tp = 1,
+    context: Context = None,
+    batch: Batch = 1,
+    weights: options.Weights = "native",
+    cache: options.Cache = "auto",
+    prompt_tokens: PlanPrompt = PROMPT_TOKENS,
+    max_new_tokens: PlanNew = NEW_TOKENS,
+    ops: Ops = False,
+    json: options.Json = False,
+) -> None:
+    """Say what a model needs, whether it fits, and the least time a token can take. No weight is read.
+
+    [dim]$[/] anthesis plan random:bloomz --device gaudi2 --tp 8
+    """
+    made = make_plan(
+        model,
+        device=device,
+        tp=tp,
+        context=context,
+        batch=batch,
+        weights=weights,
+        cache=cache,
+        prompt_tokens=prompt_tokens,
+        new_tokens=max_new_tokens,
+    )
+    if json:
+        print_json(plan_document(made, ops))
+        return
+    for heading, rows in _sections(made):
+        print(heading)
+        for name, text in rows:
+            print(f"  {name:<18} {text}".rstrip())
+    if ops:
+        print("\n".join(_operation_lines(made)))
+
+
+def plan_document(made: Plan, ops: bool) -> dict[str, Any]:
+    """The JSON document of `plan --json`: sizes in bytes, times in seconds, rates per second.
+
+    Args:
+        made: the plan.
+        ops: whether the operations belong to it.
+    """
+    document = {"schema_version": SCHEMA_VERSION, "kind": "plan", **asdict(made)}
+    for name in ("rank_memory", "total_memory"):
+        document[name]["total_bytes"] = getattr(made, name).total_bytes
+    if not ops:
+        del document["operations"], document["listing"]
+    return document
+
+
+def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
+    hardware, job = made.hardware, made.job
+    devices = hardware.name if hardware.memory_is_shared else f"{made.tp} x {hardware.name}"
+    ranks = f", {made.tp} ranks" if hardware.memory_is_shared and made.tp > 1 else ""
+    parameters = f"{made.parameters / 1e9:.4g} B" if made.parameters >= 1e9 else f"{made.parameters / 1e6:.4g} M"
+    heading = (
+        f"{made.model}: {parameters} parameters in {made.num_layers} layers, "
+        f"weights {'+'.join(made.weight_kinds)}, cache {made.cache_dtype}"
+    )
+    return [
+        (heading, []),
+        (f"on {devices}{ranks} ({hardware.description})", _hardware_rows(made)),
+        (_memory_heading(made), _memory_rows(made)),
+        (f"token step, {_sequences(job.batch)} at {job.decode_step().context:,} tokens, per rank", _step_rows(made)),
+        ("least possible time (latencies count as nothing)", _floor_rows(made)),
+    ]
+
+
+def _hardware_rows(made: Plan) -> list[tuple[str, str]]:
+    hardware = made.hardware
+    peak = hardware.flops_per_s(made.weight_kinds)
+    rows = [
+        ("memory", amount(hardware.memory_bytes, "B")),
+        ("bandwidth", "unknown" if hardware.read_bytes_per_s is None else amount(hardware.read_bytes_per_s, "B/s")),
+        ("peak", "unknown, so computing counts as nothing" if peak is None else amount(peak, "FLOP/s")),
+    ]
+    if made.tp > 1:
+        link = hardware.link_bytes_per_s
+        unknown = "unknown, so exchanges count as nothing"
+        rows.append(("links", unknown if link is None else f"{amount(link, 'B/s')} per direction and device"))
+    return [*rows, ("figures from", hardware.figures)]
+
+
+def _memory_heading(made: Plan) -> str:
+    if made.hardware.memory_is_shared:
+        return "memory, all ranks together" if made.tp > 1 else "memory"
+    return "memory per device" + (", of the rank that needs most" if made.tp > 1 else "")
+
+
+def _memory_rows(made: Plan) -> list[tuple[str, str]]:
+    job, hardware = made.job, made.hardware
+    need = made.total_memory if hardware.memory_is_shared else made.rank_memory
+    usable = hardware.memory_bytes - made.reserve_bytes
+    held = f"{_sequences(job.batch)} of {job.context_tokens:,} tokens, {made.cache_bytes_per_token:,} B per token"
+    return [
+        ("weights", amount(need.weight_bytes, "B")),
+        ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if made.tp > 1 else ''})"),
+        ("buffers", amount(need.buffer_bytes, "B")),
+        ("in all", f"{amount(need.total_bytes, 'B')} of {amount(usable, 'B')} ({RESERVE_SHARE:.0%} held in reserve)"),
+        ("verdict", _verdict(made)),
+    ]
+
+
+def _verdict(made: Plan) -> str:
+    if made.fits:
+        return "fits"
+    if made.hardware.memory_is_shared:
+        return "does not fit; take weights of fewer bits, less context, or a smaller batch"
+    if made.smallest_tp is None:
+        return f"does not fit, on any number of {made.hardware.name}; take less context or a smaller batch"
+    per_machine = made.hardware.devices_per_machine
+    machines = "" if per_machine is None else f" (a machine usually has {per_machine})"
+    return f"does not fit; the fewest it fits on are {made.smallest_tp} x {made.hardware.name}{machines}"
+
+
+def _step_rows(made: Plan) -> list[tuple[str, str]]:
+    floor = made.token_floor
+    shared = made.hardware.memory_is_shared and made.tp > 1
+    rows = [
+        ("reads", f"{amount(floor.read_bytes, 'B')}{' in all ranks' if shared else ''}"),
+        ("computes", f"{amount(floor.flops, 'FLOP')}{' in all ranks' if shared else ''}"),
+    ]
+    for exchange in made.exchanges:
+        rows.append((exchange.kind, f"{exchange.count} x {exchange.payload_bytes:,} B"))
+    if not made.exchanges:
+        rows.append(("collectives", "none"))
+    return rows
+
+
+def _floor_rows(made: Plan) -> list[tuple[str, str]]:
+    job = made.job
+    step = made.token_floor
+    if step.total_s is None or made.job_floor_s is None or made.full_context_floor.total_s is None:
+        return [("unknown", "the memory's bandwidth is not known")]
+    return [
+        ("per token", f"{duration(step.total_s)} ({_parts(step)}), {job.batch / step.total_s:,.1f} tokens/s in all"),
+        ("at full context", f"{duration(made.full_context_floor.total_s)} ({job.context_tokens:,} tokens)"),
+        (
+            f"{job.prompt_tokens} + {job.new_tokens} tokens",
+            f"{duration(made.job_floor_s)}, prompt included",
+        ),
+    ]
+
+
+def _parts(floor: Floor) -> str:
+    parts = {"memory": floor.memory_s, "compute": floor.compute_s, "links": floor.link_s}
+    known = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    return f"{known}; bound by {floor.bound}"
+
+
+def _operation_lines(made: Plan) -> list[str]:
+    lines = [
+        "operations of a token step, on the rank that needs most",
+        f"  {'kind':<18} {'weights':>12} {'cache':>12} {'activations':>12} {'computes':>14} {'sends':>12}",
+    ]
+    for kind, cost in made.operations.items():
+        sizes = (cost.weight_bytes, cost.cache_bytes, cost.activation_bytes)
+        cells = "".join(f" {amount(size, 'B'):>12}" for size in sizes)
+        lines.append(f"  {kind:<18}{cells} {amount(cost.flops, 'FLOP'):>14} {amount(cost.sent_bytes, 'B'):>12}")
+    return [*lines, "program (R rows in the step, L rows with logits; equal layers are listed once)", made.listing]
+
+
+def _sequences(batch: int) -> str:
+    return "1 sequence" if batch == 1 else f"{batch} sequences"

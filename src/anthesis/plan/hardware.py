@@ -1,0 +1,141 @@
+"""What a plan knows of the hardware: from a data sheet, or of this machine, measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from anthesis import native
+from anthesis.cores import usable_cores
+from anthesis.devices.datasheets import DATASHEETS, Datasheet
+from anthesis.errors import RequestError, UnsupportedError
+from anthesis.memory import available_memory_bytes
+
+THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
+"""Devices that live in this machine's own memory."""
+
+BANDWIDTH_BUFFER_BYTES = 256 << 20
+"""Many times a last-level cache, and quick to fill."""
+
+BANDWIDTH_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A device as a plan computes with it.
+
+    Attributes:
+        name: as in `--device`; "this machine" for the processor's own memory.
+        description: what it is.
+        figures: where memory and rates come from.
+        memory_bytes: of one device; of this machine what is available now.
+        memory_is_shared: all ranks share the one memory and its bandwidth.
+        read_bytes_per_s: bandwidth of the memory, or None where it is unknown.
+        bf16_flops_per_s, fp8_flops_per_s, int8_flops_per_s: peaks of matrix products, or None where unknown.
+        link_bytes_per_s: from one device to the others of its machine, per direction, or None where unknown.
+        devices_per_machine: how many a machine usually has, or None.
+    """
+
+    name: str
+    description: str
+    figures: str
+    memory_bytes: int
+    memory_is_shared: bool
+    read_bytes_per_s: float | None
+    bf16_flops_per_s: float | None = None
+    fp8_flops_per_s: float | None = None
+    int8_flops_per_s: float | None = None
+    link_bytes_per_s: float | None = None
+    devices_per_machine: int | None = None
+
+    def flops_per_s(self, weight_kinds: Iterable[str]) -> float | None:
+        """The highest stated peak that products with these weights could reach, so that a floor stays a floor.
+
+        fp8 weights may reach the fp8 peak, integer weights (which take 8-bit inputs) the int8 peak, all the bf16 peak.
+
+        Args:
+            weight_kinds: kinds of the matrices.
+
+        Returns:
+            Multiply-adds times two per second, or None where no peak is known.
+        """
+        peaks = [self.bf16_flops_per_s]
+        for kind in weight_kinds:
+            if kind == "fp8":
+                peaks.append(self.fp8_flops_per_s)
+            elif kind.startswith("int"):
+                peaks.append(self.int8_flops_per_s)
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def find_hardware(device: str | None) -> Hardware:
+    """The hardware that `--device` names.
+
+    Args:
+        device: the name of a data sheet; None, "auto", "cpu" or "reference" for this machine, whose bandwidth is
+            measured, which takes about a second.
+
+    Raises:
+        RequestError: neither; the message lists the names.
+    """
+    if device is None or device in THIS_MACHINE:
+        return _this_machine()
+    if device not in DATASHEETS:
+        raise RequestError(
+            f"unknown device {device!r}; a plan knows this machine ({', '.join(THIS_MACHINE)}) and by data sheet: "
+            f"{', '.join(DATASHEETS)}"
+        )
+    return _from_datasheet(DATASHEETS[device])
+
+
+def _from_datasheet(sheet: Datasheet) -> Hardware:
+    return Hardware(
+        name=sheet.name,
+        description=f"{sheet.description}, {sheet.link}",
+        figures=f"data sheet: {sheet.source}",
+        memory_bytes=sheet.memory_bytes,
+        memory_is_shared=False,
+        read_bytes_per_s=sheet.read_bytes_per_s,
+        bf16_flops_per_s=sheet.bf16_flops_per_s,
+        fp8_flops_per_s=sheet.fp8_flops_per_s,
+        int8_flops_per_s=sheet.int8_flops_per_s,
+        link_bytes_per_s=sheet.link_bytes_per_s,
+        devices_per_machine=sheet.devices_per_machine,
+    )
+
+
+def _this_machine() -> Hardware:
+    cores = usable_cores()
+    available = available_memory_bytes()
+    bandwidth, figures = measured_bandwidth(cores, min(BANDWIDTH_BUFFER_BYTES, available // 4))
+    return Hardware(
+        name="this machine",
+        description=f"{cores} usable {'core' if cores == 1 else 'cores'}",
+        figures=f"memory: available now; bandwidth: {figures}",
+        memory_bytes=available,
+        memory_is_shared=True,
+        read_bytes_per_s=bandwidth,
+        devices_per_machine=1,
+    )
+
+
+def measured_bandwidth(threads: int, buffer_bytes: int) -> tuple[float | None, str]:
+    """This machine's read bandwidth, and in words how it was found.
+
+    Args:
+        threads: that read together.
+        buffer_bytes: of the buffer they read.
+
+    Returns:
+        The median of the passes in bytes per second and "measured ...", or None and "unknown" with the reason.
+    """
+    try:
+        samples = native.read_bandwidth(buffer_bytes, threads, BANDWIDTH_SECONDS)
+    except UnsupportedError as error:
+        return None, f"unknown: {error}"
+    how: Literal["thread", "threads"] = "thread" if threads == 1 else "threads"
+    return statistics.median(samples), (
+        f"measured, median of {len(samples)} passes of {threads} {how} over {buffer_bytes >> 20} MiB"
+    )

@@ -1,0 +1,274 @@
+"""The plan: a model's memory, collectives and floor on a device, from its program alone. No weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anthesis.checkpoint import open_checkpoint
+from anthesis.config import ModelConfig
+from anthesis.engine.blocks import blocks_for
+from anthesis.engine.loaded import CACHE_DTYPES
+from anthesis.errors import RequestError
+from anthesis.llm import PREFILL_CHUNK
+from anthesis.models import trace
+from anthesis.plan.floor import Exchange, Floor, exchanges, floor
+from anthesis.plan.hardware import Hardware, find_hardware
+from anthesis.plan.listing import program_listing
+from anthesis.program.cost import Memory, cost_by_kind, memory
+from anthesis.program.fuse import fuse
+from anthesis.program.ir import DTYPE_BYTES, Cost, Program, Step
+from anthesis.program.partition import partition
+
+DEFAULT_CONTEXT = 2048
+PROMPT_TOKENS = 7
+NEW_TOKENS = 100
+RESERVE_SHARE = 0.1
+"""Of a device's memory: left for its runtime, communication buffers and fragmentation."""
+
+Ranks = list[tuple[Program, int]]
+"""The fused programs of all ranks, alike ones once, each with how many ranks it stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be run.
+
+    Attributes:
+        batch: sequences B at once.
+        context_tokens: prompt and completion that the cache has room for, of each sequence.
+        prompt_tokens: of each sequence in the timed job.
+        new_tokens: generated for each.
+    """
+
+    batch: int
+    context_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def largest_step(self) -> Step:
+        """The step with the most rows: all sequences but one decode, one brings a chunk of its prompt."""
+        rows = min(PREFILL_CHUNK, self.context_tokens) + self.batch - 1
+        return Step(rows, self.batch, self.context_tokens, self.batch)
+
+    def decode_step(self) -> Step:
+        """One token of every sequence, at the mean context of the job, of whose length costs are linear."""
+        return Step(self.batch, self.batch, self.prompt_tokens + self.new_tokens // 2, self.batch)
+
+    def last_step(self) -> Step:
+        """One token of every sequence with the context full."""
+        return Step(self.batch, self.batch, self.context_tokens, self.batch)
+
+    def prefill_step(self) -> Step:
+        """All prompts at once; a row attends to half of its prompt on average."""
+        return Step(self.batch * self.prompt_tokens, self.batch, (self.prompt_tokens + 1) // 2, self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a model needs and how fast it can be at best.
+
+    Attributes:
+        model: for people.
+        is_random: the weights are made up.
+        family: of the model.
+        num_layers: decoder layers.
+        parameters: elements of all weights.
+        weight_kinds: kinds of the matrices.
+        cache_dtype: of the key-value cache.
+        tp: ranks W.
+        job: what is to be run.
+        hardware: what each rank runs on.
+        rank_memory: of the rank that needs most.
+        total_memory: of all ranks together.
+        cache_bytes_per_token: of the whole model.
+        reserve_bytes: of each device's memory, not to be used.
+        fits: every rank fits its device, or all fit the memory they share.
+        smallest_tp: the fewest devices of this kind on which it fits; None where no number does.
+        exchanges: the collectives of one token step.
+        token_floor: of the step that generates one token of every sequence, at the job's mean context.
+        full_context_floor: the same with the context full.
+        prefill_floor: of the prompts, all in one step.
+        job_floor_s: of the whole job, prefill_floor + (new_tokens - 1) token_floor; None where it is unknown.
+        operations: cost of one token step by kind of operation, on the rank that needs most.
+        listing: that rank's program, equal layers written once.
+    """
+
+    model: str
+    is_random: bool
+    family: str
+    num_layers: int
+    parameters: int
+    weight_kinds: tuple[str, ...]
+    cache_dtype: str
+    tp: int
+    job: Job
+    hardware: Hardware
+    rank_memory: Memory
+    total_memory: Memory
+    cache_bytes_per_token: int
+    reserve_bytes: int
+    fits: bool
+    smallest_tp: int | None
+    exchanges: tuple[Exchange, ...]
+    token_floor: Floor
+    full_context_floor: Floor
+    prefill_floor: Floor
+    job_floor_s: float | None
+    operations: dict[str, Cost]
+    listing: str
+
+
+def make_plan(
+    model: str | None = None,
+    *,
+    device: str | None = None,
+    tp: int = 1,
+    context: int | None = None,
+    batch: int = 1,
+    weights: str = "native",
+    cache: str = "auto",
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+) -> Plan:
+    """Plans a model on a device, from its configuration and the headers of its files.
+
+    Args:
+        model: as in `LLM`.
+        device: the name of a data sheet, or None (also "auto", "cpu", "reference") for this machine.
+        tp: devices W among which the model is split.
+        context: tokens of prompt and completion that the cache is to hold for each sequence; None: what the model
+            allows, at most 2048, or as many as the job has.
+        batch: sequences at once.
+        weights: kind of all matrices, or "native": as stored.
+        cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
+        prompt_tokens: of each sequence in the timed job.
+        new_tokens: generated for each in the timed job.
+
+    Raises:
+        RequestError: a number below 1, an unknown name, a context the model does not have or the job does not fit, or
+            a number of devices over which the model can't be split.
+        CheckpointError: a damaged checkpoint.
+    """
+    numbers = {"tp": tp, "context": context, "batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise RequestError(f"{name} is {number}; it must be at least 1")
+    if cache not in (*CACHE_DTYPES, "auto"):
+        raise RequestError(f"unknown cache type {cache!r}; known are: auto, {', '.join(CACHE_DTYPES)}")
+    with open_checkpoint(model, weights=weights) as checkpoint:
+        config = checkpoint.config
+        job = Job(
+            batch=batch,
+            context_tokens=_context(config, context, prompt_tokens + new_tokens),
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+        )
+        program = trace(config, "argmax", checkpoint.kind_of)
+        matrices = tuple(sorted({value.dtype for value in program.of_kind("weight") if len(value.shape) > 1}))
+        cache_dtype = cache if cache != "auto" else "fp32" if matrices == ("fp32",) else "bf16"
+        program = trace(config, "argmax", checkpoint.kind_of, cache_dtype)
+    ranks = _distinct_ranks(program, tp)
+    hardware = find_hardware(device)
+
+    needs = [_memory(rank, job) for rank, _ in ranks]
+    total = Memory(
+        *(sum(count * part for (_, count), part in zip(ranks, parts, strict=True)) for parts in _parts(needs))
+    )
+    largest = max(range(len(needs)), key=lambda i: needs[i].total_bytes)
+    reserve_bytes = int(hardware.memory_bytes * RESERVE_SHARE)
+    usable_bytes = hardware.memory_bytes - reserve_bytes
+    if hardware.memory_is_shared:
+        fits = total.total_bytes <= usable_bytes
+        smallest_tp = 1 if _memory(fuse(program), job).total_bytes <= usable_bytes else None
+    else:
+        fits = needs[largest].total_bytes <= usable_bytes
+        smallest_tp = _smallest_tp(program, job, usable_bytes)
+    token_floor, full_context_floor, prefill_floor = (
+        floor(ranks, step, hardware, matrices) for step in (job.decode_step(), job.last_step(), job.prefill_step())
+    )
+    return Plan(
+        model=checkpoint.description,
+        is_random=checkpoint.is_random,
+        family=config.family,
+        num_layers=config.num_layers,
+        parameters=sum(math.prod(value.static_shape) for value in program.of_kind("weight")),
+        weight_kinds=matrices,
+        cache_dtype=cache_dtype,
+        tp=tp,
+        job=job,
+        hardware=hardware,
+        rank_memory=needs[largest],
+        total_memory=total,
+        cache_bytes_per_token=config.cache_elements_per_token() * DTYPE_BYTES[cache_dtype],
+        reserve_bytes=reserve_bytes,
+        fits=fits,
+        smallest_tp=smallest_tp,
+        exchanges=exchanges(ranks[largest][0], job.decode_step()),
+        token_floor=token_floor,
+        full_context_floor=full_context_floor,
+        prefill_floor=prefill_floor,
+        job_floor_s=_job_floor_s(prefill_floor, token_floor, job),
+        operations=cost_by_kind(ranks[largest][0], job.decode_step()),
+        listing=program_listing(ranks[largest][0]),
+    )
+
+
+def _context(config: ModelConfig, wanted: int | None, job_tokens: int) -> int:
+    if wanted is None:
+        context = max(DEFAULT_CONTEXT, job_tokens)
+        context = context if config.max_context is None else min(context, config.max_context)
+    else:
+        context = wanted
+    if config.max_context is not None and context > config.max_context:
+        raise RequestError(f"context is {context}, and the model was made for at most {config.max_context} tokens")
+    if job_tokens > context:
+        raise RequestError(
+            f"prompt and completion have {job_tokens} tokens together and the context is {context}; "
+            "plan for fewer tokens or a longer context"
+        )
+    return context
+
+
+def _distinct_ranks(program: Program, world_size: int) -> Ranks:
+    """All ranks' programs, fused; what a rank needs depends on its shapes alone, so ranks of equal ones are one."""
+    distinct: dict[tuple[tuple[int | str, ...], ...], tuple[Program, int]] = {}
+    for rank in range(world_size):
+        share = partition(program, rank, world_size)
+        shapes = tuple(value.shape for value in share.values.values() if value.kind in ("weight", "cache"))
+        found = distinct.get(shapes)
+        distinct[shapes] = (fuse(share), 1) if found is None else (found[0], found[1] + 1)
+    return list(distinct.values())
+
+
+def _memory(rank: Program, job: Job) -> Memory:
+    blocks = job.batch * blocks_for(job.context_tokens)
+    return memory(rank, job.largest_step(), blocks + 1)  # and the scratch block
+
+
+def _parts(needs: Sequence[Memory]) -> list[list[int]]:
+    return [[getattr(need, name) for need in needs] for name in ("weight_bytes", "cache_bytes", "buffer_bytes")]
+
+
+def _smallest_tp(program: Program, job: Job, usable_bytes: int) -> int | None:
+    """The fewest devices with so much memory on which the model fits."""
+    whole = _memory(fuse(program), job)
+    world_size = max(1, -(-(whole.weight_bytes + whole.cache_bytes) // usable_bytes))
+    while True:
+        try:
+            # where a dimension does not divide, the last rank is never among the smaller ones: mostly it decides
+            last = fuse(partition(program, world_size - 1, world_size))
+            if _memory(last, job).total_bytes <= usable_bytes and all(
+                _memory(rank, job).total_bytes <= usable_bytes for rank, _ in _distinct_ranks(program, world_size)
+            ):
+                return world_size
+        except RequestError:  # more ranks than there are pieces
+            return None
+        world_size += 1
+
+
+def _job_floor_s(prefill: Floor, token: Floor, job: Job) -> float | None:
+    if prefill.total_s is None or token.total_s is None:
+        return None
+    return prefill.total_s + (job.new_tokens - 1) * token.total_s
