@@ -36,8 +36,9 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
     stated = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):
         raise ConfigError(f"config.json has a rope scaling {stated!r}; an object is needed")
-    if raw.get("rope_parameters") and raw.get("rope_scaling") and raw["rope_scaling"] != stated:
-        raise ConfigError(f"config.json has both rope_parameters = {stated!r} and rope_scaling = {raw['rope_scaling']!r}")
+    other = raw.get("rope_scaling")
+    if other and other != stated:
+        raise ConfigError(f"config.json contradicts itself: rope_parameters = {stated!r}, rope_scaling = {other!r}")
     nested = [key for key, value in stated.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(f"config.json has rope parameters by layer type ({', '.join(nested)}), not computed here")
