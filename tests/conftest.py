@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
-# NumPy's threads spin while they wait: beside other processes, or torch's own threads, two of them are slower than one.
-# Set before NumPy is first imported; the processes that tests start inherit it.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-import pytest  # noqa: E402
+import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -212,7 +212,7 @@ def test_doctor_as_json() -> None:
     unusable = [device for device in findings["devices"].values() if not device["usable"]]
     assert all(device["reason"] and "unknown device" not in device["reason"] for device in unusable)
     assert findings["packages"]["numpy"]
-    assert "torch" in findings["extras"]["torch"]
+    assert "torch" in findings["extras"]["test"]
     assert findings["default_model"]["path"] is None or Path(findings["default_model"]["path"]).is_file()
     assert findings["problems"] == []
 

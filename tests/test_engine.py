@@ -263,7 +263,7 @@ def test_bad_requests_are_refused_with_reasons(llm: LLM) -> None:
         ({"device": "cuda"}, UnsupportedError, "CUDA device"),
         ({"device": "tpu"}, RequestError, "known are: auto, reference"),
         ({"tp": 2}, UnsupportedError, "several devices"),
-        ({"threads": 2}, UnsupportedError, "OPENBLAS_NUM_THREADS=2"),
+        ({"threads": 0}, RequestError, "threads is 0"),
         ({"cache": "int8"}, RequestError, "known are: auto, fp32, bf16"),
         ({"prefill_chunk": 0}, RequestError, "prefill_chunk is 0"),
         ({"weights": "int3"}, RequestError, "int3"),

@@ -4,11 +4,9 @@ from anthesis import LLM
 LLM().generate(["DeepSpeed is a machine learning framework"], max_new_tokens=100)[0].text
 """
 
-from importlib.metadata import version
-
 from anthesis.completion import Completion, Stream
 from anthesis.errors import AnthesisError
 from anthesis.llm import LLM
 
 __all__ = ["LLM", "AnthesisError", "Completion", "Stream"]
-__version__ = version("anthesis")
+__version__ = "0.1.0"

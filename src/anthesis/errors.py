@@ -25,13 +25,6 @@ class UnsupportedError(RequestError):
     """A feature that does not exist here; the message names it and says what does."""
 
 
-class MissingExtraError(RequestError, ImportError):
-    """An optional dependency is not installed; the message names the extra."""
-
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'anthesis[{extra}]'")
-
-
 class CheckpointError(AnthesisError, OSError):
     """A checkpoint is missing, damaged, incomplete, or does not hold what its configuration says."""
 

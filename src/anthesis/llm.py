@@ -43,7 +43,7 @@ class LLM:
         weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
         device: "auto", "reference", ...
         tp: devices among which the model is split.
-        threads: that a CPU device may use; None: one for each usable core.
+        threads: that the device may use on the processor; None: its own choice.
         max_context: most tokens of prompt and completion together; None: what the model allows.
         cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
         cache_memory: bytes the cache may take; None: half of what is free after loading. It takes what it needs.

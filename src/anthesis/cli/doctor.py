@@ -17,10 +17,10 @@ from anthesis import __version__
 from anthesis.cli import options
 from anthesis.cli.document import print_json
 from anthesis.cores import usable_cores
+from anthesis.devices import DEVICES, open_device
 from anthesis.errors import AnthesisError
 from anthesis.memory import available_memory_bytes
 
-DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_S = 1.0
 MEMORY_SHARE = 4
@@ -110,8 +110,6 @@ def _bandwidth() -> dict[str, Any]:
 
 
 def _device(name: str) -> dict[str, Any]:
-    from anthesis.devices import open_device
-
     try:
         info = open_device(name).info()
     except AnthesisError as error:

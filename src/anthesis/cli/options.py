@@ -79,7 +79,7 @@ Tp = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of a CPU device. Left out: all usable cores."
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor. Left out: the device decides."
     ),
 ]
 MaxContext = Annotated[

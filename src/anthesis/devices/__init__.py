@@ -9,6 +9,9 @@ from anthesis.errors import RequestError, UnsupportedError
 
 logger = logging.getLogger("anthesis")
 
+DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
+"""All names but "auto", those that this version does not have included."""
+
 _COMING = {
     "cpu": "the native CPU device",
     "cuda": "the CUDA device",
@@ -24,22 +27,18 @@ def open_device(name: str, threads: int | None = None) -> Device:
         threads: that it may use, or None for its own choice.
 
     Raises:
-        UnsupportedError: a device, or a number of threads, that this version does not have.
+        UnsupportedError: a device that this version does not have.
         RequestError: an unknown name.
     """
     if name == "auto":
         logger.warning("device auto: reference (NumPy; correct but slow, the only device in this version)")
         name = "reference"
     if name in ("reference", "reference-fp64"):
-        if threads is not None:
-            raise UnsupportedError(
-                f"the {name} device uses NumPy's own threads; instead of --threads set OPENBLAS_NUM_THREADS={threads}"
-            )
         import numpy as np
 
         from anthesis.devices.reference import ReferenceDevice
 
-        return ReferenceDevice(np.float32 if name == "reference" else np.float64)
+        return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1)
     if name in _COMING:
         raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device reference is")
     raise RequestError(f"unknown device {name!r}; known are: auto, reference, reference-fp64")

@@ -2,6 +2,9 @@
 
 Weights are dequantised to the arithmetic's dtype, float32, or float64 as `reference-fp64`. Products take their inputs
 unrounded.
+
+NumPy's own threads spin while they wait for each other: beside any other busy process two of them are several times
+slower than one, and one core alone nearly fills the memory bus with float32 products of one row. So one is the default.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from anthesis.devices.device import DeviceInfo
 from anthesis.memory import available_memory_bytes
@@ -27,16 +31,19 @@ class ReferenceDevice:
 
     Args:
         dtype: of the arithmetic, np.float32 or np.float64.
+        threads: that matrix products may use.
     """
 
-    def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
+    def __init__(self, dtype: type[np.floating[Any]] = np.float32, threads: int = 1) -> None:
         self.dtype = np.dtype(dtype)
+        self.threads = threads
 
     def info(self) -> DeviceInfo:
         """NumPy on this machine's processor."""
         return DeviceInfo(
             name="reference" if self.dtype == np.float32 else "reference-fp64",
-            description=f"NumPy {np.__version__} on {platform.machine()}",
+            description=f"NumPy {np.__version__} on {platform.machine()}, {self.threads} thread"
+            + ("s" if self.threads > 1 else ""),
             memory_bytes=available_memory_bytes(),
             arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
             batch_invariant=True,
@@ -56,16 +63,19 @@ class ReferenceDevice:
     def compile(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> ReferenceExecutable:
         """The program over these weights and this cache."""
         names = (value.name for value in program.of_kind("weight"))
-        return ReferenceExecutable(program, {name: weights[name] for name in names}, cache)
+        return ReferenceExecutable(program, {name: weights[name] for name in names}, cache, self.threads)
 
 
 class ReferenceExecutable:
-    """A program, its weights and its cache."""
+    """A program, its weights and its cache, and how many threads NumPy's products may use."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array], threads: int) -> None:
         self._program = program
         self._held = {**weights, **cache}
+        self._threads = threads
+        self._libraries = ThreadpoolController()
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step; logits (L, V) come in the arithmetic's dtype, float32 or float64."""
-        return execute(self._program, {**self._held, **inputs})
+        with self._libraries.limit(limits=self._threads, user_api="blas"):
+            return execute(self._program, {**self._held, **inputs})
