@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,12 @@ def model(directory: Path, **changes: object) -> str:
     path = directory / "config.json"
     path.write_text(json.dumps({"model_type": "llama", **sizes, **more, **changes}))
     return f"random:{path}"
+
+
+def _children_s() -> float:
+    """Processor time of the commands so far: what else keeps the machine busy does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def bloom_vector_elements(ranks: int) -> int:
@@ -94,6 +100,13 @@ def test_the_fewest_devices_are_found(tp: int, fits: bool) -> None:
     usable = GAUDI2.memory_bytes - plan.reserve_bytes
     assert (plan.rank_memory.total_bytes <= usable) is fits
     assert plan.reserve_bytes == GAUDI2.memory_bytes // 10
+
+
+def test_the_search_goes_on_where_the_sum_of_all_memory_would_do() -> None:
+    # 361 GB of weights and cache are less than 17 times 21.6 GB, but of 112 heads some of 17 ranks take 7: a 16th of all
+    fits = {tp: make_plan("random:bloomz", device="l4", tp=tp).fits for tp in (17, 18)}
+    assert fits == {17: False, 18: True}
+    assert make_plan("random:bloomz", device="l4").smallest_tp == 18
 
 
 def test_no_number_of_devices_may_be_enough() -> None:
@@ -233,19 +246,17 @@ def test_operations_add_up_to_the_step(tmp_path: Path) -> None:
 
 
 def test_the_command_answers_quickly_and_can_be_pasted() -> None:
-    seconds = []
-    while not seconds or (min(seconds) >= 2 and len(seconds) < 3):  # the machine may be busy with something else
-        begin = time.perf_counter()
-        result = command("random:bloomz", "--device", "gaudi2", "--tp", "8")
-        seconds.append(time.perf_counter() - begin)
-        assert result.returncode == 0, result.stderr
+    before = _children_s()
+    result = command("random:bloomz", "--device", "gaudi2", "--tp", "8")
+    seconds = _children_s() - before
+    assert result.returncode == 0, result.stderr
     assert "176.2 B parameters" in result.stdout
     assert "8 x gaudi2" in result.stdout
     assert "verdict            fits" in result.stdout
     assert "141 x 57,344 B" in result.stdout
     assert "18.1 ms" in result.stdout
     assert "\x1b" not in result.stdout
-    assert min(seconds) < 2
+    assert seconds < 2
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
