@@ -103,7 +103,7 @@ def test_the_fewest_devices_are_found(tp: int, fits: bool) -> None:
 
 
 def test_the_search_goes_on_where_the_sum_of_all_memory_would_do() -> None:
-    # 361 GB of weights and cache are less than 17 times 21.6 GB, but of 112 heads some of 17 ranks take 7: a 16th of all
+    # 361 GB of weights and cache are less than 17 times 21.6 GB, but of 112 heads some ranks take 7: a 16th of all
     fits = {tp: make_plan("random:bloomz", device="l4", tp=tp).fits for tp in (17, 18)}
     assert fits == {17: False, 18: True}
     assert make_plan("random:bloomz", device="l4").smallest_tp == 18
