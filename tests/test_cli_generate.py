@@ -110,7 +110,7 @@ def test_cache_and_device(tiny: str) -> None:
     [
         ("--weights int3", "int3"),
         ("--tp 2", "tp"),
-        ("--threads 3", "OPENBLAS_NUM_THREADS=3"),
+        ("--threads 0", "threads"),
         ("--cache int8", "int8"),
         ("--cache-memory 1KiB", "1,024"),
         ("--prefill-chunk 0", "prefill_chunk"),

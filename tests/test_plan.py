@@ -15,6 +15,7 @@ from anthesis.devices.datasheets import DATASHEETS
 from anthesis.errors import RequestError
 from anthesis.plan import find_hardware, make_plan
 from anthesis.plan.hardware import THIS_MACHINE
+from anthesis.plan.plan import NEW_TOKENS, PROMPT_TOKENS
 from anthesis.program.ir import BLOCK_TOKENS
 
 PARAMETERS_176B = 176_247_271_424
@@ -276,3 +277,12 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert "1 to 4 ranks work" in result.stderr
+
+
+def test_the_command_lines_defaults_are_the_librarys() -> None:
+    from inspect import signature
+
+    from anthesis.cli.plan import plan
+
+    defaults = {name: parameter.default for name, parameter in signature(plan).parameters.items()}
+    assert (defaults["prompt_tokens"], defaults["max_new_tokens"]) == (PROMPT_TOKENS, NEW_TOKENS)

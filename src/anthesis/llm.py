@@ -29,6 +29,7 @@ Prompt = str | Seq[int] | Messages
 MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
 PREFILL_CHUNK = 256
+_MADE_UP_STEP = 7919
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take unless `cache_memory` says otherwise."""
 
@@ -239,6 +240,10 @@ class LLM:
             bad = next(token for token in ids if not 0 <= token < self.config.vocab_size)
             raise RequestError(f"token id {bad} is outside the model's vocabulary of {self.config.vocab_size}")
         return [int(token) for token in ids]
+
+    def made_up_prompt(self, num_tokens: int) -> list[int]:
+        """Token ids that stand for a prompt of this length, always the same: multiples of a prime, wrapped around."""
+        return [(i + 1) * _MADE_UP_STEP % self.config.usable_vocab_size for i in range(num_tokens)]
 
     def _sequence(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> Sequence:
         ids = self.encode(prompt, chat)

@@ -26,8 +26,6 @@ HOST_DEVICES = ("cpu", "reference", "reference-fp64")
 BANDWIDTH_BUFFER_BYTES = 256 << 20
 BANDWIDTH_SECONDS = 0.1
 
-_MADE_UP_STEP = 7919
-
 Progress = Callable[[str], None]
 
 
@@ -172,7 +170,7 @@ def _prompt(llm: LLM, request: Request) -> tuple[str | None, list[int]]:
     if made_up is None and request.prompt is None and llm.tokenizer is None:
         made_up = DEFAULT_PROMPT_TOKENS
     if made_up is not None:
-        return None, [(i + 1) * _MADE_UP_STEP % llm.config.usable_vocab_size for i in range(made_up)]
+        return None, llm.made_up_prompt(made_up)
     text = DEFAULT_PROMPT if request.prompt is None else request.prompt
     return text, llm.encode(text)
 

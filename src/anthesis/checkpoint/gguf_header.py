@@ -79,8 +79,8 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], di
         data: (N,) uint8, the whole file, mapped.
 
     Returns:
-        Metadata by key: int, float, bool, str, for arrays of strings a list of str, for other arrays (N,) of their own dtype, int32 and
-        the like.
+        Metadata by key: int, float, bool, str, for arrays of strings a list of str, for other arrays (N,) of their
+        own dtype, int32 and the like.
         Tensors by name.
 
     Raises:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anthesis.bench import Measurement, Report, Request, sweep
-from anthesis.bench.result import Row
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.terminal import dim
 from anthesis.cli.units import amount, duration
 from anthesis.errors import RequestError
+
+if TYPE_CHECKING:
+    from anthesis.bench import Measurement, Report
+    from anthesis.bench.result import Row
 
 SWEEP = "Sweep"
 RUNS = "Runs"
@@ -76,6 +78,8 @@ def bench(
 
     [dim]$[/] anthesis bench --batch 1,8 -o result.json
     """
+    from anthesis.bench import Request, sweep
+
     request = Request(
         model=model,
         prompt=prompt,

@@ -17,7 +17,6 @@ from anthesis import __version__
 from anthesis.cli import options
 from anthesis.cli.document import print_json
 from anthesis.cores import usable_cores
-from anthesis.devices import DEVICES, open_device
 from anthesis.errors import AnthesisError
 from anthesis.memory import available_memory_bytes
 
@@ -49,6 +48,8 @@ def doctor(json: options.Json = False) -> None:
 
 def examine() -> dict[str, Any]:
     """All there is to find out, as a JSON document; `problems` lists what is needed and broken."""
+    from anthesis.devices import DEVICES
+
     needed = _packages()
     devices = {name: _device(name) for name in DEVICES}
     problems = [f"the package {name} is not installed" for name, version in needed[""].items() if version is None]
@@ -110,6 +111,8 @@ def _bandwidth() -> dict[str, Any]:
 
 
 def _device(name: str) -> dict[str, Any]:
+    from anthesis.devices import open_device
+
     try:
         info = open_device(name).info()
     except AnthesisError as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anthesis import LLM, Completion
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
-from anthesis.cli.prompts import Prompt, made_up_ids, read_prompts
+from anthesis.cli.prompts import Prompt, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim
-from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import RequestError
+
+if TYPE_CHECKING:
+    from anthesis import LLM, Completion
 
 HEADING_CHARACTERS = 72
 
@@ -68,6 +69,9 @@ def generate(
         "stop": tuple(stop or ()),
         "logprobs": logprobs,
     }
+    from anthesis.engine.sampling import SamplingParams
+    from anthesis.llm import LLM
+
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
     if output is not None:
         check_output(output)
@@ -88,7 +92,7 @@ def generate(
         )
     with llm:
         if prompt_tokens is not None:
-            prompts = [made_up_ids(prompt_tokens, llm.config.usable_vocab_size)]
+            prompts = [llm.made_up_prompt(prompt_tokens)]
         request = {**sampling, "seed": seed, "chat": chat}
         if json or len(prompts) > 1 or llm.tokenizer is None:
             completions = llm.generate(prompts, **request)

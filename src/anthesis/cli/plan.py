@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import print_json
 from anthesis.cli.units import amount, duration
-from anthesis.plan import Plan, make_plan
-from anthesis.plan.floor import Floor
-from anthesis.plan.plan import NEW_TOKENS, PROMPT_TOKENS, RESERVE_SHARE
+
+if TYPE_CHECKING:
+    from anthesis.plan import Plan
+    from anthesis.plan.floor import Floor
 
 SCHEMA_VERSION = 1
 
@@ -39,8 +40,8 @@ def plan(
     batch: Batch = 1,
     weights: options.Weights = "native",
     cache: options.Cache = "auto",
-    prompt_tokens: PlanPrompt = PROMPT_TOKENS,
-    max_new_tokens: PlanNew = NEW_TOKENS,
+    prompt_tokens: PlanPrompt = 7,
+    max_new_tokens: PlanNew = 100,
     ops: Ops = False,
     json: options.Json = False,
 ) -> None:
@@ -48,6 +49,8 @@ def plan(
 
     [dim]$[/] anthesis plan random:bloomz --device gaudi2 --tp 8
     """
+    from anthesis.plan import make_plan
+
     made = make_plan(
         model,
         device=device,
@@ -133,9 +136,13 @@ def _memory_rows(made: Plan) -> list[tuple[str, str]]:
         ("weights", amount(need.weight_bytes, "B")),
         ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if made.tp > 1 else ''})"),
         ("buffers", amount(need.buffer_bytes, "B")),
-        ("in all", f"{amount(need.total_bytes, 'B')} of {amount(usable, 'B')} ({RESERVE_SHARE:.0%} held in reserve)"),
+        ("in all", f"{amount(need.total_bytes, 'B')} of {amount(usable, 'B')} ({_reserve(made)} held in reserve)"),
         ("verdict", _verdict(made)),
     ]
+
+
+def _reserve(made: Plan) -> str:
+    return f"{made.reserve_bytes / made.hardware.memory_bytes:.0%}"
 
 
 def _verdict(made: Plan) -> str:

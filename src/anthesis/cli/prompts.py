@@ -8,8 +8,6 @@ from anthesis.errors import RequestError
 
 Prompt = str | list[int]
 
-_MADE_UP_STEP = 7919
-
 
 def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -> list[Prompt]:
     """The prompts, as texts or token ids.
@@ -20,7 +18,7 @@ def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -
         made_up_tokens: of --prompt-tokens.
 
     Returns:
-        All of `texts` or all of `ids`; none with --prompt-tokens, whose ids depend on the model (`made_up_ids`);
+        All of `texts` or all of `ids`; none with --prompt-tokens, whose ids depend on the model (`LLM.made_up_prompt`);
         without any of them one text, read from stdin.
 
     Raises:
@@ -38,11 +36,6 @@ def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -
     if ids:
         return [_parse_ids(text) for text in ids]
     return list(texts) if texts else [_read_stdin()]
-
-
-def made_up_ids(num_tokens: int, vocab_size: int) -> list[int]:
-    """A prompt of so many token ids, always the same for a vocabulary: multiples of a prime, wrapped around."""
-    return [(i + 1) * _MADE_UP_STEP % vocab_size for i in range(num_tokens)]
 
 
 def _parse_ids(text: str) -> list[int]:

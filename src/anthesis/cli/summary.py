@@ -6,10 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anthesis import LLM, Completion
 from anthesis.cli.prompts import Prompt
+
+if TYPE_CHECKING:
+    from anthesis import LLM, Completion
 
 
 def completions_document(llm: LLM, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, Any]:

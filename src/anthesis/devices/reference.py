@@ -56,7 +56,7 @@ class ReferenceDevice:
     def allocate(self, program: Program, num_blocks: int) -> dict[str, Array]:
         """One array (P, 2, 64, K D) for each layer, in bfloat16 or the arithmetic's dtype, by name."""
         return {
-            value.name: np.zeros((num_blocks, *value.shape[1:]), _CACHE_DTYPES.get(value.dtype, self.dtype))  # type: ignore[arg-type]
+            value.name: np.zeros((num_blocks, *map(int, value.shape[1:])), _CACHE_DTYPES.get(value.dtype, self.dtype))
             for value in program.of_kind("cache")
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from anthesis.checkpoint import Checkpoint
 from anthesis.config import ModelConfig
@@ -11,9 +11,31 @@ from anthesis.errors import RequestError
 from anthesis.models import trace
 from anthesis.program.builder import Finish
 from anthesis.program.fuse import fuse
-from anthesis.program.ir import BLOCK_TOKENS, DTYPE_BYTES, Program
+from anthesis.program.ir import BLOCK_TOKENS, DTYPE_BYTES, Program, Value
 
 CACHE_DTYPES = ("fp32", "bf16")
+
+
+def matrix_kinds(weights: Iterable[Value]) -> tuple[str, ...]:
+    """The weight kinds of a program's matrices, each once, sorted."""
+    return tuple(sorted({value.dtype for value in weights if len(value.shape) > 1}))
+
+
+def choose_cache_dtype(cache: str, weights: Iterable[Value]) -> str:
+    """The dtype of the key-value cache.
+
+    Args:
+        cache: "fp32", "bf16", or "auto": fp32 if all matrices are fp32, else bf16.
+        weights: of the program.
+
+    Raises:
+        RequestError: none of these.
+    """
+    if cache not in (*CACHE_DTYPES, "auto"):
+        raise RequestError(f"unknown cache type {cache!r}; known are: auto, {', '.join(CACHE_DTYPES)}")
+    if cache != "auto":
+        return cache
+    return "fp32" if matrix_kinds(weights) == ("fp32",) else "bf16"
 
 
 class LoadedModel:
@@ -23,7 +45,7 @@ class LoadedModel:
         checkpoint: open; it is not needed afterwards.
         config: the checkpoint's, possibly with fewer usable tokens.
         device: where to run.
-        cache: dtype of the key-value cache, "fp32", "bf16", or "auto": fp32 if all matrices are fp32, else bf16.
+        cache: as in `choose_cache_dtype`.
         on_weight: called after each weight with (number loaded, number in all).
 
     Raises:
@@ -39,16 +61,13 @@ class LoadedModel:
         cache: str = "auto",
         on_weight: Callable[[int, int], None] = lambda loaded, total: None,
     ) -> None:
-        if cache not in (*CACHE_DTYPES, "auto"):
-            raise RequestError(f"unknown cache type {cache!r}; known are: auto, {', '.join(CACHE_DTYPES)}")
         self.config = config
         self.device = device
         weights = trace(config, "argmax", checkpoint.kind_of).of_kind("weight")
         checkpoint.check(weights)
         self._kinds = {value.name: value.dtype for value in weights}
-        matrices = {value.dtype for value in weights if len(value.shape) > 1}
-        self.cache_dtype = cache if cache != "auto" else "fp32" if matrices == {"fp32"} else "bf16"
-        self.weight_kinds = tuple(sorted(matrices))
+        self.cache_dtype = choose_cache_dtype(cache, weights)
+        self.weight_kinds = matrix_kinds(weights)
         self._weights: dict[str, PackedWeight] = {}
         for count, value in enumerate(weights, start=1):
             self._weights[value.name] = device.pack(checkpoint.load(value))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from anthesis.checkpoint import open_checkpoint
 from anthesis.config import ModelConfig
 from anthesis.engine.blocks import blocks_for
-from anthesis.engine.loaded import CACHE_DTYPES
+from anthesis.engine.loaded import choose_cache_dtype, matrix_kinds
 from anthesis.errors import RequestError
 from anthesis.llm import PREFILL_CHUNK
 from anthesis.models import trace
@@ -155,8 +155,6 @@ def make_plan(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise RequestError(f"{name} is {number}; it must be at least 1")
-    if cache not in (*CACHE_DTYPES, "auto"):
-        raise RequestError(f"unknown cache type {cache!r}; known are: auto, {', '.join(CACHE_DTYPES)}")
     with open_checkpoint(model, weights=weights) as checkpoint:
         config = checkpoint.config
         job = Job(
@@ -166,8 +164,8 @@ def make_plan(
             new_tokens=new_tokens,
         )
         program = trace(config, "argmax", checkpoint.kind_of)
-        matrices = tuple(sorted({value.dtype for value in program.of_kind("weight") if len(value.shape) > 1}))
-        cache_dtype = cache if cache != "auto" else "fp32" if matrices == ("fp32",) else "bf16"
+        matrices = matrix_kinds(program.of_kind("weight"))
+        cache_dtype = choose_cache_dtype(cache, program.of_kind("weight"))
         program = trace(config, "argmax", checkpoint.kind_of, cache_dtype)
     ranks = _distinct_ranks(program, tp)
     hardware = find_hardware(device)
