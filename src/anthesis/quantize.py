@@ -15,6 +15,7 @@ half. (That is GGUF's order, so that its files load by splitting arrays.) Vector
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -105,7 +106,7 @@ class WeightKind:
             RequestError: the width is not a multiple of the group size.
         """
         self.check_shape(shape)
-        elements = int(np.prod(shape, dtype=np.int64))
+        elements = math.prod(shape)
         groups = {"none": 0, "row": shape[0], "group": elements // (self.group_size or 1)}[self.scaled_by]
         return elements * self.bits // 8 + groups * self.scale_dtype.itemsize * (1 + self.has_minimum)
 
@@ -277,7 +278,7 @@ def quantize(array: NDArray[np.float32], kind: WeightKind) -> WeightTensor:
 
 def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices over the rows of a tensor, each of about `CHUNK_ELEMENTS`: bounds the temporaries of a conversion."""
-    per_row = int(np.prod(shape[1:], dtype=np.int64))
+    per_row = math.prod(shape[1:])
     step = max(1, CHUNK_ELEMENTS // max(1, per_row))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))

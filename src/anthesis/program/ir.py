@@ -10,12 +10,12 @@ of the operations carry these names along, so a split that does not fit together
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.config import ModelConfig
@@ -80,7 +80,7 @@ class Value:
         shape = tuple(dim if isinstance(dim, int) else (sizes or {})[dim] for dim in self.shape)
         if self.kind == "weight":
             return weight_kind(self.dtype).nbytes(shape)
-        return int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[self.dtype]
+        return math.prod(shape) * DTYPE_BYTES[self.dtype]
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(str(dim) for dim in self.shape)}]"
