@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from anthesis import LLM
-from anthesis.engine.blocks import BlockPool
-from anthesis.errors import RequestError, UnsupportedError
+from anthesis.devices.device import Executable
+from anthesis.engine.blocks import BlockCache
+from anthesis.engine.sampling import SamplingParams
+from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from anthesis.llm import MAX_SEQUENCES
 from programs import BLOOM, LLAMA
 
 PROMPTS = [[5], list(range(3, 73)), [9, 8, 7], list(range(1, 30)), [2, 2, 2, 2]]
@@ -39,14 +42,9 @@ def smollm2() -> Iterator[LLM]:
         yield llm
 
 
-def pool_of(llm: LLM) -> BlockPool:
-    assert llm._engine is not None
-    return llm._engine._pool
-
-
 def is_idle(llm: LLM) -> bool:
-    assert llm._engine is not None
-    return not llm._engine._holding and pool_of(llm).num_free == pool_of(llm).num_blocks - 1
+    blocks = llm._blocks
+    return blocks.num_used == 0 and blocks.num_free_slots == MAX_SEQUENCES and not blocks.table.any()
 
 
 def test_counts_and_reasons(llm: LLM) -> None:
@@ -102,10 +100,10 @@ def test_bloom_has_no_context_limit(tmp_path: Path) -> None:
 def test_a_small_cache_makes_sequences_wait_and_changes_nothing(tmp_path: Path) -> None:
     with LLM(tiny(tmp_path), device="reference") as llm:
         expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=20, ignore_eos=True)]
-        two_blocks = 2 * llm.loaded.block_bytes
-    with LLM(tiny(tmp_path), device="reference", cache_memory=two_blocks) as llm:
+        two_blocks_and_scratch = 3 * llm.loaded.block_bytes
+    with LLM(tiny(tmp_path), device="reference", cache_memory=two_blocks_and_scratch) as llm:
         assert [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=20, ignore_eos=True)] == expected
-        assert pool_of(llm).num_blocks == 3
+        assert llm._blocks.num_blocks == 2
         with pytest.raises(RequestError, match="needs 3 cache blocks, and the memory for the cache holds 2"):
             llm.generate([list(range(100))], max_new_tokens=30)
         assert is_idle(llm)
@@ -115,11 +113,125 @@ def test_a_small_cache_makes_sequences_wait_and_changes_nothing(tmp_path: Path) 
 
 def test_the_cache_grows_for_a_larger_request_and_results_stay(llm: LLM) -> None:
     (before,) = llm.generate([[5, 6]], max_new_tokens=5, ignore_eos=True)
-    small = pool_of(llm).num_blocks
+    small = llm._blocks.num_blocks
     llm.generate(PROMPTS, max_new_tokens=90, ignore_eos=True)
-    assert pool_of(llm).num_blocks > small
+    assert llm._blocks.num_blocks > small
     (after,) = llm.generate([[5, 6]], max_new_tokens=5, ignore_eos=True)
     assert after.token_ids == before.token_ids
+
+
+def test_a_late_request_joins_what_is_running(smollm2: LLM) -> None:
+    prompts = ["The capital of France is", "Once upon a time, " * 20]
+    expected = [r.text for r in smollm2.generate(prompts, max_new_tokens=20)]
+    with LLM(device="reference") as llm:
+        one = llm.stream(prompts[0], max_new_tokens=20)
+        text = next(one)
+        small = llm._blocks.num_blocks
+        two = llm.stream(prompts[1], max_new_tokens=20)
+        late = next(two)
+        assert llm._blocks.num_blocks > small, "the pool grew while a sequence was in it"
+        assert len(one._sequence.completion) < 10, "the second did not have to wait for the first"
+        assert [text + "".join(one), late + "".join(two)] == expected
+        assert is_idle(llm)
+
+
+def test_many_late_requests_join_and_get_their_own_tokens(llm: LLM) -> None:
+    expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=30, ignore_eos=True)]
+    llm._blocks.clear()
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    sequences = [llm._sequence(prompt, params, None, chat=False) for prompt in PROMPTS]
+    for sequence in sequences:
+        llm._engine.submit([sequence])
+        for _ in range(3):
+            llm._engine.step()
+    assert max(len(sequence.completion) for sequence in sequences) < 30, "they all run side by side"
+    llm._engine.run([])
+    while not all(sequence.finished for sequence in sequences):
+        llm._engine.step()
+    assert [sequence.completion for sequence in sequences] == expected
+    assert is_idle(llm)
+
+
+def test_rows_that_a_device_adds_go_to_the_scratch_block(llm: LLM) -> None:
+    """A device that rounds R up: its added rows name the table's last line, and change nothing."""
+    expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True)]
+    compile_exact = llm._engine._compile
+
+    class Padded:
+        def __init__(self, executable: Executable) -> None:
+            self.executable = executable
+
+        def run(self, inputs: Any) -> Any:
+            more = -len(inputs["tokens"]) % 8
+            scratch = len(inputs["block_table"]) - 1
+            fill = {"tokens": 1, "positions": 0, "slots": scratch}
+            padded = {name: np.append(inputs[name], np.full(more, value, np.int32)) for name, value in fill.items()}
+            return self.executable.run({**inputs, **padded})
+
+    llm._engine._compile = lambda *arguments: Padded(compile_exact(*arguments))
+    llm._engine._executables.clear()
+    assert [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True)] == expected
+
+
+def test_a_failed_allocation_leaves_the_engine_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    (before,) = llm.generate([[5, 6]], max_new_tokens=5, ignore_eos=True)
+    allocate = llm._blocks._allocate
+
+    def full(num_blocks: int, old: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(llm._blocks, "_allocate", full)
+    with pytest.raises(MemoryError):
+        llm.generate(PROMPTS, max_new_tokens=90, ignore_eos=True)
+    monkeypatch.setattr(llm._blocks, "_allocate", allocate)
+    assert is_idle(llm)
+    (after,) = llm.generate([[5, 6]], max_new_tokens=5, ignore_eos=True)
+    assert after.token_ids == before.token_ids
+
+
+def test_an_interrupt_between_a_step_and_its_tokens_stops_nobody_else(llm: LLM) -> None:
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    expected = [r.token_ids for r in llm.generate(PROMPTS[:2], max_new_tokens=12, ignore_eos=True)]
+    one, two = (llm._sequence(prompt, params, None, chat=False) for prompt in PROMPTS[:2])
+    llm._engine.submit([one, two])
+    for _ in range(4):
+        llm._engine.step()
+
+    def interrupt(token: int, logprobs: Any) -> None:
+        raise KeyboardInterrupt
+
+    append, one.append = one.append, interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        llm._engine.step()
+    one.append = append  # type: ignore[method-assign]
+    for _ in range(12):
+        llm._engine.step()
+    assert [one.completion, two.completion] == expected
+    assert is_idle(llm)
+
+
+def test_blocks_come_and_go_and_the_pool_grows_within_its_limit() -> None:
+    made: list[tuple[int, Any]] = []
+    blocks = BlockCache(lambda n, old: made.append((n, old)) or n, max_sequences=3, max_blocks=10)
+    assert blocks.take(1) is None
+    assert blocks.make_room([2, 1])
+    one, two = blocks.take(2), blocks.take(1)
+    assert one is not None
+    assert two is not None
+    assert set(one.blocks) | set(two.blocks) == {1, 2, 3}
+    assert not blocks.make_room([])
+    assert blocks.make_room([4])
+    assert made == [(4, None), (8, 4)], "twice as many or what is needed, and the old one's blocks are kept"
+    three = blocks.take(4)
+    assert three is not None
+    assert not set(three.blocks) & {1, 2, 3}
+    assert blocks.table[three.slot].tolist() == list(three.blocks)
+    blocks.give_back(one)
+    assert not blocks.table[one.slot].any()
+    assert blocks.make_room([8])
+    assert blocks.num_blocks == 10
+    assert blocks.take(8) is None
+    assert not blocks.make_room([8]), "at its limit"
 
 
 def test_interrupting_leaves_the_engine_clean(smollm2: LLM) -> None:
@@ -213,16 +325,16 @@ def test_rows_that_pad_the_vocabulary_are_never_generated(tmp_path: Path) -> Non
     path.write_text(json.dumps({**BLOOM, "hidden_size": 14, "n_head": 1, "n_layer": 1, "vocab_size": 250_880}))
     with LLM(f"random:{path}", device="reference", weights="fp32") as llm:
         assert llm.config.usable_vocab_size == 250_680
-        # a head whose padding rows win everywhere
-        for name in ("embed.weight",):
-            llm.loaded._weights[name] = llm.loaded._weights[name].copy()
-            llm.loaded._weights[name][250_680:] = 0
-        embed = llm.loaded._weights["embed.weight"]
-        assert embed[:250_680].any()
+        # a head whose padding rows win at every place of these texts
+        (free,) = llm.generate([[1, 2]], max_new_tokens=5, ignore_eos=True)
+        embed = llm.loaded._weights["embed.weight"].copy()
+        embed[250_680:] = 10 * embed[free.token_ids[0]]
+        llm.loaded._weights["embed.weight"] = embed
+        llm._engine._executables.clear()
+        assert llm.logits([1, 2])[-1].argmax() >= 250_680
         greedy = llm.generate([[1, 2]], max_new_tokens=5, ignore_eos=True)[0].token_ids
-        hidden_best = llm.logits([1, 2])[-1][:250_680].argmax()
-        assert greedy[0] == hidden_best
-        sampled = llm.generate([[1, 2]], max_new_tokens=50, ignore_eos=True, temperature=100.0)[0].token_ids
+        assert greedy[0] == free.token_ids[0]
+        sampled = llm.generate([[1, 2]], max_new_tokens=50, ignore_eos=True, temperature=0.5)[0].token_ids
         assert max(greedy + sampled) < 250_680
 
 
@@ -251,9 +363,50 @@ def test_bad_requests_are_refused_with_reasons(llm: LLM) -> None:
     with pytest.raises(RequestError, match="no text to stream"):
         llm.stream([1])
     assert is_idle(llm)
+    with pytest.raises(RequestError, match="a prompt of 99,999,999,999 tokens"):
+        llm.made_up_prompt(99_999_999_999)
+    for seed in (-1, 2**64):
+        with pytest.raises(RequestError, match="seed"):
+            llm.generate([[1]], temperature=1.0, seed=seed)
+    assert llm.generate([[1]], max_new_tokens=2, temperature=1.0, top_k=10**12)[0].token_ids
     llm.close()
     with pytest.raises(RequestError, match="closed"):
         llm.generate([[1]])
+
+
+def test_closing_ends_open_streams(smollm2: LLM) -> None:
+    with LLM(device="reference") as llm:
+        started, unstarted = (llm.stream("Once upon a time", max_new_tokens=50) for _ in range(2))
+        next(started)
+    for stream in (started, unstarted):
+        with pytest.raises(RequestError, match="closed"):
+            list(stream)
+        stream.close()
+    assert llm.loaded._weights == {}
+
+
+def test_logits_that_are_not_finite_are_an_error(llm: LLM) -> None:
+    llm.loaded._weights["final_norm.weight"] = np.full_like(llm.loaded._weights["final_norm.weight"], np.nan)
+    for parameters in ({}, {"temperature": 1.0}):
+        with pytest.raises(AnthesisError, match="not finite"):
+            llm.generate([[1, 2]], max_new_tokens=2, **parameters)
+    assert is_idle(llm)
+
+
+def test_a_seed_and_greedy_requests_do_not_shift_later_draws(tmp_path: Path) -> None:
+    draws = []
+    for before in (0, 3):
+        with LLM(tiny(tmp_path), device="reference") as llm:
+            llm.generate([[1]] * before, max_new_tokens=1)
+            draws.append(llm.generate([[1, 2]], max_new_tokens=8, ignore_eos=True, temperature=2.0)[0].token_ids)
+    assert draws[0] == draws[1]
+
+
+def test_any_iterable_of_prompts_will_do(llm: LLM) -> None:
+    expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=3)]
+    assert [r.token_ids for r in llm.generate((p for p in PROMPTS), max_new_tokens=3)] == expected
+    assert [r.token_ids for r in llm.generate(np.array(PROMPTS[1]), max_new_tokens=3)] == expected[1:2]
+    assert llm.generate([]) == []
 
 
 @pytest.mark.parametrize(
@@ -263,6 +416,10 @@ def test_bad_requests_are_refused_with_reasons(llm: LLM) -> None:
         ({"device": "cuda"}, UnsupportedError, "CUDA device"),
         ({"device": "tpu"}, RequestError, "known are: auto, reference"),
         ({"tp": 2}, UnsupportedError, "several devices"),
+        ({"tp": 0}, RequestError, "tp is 0"),
+        ({"seed": -1}, RequestError, "seed is -1"),
+        ({"threads": 10**9}, RequestError, "threads"),
+        ({"cache_memory": 10**15}, RequestError, "are free"),
         ({"threads": 0}, RequestError, "threads is 0"),
         ({"cache": "int8"}, RequestError, "known are: auto, fp32, bf16"),
         ({"prefill_chunk": 0}, RequestError, "prefill_chunk is 0"),
@@ -274,6 +431,13 @@ def test_what_is_not_there_is_an_honest_error(
 ) -> None:
     with pytest.raises(error, match=message):
         LLM(tiny(tmp_path), **({"device": "reference"} | arguments))
+
+
+def test_a_model_that_can_not_fit_is_refused_before_it_is_loaded() -> None:
+    begin = time.perf_counter()
+    with pytest.raises(RequestError, match=r"the weights take 705\.0 GB on reference"):
+        LLM("random:bloomz", device="reference")
+    assert time.perf_counter() - begin < 5
 
 
 def test_auto_says_which_device_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from types import TracebackType
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from anthesis.checkpoint import open_checkpoint
 from anthesis.completion import Completion, Stream, completion_of
 from anthesis.devices import open_device
-from anthesis.engine.engine import Engine, Limits
+from anthesis.engine.blocks import BlockCache
+from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.program.sample import log_softmax
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
@@ -28,6 +31,7 @@ Prompt = str | Seq[int] | Messages
 
 MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
+MAX_THREADS = 1024
 PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
 CACHE_SHARE = 0.5
@@ -73,11 +77,16 @@ class LLM:
         seed: int = 0,
         on_weight: Callable[[int, int], None] = lambda loaded, total: None,
     ) -> None:
-        if tp != 1:
-            raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
-        for name, value in (("max_context", max_context), ("prefill_chunk", prefill_chunk), ("threads", threads)):
+        counts = {"tp": tp, "threads": threads, "max_context": max_context, "prefill_chunk": prefill_chunk}
+        for name, value in {**counts, "cache_memory": cache_memory}.items():
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; it must be at least 1")
+        if threads is not None and threads > MAX_THREADS:
+            raise RequestError(f"threads is {threads}; at most {MAX_THREADS} make sense anywhere")
+        if not 0 <= seed < 2**64:
+            raise RequestError(f"seed is {seed}; it must be from 0 to 2**64 - 1")
+        if tp != 1:
+            raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
         begin = time.perf_counter()
         opened = open_device(device, threads)
         with open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
@@ -98,15 +107,16 @@ class LLM:
         self.seed = seed
         self.load_s = time.perf_counter() - begin
         self._seeds = np.random.default_rng(seed)
-        self._engine: Engine | None = Engine(
-            self.loaded.allocate,
+        self._blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self._max_blocks(cache_memory))
+        self._engine = Engine(
+            self._blocks,
             self.loaded.compile,
-            Limits(MAX_SEQUENCES, self._max_blocks(cache_memory), prefill_chunk or PREFILL_CHUNK),
+            prefill_chunk or PREFILL_CHUNK,
         )
 
     def generate(
         self,
-        prompts: Prompt | Seq[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
         ignore_eos: bool = False,
@@ -154,7 +164,7 @@ class LLM:
             logprobs=logprobs,
         )
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in _as_prompts(prompts)]
-        self._running_engine().run(sequences)
+        self._engine.run(sequences)
         return [completion_of(sequence) for sequence in sequences]
 
     def stream(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Stream:
@@ -167,7 +177,7 @@ class LLM:
             raise RequestError(f"{self.description} has no tokenizer, so there is no text to stream; use generate")
         params["stop"] = _as_strings(params.get("stop", ()))
         chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
-        return Stream(self._running_engine(), self._sequence(prompt, chosen, seed, chat))
+        return Stream(self._engine, self._sequence(prompt, chosen, seed, chat))
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """The logits after each token of a text.
@@ -204,8 +214,8 @@ class LLM:
         return np.array(scores, np.float32)
 
     def close(self) -> None:
-        """Frees the weights and the cache."""
-        self._engine = None
+        """Ends what is still running, and frees the weights and the cache."""
+        self._engine.close()
         self.loaded.free()
 
     def __enter__(self) -> LLM:
@@ -242,7 +252,14 @@ class LLM:
         return [int(token) for token in ids]
 
     def made_up_prompt(self, num_tokens: int) -> list[int]:
-        """Token ids that stand for a prompt of this length, always the same: multiples of a prime, wrapped around."""
+        """Token ids that stand for a prompt of this length, always the same: multiples of a prime, wrapped around.
+
+        Raises:
+            RequestError: more tokens than fit the context or the memory for the cache.
+        """
+        most = min(self.max_context or sys.maxsize, self._blocks.max_blocks * BLOCK_TOKENS)
+        if not 1 <= num_tokens <= most:
+            raise RequestError(f"a prompt of {num_tokens:,} tokens was asked for; from 1 to {most:,} are possible")
         return [(i + 1) * _MADE_UP_STEP % self.config.usable_vocab_size for i in range(num_tokens)]
 
     def _sequence(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> Sequence:
@@ -260,7 +277,7 @@ class LLM:
         # ids that pad the embedding have no text; the model reads them all the same
         known = ids if self.tokenizer is None else [token for token in ids if token < self.tokenizer.size]
         if seed is None:
-            seed = int(self._seeds.integers(2**63))
+            seed = int(self._seeds.integers(2**63)) if params.temperature > 0 else 0
         return Sequence(
             prompt=ids,
             params=replace(params, seed=seed),
@@ -276,12 +293,7 @@ class LLM:
         if self.max_context is not None and len(ids) > self.max_context:
             raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
         sequence = Sequence(ids, SamplingParams(max_new_tokens=1), len(ids), "length", frozenset(), None, 1)
-        return self._running_engine().logits(sequence)
-
-    def _running_engine(self) -> Engine:
-        if self._engine is None:
-            raise RequestError("this LLM is closed; open a new one")
-        return self._engine
+        return self._engine.logits(sequence)
 
     @staticmethod
     def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:
@@ -290,21 +302,28 @@ class LLM:
         return model_limit if wanted is None else wanted
 
     def _max_blocks(self, cache_memory: int | None) -> int:
-        room = int(self.device_info.memory_bytes * CACHE_SHARE) if cache_memory is None else cache_memory
-        blocks = room // self.loaded.block_bytes
+        """Blocks the pool may have, besides the scratch block."""
+        free = self.device_info.memory_bytes
+        if cache_memory is not None and cache_memory > free:
+            raise RequestError(
+                f"cache_memory is {cache_memory:,} bytes, and {free:,} are free once the model is loaded"
+            )
+        room = int(free * CACHE_SHARE) if cache_memory is None else cache_memory
+        blocks = room // self.loaded.block_bytes - 1
         if blocks < 1:
             raise RequestError(
-                f"the cache may take {room:,} bytes, and one block of 64 tokens takes {self.loaded.block_bytes:,}; "
-                "give more cache_memory"
+                f"the cache may take {room:,} bytes, and its least size, two blocks of 64 tokens, is "
+                f"{2 * self.loaded.block_bytes:,}; give more cache_memory"
             )
         return blocks
 
 
-def _as_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+def _as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """Several prompts, from one or several: one is a text, a list of ids or a list of messages."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer | Mapping)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, str):
+        return [prompts]
+    found: list[Any] = list(prompts)
+    return [found] if found and isinstance(found[0], int | np.integer | Mapping) else found
 
 
 def _as_strings(stop: Seq[str]) -> tuple[str, ...]:

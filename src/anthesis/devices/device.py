@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from anthesis.program.ir import Array, Arrays, Program
+from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.quantize import WeightTensor
 
 PackedWeight = Any
@@ -43,7 +43,8 @@ class Executable(Protocol):
 
         Args:
             inputs: the program's inputs by name, int32, float32, uint64 or uint8 as it declares them; "R" and "L" may
-                differ from step to step, "B" and "M" are the cache's.
+                differ from step to step. Rows that a device adds name the last line of block_table (B, M) as their
+                slot, which is all zeros: they write to the scratch block.
 
         Returns:
             The program's outputs by name: token (L,) int32, logits (L, V) float32, ...
@@ -56,11 +57,25 @@ class Device(Protocol):
     def info(self) -> DeviceInfo:
         """What it is and what it can do."""
 
-    def pack(self, weight: WeightTensor) -> PackedWeight:
-        """Brings a weight into the device's layout; called once for each, at load."""
+    def held_bytes(self, value: Value) -> int:
+        """Bytes that a weight takes once it is packed here; of a cache, those of one block."""
 
-    def allocate(self, program: Program, num_blocks: int) -> Cache:
-        """A zeroed cache pool of `num_blocks` blocks for every layer of the program."""
+    def pack(self, weight: WeightTensor, uses: frozenset[str]) -> PackedWeight:
+        """Brings a weight into the device's layout; called once for each, at load.
+
+        Args:
+            weight: on the host.
+            uses: kinds of the operations that read it: a table that is only looked up needs no matrix layout.
+        """
+
+    def allocate(self, program: Program, num_blocks: int, old: Cache | None = None) -> Cache:
+        """A cache pool for every layer of the program.
+
+        Args:
+            program: that declares the caches.
+            num_blocks: of the pool.
+            old: a smaller pool; what its blocks hold is kept. Executables that were compiled over it are not run again.
+        """
 
     def compile(self, program: Program, weights: Mapping[str, PackedWeight], cache: Cache) -> Executable:
         """Lowers (and captures) the program; the cache is shared with the programs compiled before."""

@@ -9,6 +9,7 @@ slower than one, and one core alone nearly fills the memory bus with float32 pro
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +20,9 @@ from threadpoolctl import ThreadpoolController
 
 from anthesis.devices.device import DeviceInfo
 from anthesis.memory import available_memory_bytes
-from anthesis.program.ir import Array, Arrays, Program
+from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.program.reference import execute
 from anthesis.quantize import WeightTensor
-
-_CACHE_DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16}
 
 
 class ReferenceDevice:
@@ -49,16 +48,27 @@ class ReferenceDevice:
             batch_invariant=True,
         )
 
-    def pack(self, weight: WeightTensor) -> Array:
-        """The weight dequantised: (N, K) or (N,) as it is, float32 or float64 as the arithmetic."""
+    def held_bytes(self, value: Value) -> int:
+        """Bytes of a weight (or of a cache's block) in the arithmetic's dtype, or of a bfloat16 cache's block."""
+        shape = [dim for dim in value.shape if isinstance(dim, int)]
+        return math.prod(shape) * self._dtype_of(value).itemsize
+
+    def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Array:
+        """The weight dequantised: (N, K) or (N,) as it is, float32 or float64 as the arithmetic, whatever its uses."""
         return weight.dequantize(self.dtype)
 
-    def allocate(self, program: Program, num_blocks: int) -> dict[str, Array]:
+    def allocate(self, program: Program, num_blocks: int, old: dict[str, Array] | None = None) -> dict[str, Array]:
         """One array (P, 2, 64, K D) for each layer, in bfloat16 or the arithmetic's dtype, by name."""
-        return {
-            value.name: np.zeros((num_blocks, *map(int, value.shape[1:])), _CACHE_DTYPES.get(value.dtype, self.dtype))
-            for value in program.of_kind("cache")
-        }
+        caches = {}
+        for value in program.of_kind("cache"):
+            cache = np.zeros((num_blocks, *map(int, value.shape[1:])), self._dtype_of(value))
+            if old is not None:
+                cache[: len(old[value.name])] = old[value.name]
+            caches[value.name] = cache
+        return caches
+
+    def _dtype_of(self, value: Value) -> np.dtype[Any]:
+        return np.dtype(ml_dtypes.bfloat16) if (value.kind, value.dtype) == ("cache", "bf16") else self.dtype
 
     def compile(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> ReferenceExecutable:
         """The program over these weights and this cache."""

@@ -1,73 +1,56 @@
 """The engine: several sequences of different lengths in one step, joining and leaving as they come and finish.
 
 Each step takes one row of every sequence that is being completed and, up to a bound, rows of prompts that are not in
-the cache yet. A sequence is let in when the pool holds all the blocks it can ever need, so that none is ever evicted.
+the cache yet. A sequence is let in when the pool has all the blocks it can ever need, so that none is ever evicted.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.devices.device import Cache, Executable
-from anthesis.engine.blocks import BlockPool, blocks_for
+from anthesis.engine.blocks import BlockCache, blocks_for
 from anthesis.engine.sequence import Sequence, TokenLogprobs
-from anthesis.errors import RequestError
+from anthesis.errors import AnthesisError, RequestError
 from anthesis.program.builder import Finish
 from anthesis.program.ir import Array
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds the engine.
-
-    Attributes:
-        max_sequences: sequences B in one step.
-        max_blocks: blocks the pool may have, the scratch block not counted.
-        prefill_chunk: prompt rows in one step.
-    """
-
-    max_sequences: int
-    max_blocks: int
-    prefill_chunk: int
+_INT32_MAX = 2**31 - 1
 
 
 class Engine:
     """Runs sequences to their end.
 
     Args:
-        allocate: makes a cache pool of so many blocks.
+        blocks: where they keep their keys and values.
         compile: lowers the program that finishes in one of the ways, with so many top log-probabilities, over a cache.
-        limits: what bounds it.
+        prefill_chunk: prompt rows in one step.
     """
 
     def __init__(
         self,
-        allocate: Callable[[int], Cache],
-        compile: Callable[[Finish, int, Cache], Executable],
-        limits: Limits,
+        blocks: BlockCache,
+        compile: Callable[[Finish, int | None, Cache], Executable],
+        prefill_chunk: int,
     ) -> None:
-        self._allocate = allocate
+        self._blocks = blocks
         self._compile = compile
-        self._limits = limits
-        self._pool = BlockPool(1)
-        self._cache: Cache = None
-        self._executables: dict[tuple[Finish, int], Executable] = {}
-        self._table = np.zeros((limits.max_sequences, 1), np.int32)
-        self._slots = list(range(limits.max_sequences - 1, -1, -1))
+        self._prefill_chunk = prefill_chunk
+        self._executables: dict[tuple[Finish, int | None], Executable] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        self._holding: list[Sequence] = []  # blocks and a slot: those running, and one whose logits are being read
+        self._closed = False
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Takes sequences in; they start as soon as there is room.
 
         Raises:
-            RequestError: one of them alone needs more cache than there may be.
+            RequestError: one of them alone needs more cache than there may be, or the engine is closed.
         """
         self._check(sequences)
         self._waiting.extend(sequences)
@@ -76,35 +59,55 @@ class Engine:
         """Takes sequences out, finished or not, and frees what they hold."""
         for sequence in sequences:
             if sequence in self._running:
-                self._leave(sequence)
+                self._running.remove(sequence)
             elif sequence in self._waiting:
                 self._waiting.remove(sequence)
+            self._leave(sequence)
+
+    def close(self) -> None:
+        """Aborts all sequences and lets go of the cache."""
+        self._closed = True
+        self.abort([*self._running, *self._waiting])
+        self._executables.clear()
+        self._blocks.clear()
 
     def step(self) -> None:
-        """Lets sequences in, runs one step, hands every sequence its token, and lets finished ones go."""
+        """Lets sequences in, runs one step, hands every sequence its token, and lets finished ones go.
+
+        Raises:
+            RequestError: the engine is closed.
+            AnthesisError: the model computed numbers that are not finite.
+        """
+        self._check([])
         self._admit()
         rows = self._choose_rows()
         if not rows:
             return
-        wanted = [(i, sequence) for i, (sequence, count) in enumerate(rows) if count == sequence.num_pending]
         inputs = self._row_inputs(rows)
-        if not wanted:
-            self._executable("cache").run(inputs)
-            self._advance(rows)
-            return
-        last_rows = np.cumsum([count for _, count in rows], dtype=np.int32) - np.int32(1)
-        inputs["logit_rows"] = last_rows[[i for i, _ in wanted]]
-        chosen = [sequence for _, sequence in wanted]
-        if any(sequence.params.needs_sample for sequence in chosen):
-            top = max(sequence.params.logprobs or 0 for sequence in chosen)
-            outputs = self._executable("sample", top).run(inputs | sample_inputs(chosen))
+        ends = np.cumsum([count for _, count in rows], dtype=np.int32)
+        wanted = [i for i, (sequence, count) in enumerate(rows) if count == sequence.num_pending]
+        chosen = [rows[i][0] for i in wanted]
+        if not chosen:
+            outputs = self._executable("cache").run(inputs)
         else:
-            outputs = self._executable("argmax").run(inputs)
-        self._advance(rows)
+            inputs["logit_rows"] = ends[wanted] - np.int32(1)
+            if any(sequence.params.needs_sample for sequence in chosen):
+                asked = [s.params.logprobs for s in chosen if s.params.logprobs is not None]
+                executable = self._executable("sample", max(asked, default=None))
+                outputs = executable.run(inputs | sample_inputs(chosen))
+            else:
+                outputs = self._executable("argmax").run(inputs)
+            if outputs["token"].min() < 0:
+                raise AnthesisError(
+                    "the model's logits are not finite numbers: its weights are damaged, or a value went out of range; "
+                    "compare with --device reference-fp64"
+                )
+        for sequence, count in rows:
+            sequence.computed += count
         for i, sequence in enumerate(chosen):
             sequence.append(int(outputs["token"][i]), _logprobs(sequence, outputs, i))
             if sequence.finished:
-                self._leave(sequence)
+                self.abort([sequence])
 
     def run(self, sequences: list[Sequence]) -> None:
         """Submits sequences and steps until they are done; frees them also when it is interrupted."""
@@ -125,60 +128,53 @@ class Engine:
             Arrays (R, V) float32 (or the device's arithmetic), R rows at a time, that together are the prompt's rows.
         """
         self._check([sequence])
-        while not self._enter(sequence, [sequence]):
+        while not self._enter(sequence):
             self.step()
         try:
             while sequence.num_pending:
-                rows = [(sequence, min(self._limits.prefill_chunk, sequence.num_pending))]
-                inputs = self._row_inputs(rows)
-                inputs["logit_rows"] = np.arange(rows[0][1], dtype=np.int32)
+                count = min(self._prefill_chunk, sequence.num_pending)
+                inputs = self._row_inputs([(sequence, count)])
+                inputs["logit_rows"] = np.arange(count, dtype=np.int32)
                 yield self._executable("logits").run(inputs)["logits"]
-                self._advance(rows)
+                self._check([])
+                sequence.computed += count
         finally:
             self._leave(sequence)
 
     def _check(self, sequences: list[Sequence]) -> None:
+        if self._closed:
+            raise RequestError("this LLM is closed; open a new one")
         for sequence in sequences:
-            needed = blocks_for(sequence.limit)
-            if needed > self._limits.max_blocks:
+            needed, most = blocks_for(sequence.limit), self._blocks.max_blocks
+            if needed > most:
                 raise RequestError(
                     f"a sequence of {sequence.limit} tokens needs {needed} cache blocks, and the memory for the cache "
-                    f"holds {self._limits.max_blocks}; ask for fewer tokens or give more --cache-memory"
+                    f"holds {most}; ask for fewer tokens or give more --cache-memory"
                 )
 
     def _admit(self) -> None:
-        while self._waiting and self._enter(self._waiting[0], list(self._waiting)):
+        while self._waiting and self._enter(self._waiting[0]):
             self._running.append(self._waiting.popleft())
 
-    def _enter(self, sequence: Sequence, wanting: list[Sequence]) -> bool:
-        """Gives the sequence a slot and all its blocks, if they are to be had."""
-        if not self._holding:
-            self._grow(wanting[: self._limits.max_sequences])
+    def _enter(self, sequence: Sequence) -> bool:
+        """Gives the sequence its place, if one is to be had; the pool may grow for it and for those that wait."""
         needed = blocks_for(sequence.limit)
-        if not self._slots or needed > self._pool.num_free or needed > self._table.shape[1]:
-            return False
-        sequence.slot, sequence.blocks = self._slots.pop(), self._pool.take(needed)
-        self._table[sequence.slot, :needed] = sequence.blocks
-        self._holding.append(sequence)
-        return True
-
-    def _grow(self, wanting: list[Sequence]) -> None:
-        """Makes the pool large enough for these, as far as memory allows; only while no sequence holds blocks."""
-        needs = [blocks_for(sequence.limit) for sequence in wanting]
-        total = min(sum(needs), self._limits.max_blocks)
-        if total < self._pool.num_blocks and max(needs) <= self._table.shape[1]:
-            return
-        self._cache = None  # the old one is freed before the new one is made
-        self._executables.clear()
-        self._pool = BlockPool(max(total + 1, self._pool.num_blocks))
-        self._cache = self._allocate(self._pool.num_blocks)
-        self._table = np.zeros((self._limits.max_sequences, max(max(needs), self._table.shape[1])), np.int32)
+        sequence.place = self._blocks.take(needed)
+        if sequence.place is None and self._blocks.num_free_slots:
+            others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other is not sequence)
+            if self._blocks.make_room([needed, *(blocks_for(other.limit) for other in others)]):
+                self._executables.clear()
+            sequence.place = self._blocks.take(needed)
+        return sequence.place is not None
 
     def _choose_rows(self) -> list[tuple[Sequence, int]]:
         """(sequence, rows) of the next step, in the order in which they joined."""
-        budget = self._limits.prefill_chunk
+        budget = self._prefill_chunk
         rows = []
         for sequence in self._running:
+            if sequence.num_pending == 0:
+                # an interrupt came between a step and its token: the last row again gives the same
+                sequence.computed -= 1
             count = sequence.num_pending
             if sequence.computed < len(sequence.prompt):
                 count = min(count, budget)
@@ -190,34 +186,28 @@ class Engine:
     def _row_inputs(self, rows: list[tuple[Sequence, int]]) -> dict[str, Array]:
         counts = [count for _, count in rows]
         starts = np.cumsum([0, *counts[:-1]])
-        segments = np.zeros((self._limits.max_sequences, 3), np.int32)
+        segments = np.zeros((len(self._blocks.table), 3), np.int32)
         for i, (sequence, count) in enumerate(rows):
             segments[i] = starts[i], count, sequence.computed
         tokens = [token for s, count in rows for token in s.tokens[s.computed : s.computed + count]]
         positions = [np.arange(s.computed, s.computed + count) for s, count in rows]
+        slots = [s.place.slot for s, _ in rows if s.place is not None]
         return {
             "tokens": np.array(tokens, np.int32),
             "positions": np.concatenate(positions).astype(np.int32),
-            "slots": np.repeat([s.slot for s, _ in rows], counts).astype(np.int32),
+            "slots": np.repeat(slots, counts).astype(np.int32),
             "segments": segments,
-            "block_table": self._table,
+            "block_table": self._blocks.table,
         }
 
-    def _advance(self, rows: list[tuple[Sequence, int]]) -> None:
-        for sequence, count in rows:
-            sequence.computed += count
-
     def _leave(self, sequence: Sequence) -> None:
-        if sequence in self._running:
-            self._running.remove(sequence)
-        self._holding.remove(sequence)
-        self._pool.give_back(sequence.blocks)
-        self._slots.append(sequence.slot)
-        sequence.blocks, sequence.slot = [], -1
+        if sequence.place is not None:
+            self._blocks.give_back(sequence.place)
+            sequence.place = None
 
-    def _executable(self, finish: Finish, top: int = 0) -> Executable:
+    def _executable(self, finish: Finish, top: int | None = None) -> Executable:
         if (finish, top) not in self._executables:
-            self._executables[finish, top] = self._compile(finish, top, self._cache)
+            self._executables[finish, top] = self._compile(finish, top, self._blocks.cache)
         return self._executables[finish, top]
 
 
@@ -235,11 +225,11 @@ def sample_inputs(sequences: list[Sequence]) -> dict[str, Array]:
     unseen = np.zeros(-(-sequences[0].vocab_size // 8), np.uint8)
     return {
         "temperature": np.array([p.temperature for p in params], np.float32),
-        "top_k": np.array([p.top_k or 0 for p in params], np.int32),
+        "top_k": np.array([min(p.top_k or 0, _INT32_MAX) for p in params], np.int32),
         "top_p": np.array([1 if p.top_p is None else p.top_p for p in params], np.float32),
         "min_p": np.array([p.min_p or 0 for p in params], np.float32),
         "repetition_penalty": np.array([p.repetition_penalty or 1 for p in params], np.float32),
-        "seed": np.array([p.seed % 2**64 for p in params], np.uint64),
+        "seed": np.array([p.seed for p in params], np.uint64),
         "seen": np.stack([unseen if s.seen is None else s.seen for s in sequences]),
     }
 

@@ -11,7 +11,7 @@ from anthesis.errors import RequestError
 from anthesis.models import trace
 from anthesis.program.builder import Finish
 from anthesis.program.fuse import fuse
-from anthesis.program.ir import BLOCK_TOKENS, DTYPE_BYTES, Program, Value
+from anthesis.program.ir import Program, Value
 
 CACHE_DTYPES = ("fp32", "bf16")
 
@@ -49,7 +49,7 @@ class LoadedModel:
         on_weight: called after each weight with (number loaded, number in all).
 
     Raises:
-        RequestError: an unknown cache dtype.
+        RequestError: an unknown cache dtype, or more weights than the device can hold.
         CheckpointError: the checkpoint does not hold what the model needs.
     """
 
@@ -63,26 +63,34 @@ class LoadedModel:
     ) -> None:
         self.config = config
         self.device = device
-        weights = trace(config, "argmax", checkpoint.kind_of).of_kind("weight")
+        program = trace(config, "argmax", checkpoint.kind_of)
+        weights = program.of_kind("weight")
         checkpoint.check(weights)
         self._kinds = {value.name: value.dtype for value in weights}
         self.cache_dtype = choose_cache_dtype(cache, weights)
         self.weight_kinds = matrix_kinds(weights)
+        info = device.info()
+        needed = sum(device.held_bytes(value) for value in weights)
+        if needed > info.memory_bytes:
+            raise RequestError(
+                f"the weights take {needed / 1e9:,.1f} GB on {info.name}, and {info.memory_bytes / 1e9:,.1f} GB are "
+                "free; take a smaller model, or see `anthesis plan` for what this one needs"
+            )
         self._weights: dict[str, PackedWeight] = {}
         for count, value in enumerate(weights, start=1):
-            self._weights[value.name] = device.pack(checkpoint.load(value))
+            self._weights[value.name] = device.pack(checkpoint.load(value), program.uses(value.name))
             on_weight(count, len(weights))
 
-    def program(self, finish: Finish, top_logprobs: int = 0) -> Program:
+    def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:
         """The fused program that finishes in this way."""
         kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
         return fuse(trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs))
 
-    def allocate(self, num_blocks: int) -> Cache:
-        """A cache pool of so many blocks."""
-        return self.device.allocate(self.program("cache"), num_blocks)
+    def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
+        """A cache pool of so many blocks, the first of which keep what the old one holds."""
+        return self.device.allocate(self.program("cache"), num_blocks, old)
 
-    def compile(self, finish: Finish, top_logprobs: int, cache: Cache) -> Executable:
+    def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program over this model's weights and a cache that `allocate` made."""
         return self.device.compile(self.program(finish, top_logprobs), self._weights, cache)
 
@@ -92,5 +100,5 @@ class LoadedModel:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one cache block over all layers."""
-        return self.config.cache_elements_per_token() * BLOCK_TOKENS * DTYPE_BYTES[self.cache_dtype]
+        """Bytes of one cache block on the device, over all layers."""
+        return sum(self.device.held_bytes(value) for value in self.program("cache").of_kind("cache"))

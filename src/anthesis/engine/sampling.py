@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from anthesis.errors import RequestError
 
 MAX_LOGPROBS = 100
 """More most-likely tokens than anyone looks at; each costs a place in every step's output."""
+
+SMALL, LARGE = 1e-6, 1e6
+"""Factors of logits outside these would go out of float32's range, and none is of any use long before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._need("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self._need("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
+        self._need("temperature", self.temperature == 0 or _fits(self.temperature), f"0, or from {SMALL} to {LARGE}")
         self._need("top_k", self.top_k is None or self.top_k >= 1, "at least 1")
         self._need("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         self._need("min_p", self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
-        self._need("repetition_penalty", penalty is None or (math.isfinite(penalty) and penalty > 0), "above 0")
+        self._need("repetition_penalty", penalty is None or _fits(penalty), f"from {SMALL} to {LARGE}")
+        self._need("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
         self._need("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
         if self.temperature == 0:
             idle = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
@@ -67,3 +70,7 @@ class SamplingParams:
     def needs_sample(self) -> bool:
         """Whether the tokens can't come from a plain argmax."""
         return self.temperature > 0 or self.repetition_penalty is not None or self.logprobs is not None
+
+
+def _fits(factor: float) -> bool:
+    return SMALL <= factor <= LARGE  # false for a NaN, too

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.engine.blocks import Place
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.stopping import StopStrings
 from anthesis.tokenizer import TextStream
@@ -79,8 +80,7 @@ class Sequence:
     vocab_size: int
     tokens: list[int] = field(init=False)
     computed: int = field(init=False, default=0)
-    blocks: list[int] = field(init=False, default_factory=list)
-    slot: int = field(init=False, default=-1)
+    place: Place | None = field(init=False, default=None)
     finish_reason: FinishReason | None = field(init=False, default=None)
     logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
     text: str = field(init=False, default="")
@@ -126,7 +126,7 @@ class Sequence:
             self._finish("stop")
         elif self.text_stream is not None and self._release(self.text_stream.push(token)):
             self.finish_reason = "stop"
-        elif len(self.tokens) == self.limit:
+        elif len(self.tokens) >= self.limit:
             self._finish(self.limit_reason)
 
     def _finish(self, reason: FinishReason) -> None:

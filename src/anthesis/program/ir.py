@@ -240,6 +240,10 @@ class Program:
         """The values of one kind, in order of definition."""
         return [value for value in self.values.values() if value.kind == kind]
 
+    def uses(self, name: str) -> frozenset[str]:
+        """The kinds of the operations that read a value."""
+        return frozenset(op.kind for op in self.ops if name in op.reads())
+
     def with_ops(self, ops: Iterable[Op]) -> Program:
         """The program with other operations over the same inputs, weights and caches; shapes are inferred anew."""
         ops = tuple(ops)
