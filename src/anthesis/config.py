@@ -6,11 +6,34 @@ Families extend `ModelConfig` with what only their trace needs (rotary embedding
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from anthesis.errors import ConfigError
+
+MAX_SIZES: Mapping[str, int] = MappingProxyType(
+    {
+        "num_layers": 1 << 12,
+        "num_heads": 1 << 16,
+        "num_kv_heads": 1 << 16,
+        "head_dim": 1 << 16,
+        "hidden_size": 1 << 20,
+        "ffn_size": 1 << 22,
+        "vocab_size": 1 << 24,
+        "max_context": (1 << 31) - 1,
+    }
+)
+"""The most that is believed of a configuration, so that a damaged one costs neither time nor memory.
+
+The largest published models have about 130 layers, 128 heads, a hidden size of 20 thousand and a vocabulary of a
+quarter of a million: each bound is at least thirty times that. Positions are int32.
+"""
+
+MAX_QUERY_WIDTH = 1 << 20
+"""Of num_heads * head_dim, as for the hidden size, which it usually is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +69,15 @@ class ModelConfig:
     bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "ffn_size", "vocab_size"):
+        for name in MAX_SIZES:
             size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**31:
-                raise ConfigError(f"the model's configuration has {name} = {size!r}; a positive integer is needed")
+            if name != "max_context" or size is not None:
+                check_size(name, size, f"the model's configuration has {name}")
+        if self.num_heads * self.head_dim > MAX_QUERY_WIDTH:
+            raise ConfigError(
+                f"the model's configuration has {self.num_heads} heads of {self.head_dim} elements; together they may "
+                f"have {MAX_QUERY_WIDTH}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"the model's configuration has {self.num_heads} query heads and {self.num_kv_heads} key-value heads; "
@@ -59,6 +87,53 @@ class ModelConfig:
     def cache_elements_per_token(self) -> int:
         """Numbers the key-value cache stores per token: a key and a value per layer, key-value head and element."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+
+def check_size(field: str, value: object, stated: str) -> int:
+    """The value of a field of `ModelConfig`, if it is one that a model can have.
+
+    Args:
+        field: a key of `MAX_SIZES`.
+        value: what was read for it.
+        stated: where it stands, for the message: "config.json has n_layer".
+
+    Raises:
+        ConfigError: no integer, below 1, or beyond `MAX_SIZES`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZES[field]:
+        raise ConfigError(f"{stated} = {_short(value)}; an integer from 1 to {MAX_SIZES[field]} is needed")
+    return value
+
+
+def check_number(value: object, stated: str, *, above: float = -math.inf, at_least: float = -math.inf) -> float:
+    """A number as a float, if it is finite and not too small.
+
+    Args:
+        value: what was read.
+        stated: where it stands, for the message: "config.json has rope_theta".
+        above: what it must exceed.
+        at_least: what it must reach.
+
+    Raises:
+        ConfigError: no number, NaN, infinite, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{stated} = {_short(value)}; a number is needed")
+    # some integers are too large for a float, but not for being compared
+    extreme = not -MAX_NUMBER <= value <= MAX_NUMBER or 0 < abs(value) < 1 / MAX_NUMBER
+    if extreme or value <= above or value < at_least:
+        low = f" above {above:g}" if above > -math.inf else f" of at least {at_least:g}" if at_least > -math.inf else ""
+        raise ConfigError(f"{stated} = {_short(value)}; a finite number{low} is needed")
+    return float(value)
+
+
+MAX_NUMBER = 1e300
+"""Beyond it a float is as good as infinite, and 1 / it as good as zero."""
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 class ConfigReader:
@@ -90,23 +165,32 @@ class ConfigReader:
                 raise ConfigError(f"config.json lacks {' | '.join(names)}")
             return default
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"config.json has {name} = {value!r}; an integer is needed")
+            raise ConfigError(f"config.json has {name} = {_short(value)}; an integer is needed")
         return value
 
-    def number(self, *names: str, default: float | None = None) -> float:
-        """Like `integer`, for a float.
+    def size(self, field: str, *names: str, default: int | None = None) -> int:
+        """Like `integer`, for a field of `ModelConfig`, within the bounds of `MAX_SIZES`.
 
         Raises:
-            ConfigError: as `integer`.
+            ConfigError: as `integer`; also a size that no model has.
+        """
+        value = self.integer(*names, default=default)
+        return check_size(field, value, f"config.json has {self._find(names)[0]}")
+
+    def number(
+        self, *names: str, default: float | None = None, above: float = -math.inf, at_least: float = -math.inf
+    ) -> float:
+        """Like `integer`, for a finite float that is above one limit and reaches another.
+
+        Raises:
+            ConfigError: as `integer`; also NaN, infinity, and what is too small.
         """
         name, value = self._find(names)
         if value is None:
             if default is None:
                 raise ConfigError(f"config.json lacks {' | '.join(names)}")
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"config.json has {name} = {value!r}; a number is needed")
-        return float(value)
+        return check_number(value, f"config.json has {name}", above=above, at_least=at_least)
 
     def boolean(self, *names: str, default: bool) -> bool:
         """Like `integer`, for true or false.
@@ -143,5 +227,5 @@ class ConfigReader:
         value = self.raw.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"config.json has {name} = {value!r}; a token id or a list of token ids is needed")
+            raise ConfigError(f"config.json has {name} = {_short(value)}; a token id or a list of them is needed")
         return tuple(ids)

@@ -1,14 +1,33 @@
-"""How many cores this process may keep busy: its affinity, and what its control group pays for."""
+"""How many cores this process may keep busy - its affinity, and what its control group pays for - and their use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from anthesis.cgroups import group_directories, read_lines
 
 PROC = Path("/proc/self")
+
+T = TypeVar("T")
+
+
+def on_all_cores(work: Callable[[T], None], parts: Iterable[T]) -> None:
+    """Calls `work` for every part, on all cores; Ctrl-C, or an error in one part, keeps the others from beginning.
+
+    Args:
+        work: for NumPy and the like, which let other threads run.
+        parts: what it is called with.
+    """
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        for done in [pool.submit(work, part) for part in parts]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def usable_cores(proc: Path = PROC) -> int:

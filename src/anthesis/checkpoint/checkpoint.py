@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from anthesis.checkpoint.gguf import GgufStore
 from anthesis.checkpoint.hub import hub_path, looks_like_hub_id
 from anthesis.checkpoint.random import RandomWeights
 from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
+from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
 from anthesis.config import ConfigReader, ModelConfig
 from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError
@@ -151,8 +153,34 @@ def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
         raw = preset(name)
     family = family_of_config(raw)
     kind = _native_kind(raw) if weights == "native" else weights
+    config = _with_possible_ends(name, family.read_config(raw))
     description = f"random weights in the shape of {name} (seed {seed})"
-    return Checkpoint(description, family, family.read_config(raw), True, None, RandomWeights(seed, kind))
+    return Checkpoint(description, family, config, True, None, RandomWeights(seed, kind))
+
+
+def _with_possible_ends(where: str, config: ModelConfig) -> ModelConfig:
+    """The configuration without end-of-sequence ids that can't come; it is said, since nobody means them.
+
+    They are not refused: models trained with a vocabulary of their own often keep the ids of the one before.
+    """
+    ends = tuple(i for i in config.eos_token_ids if i < config.vocab_size)
+    if ends != config.eos_token_ids:
+        odd = ", ".join(str(i) for i in config.eos_token_ids if i not in ends)
+        warnings.warn(
+            f"{where}: eos_token_id {odd} is outside the vocabulary of {config.vocab_size}, so it never comes"
+            + ("" if ends else " and nothing ends a sequence before its limit"),
+            stacklevel=2,
+        )
+    return replace(config, eos_token_ids=ends)
+
+
+def _check_layers(path: Path, config: ModelConfig, store: TensorStore) -> None:
+    """Finds a made-up number of layers before anything is made for each of them."""
+    if config.num_layers > len(store.tensors):
+        raise CheckpointError(
+            f"{path}: the configuration has {config.num_layers} layers, and no more than {len(store.tensors)} tensors "
+            "are stored"
+        )
 
 
 def _native_kind(raw: Mapping[str, Any]) -> str:
@@ -172,7 +200,8 @@ def _open_gguf(path: Path, name: str, weights: str) -> Checkpoint:
         raise CheckpointError(f"{path}: lacks general.architecture, so it holds no model")
     family = family_of_gguf(store.metadata["general.architecture"])
     assert family.gguf is not None
-    config = family.gguf.read_config(store.metadata, frozenset(store.tensors))
+    config = _with_possible_ends(name, family.gguf.read_config(store.metadata, frozenset(store.tensors)))
+    _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.gguf.sources(config), (), family.gguf.ignored, weights)
     return Checkpoint(name, family, config, False, store.metadata, found)
 
@@ -196,7 +225,9 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
         generation = ConfigReader(read_json(path / "generation_config.json"))
         ends = dict.fromkeys((*config.eos_token_ids, *generation.token_ids("eos_token_id")))
         config = replace(config, eos_token_ids=tuple(ends))
+    config = _with_possible_ends(name, config)
     store = SafetensorsStore(path)
+    _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
     has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return Checkpoint(name, family, config, False, path if has_tokenizer else None, found)

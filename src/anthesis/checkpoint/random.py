@@ -25,15 +25,15 @@ Matrices then have a standard deviation of 0.017 or 0.018 and zero mean, about w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.cores import usable_cores
+from anthesis.cores import on_all_cores
 from anthesis.program.ir import Value
 from anthesis.quantize import WeightKind, WeightTensor, weight_kind
 
@@ -111,14 +111,14 @@ def random_weight(
     if result.minimums is not None:
         result.minimums[...] = -7.5 * step
 
-    def write(first: int, last: int) -> None:
+    def write(part: tuple[int, int]) -> None:
+        first, last = part
         into = result.values[first:last]
         _write_rows(key, full_shape[1] // packing, start[1] // packing, decode, into, start[0] + first)
 
     per_part = max(1, _CHUNK_WORDS * 8 // max(1, result.values.shape[1]))
     borders = [*range(0, shape[0], per_part), shape[0]]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(write, borders[:-1], borders[1:]))
+    on_all_cores(write, pairwise(borders))
     return result
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from anthesis.checkpoint.store import Rows, StoredTensor, TensorStore
-from anthesis.cores import usable_cores
+from anthesis.cores import on_all_cores
 from anthesis.errors import CheckpointError, RequestError
 from anthesis.models.family import Source
 from anthesis.program.ir import Value
@@ -103,11 +102,10 @@ class StoredWeights:
                 chunk = chunk.columns(first - wide[0], last - wide[0])
             result.rows(part).copy_from(chunk)
 
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            try:
-                list(pool.map(convert, row_chunks((shape[0], max(1, wide[1] - wide[0])))))
-            except RequestError as error:
-                raise RequestError(f"{self._where}: {stored.name}: {error}") from error
+        try:
+            on_all_cores(convert, row_chunks((shape[0], max(1, wide[1] - wide[0]))))
+        except RequestError as error:
+            raise RequestError(f"{self._where}: {stored.name}: {error}") from error
         return result
 
     def check(self, weights: Iterable[Value]) -> None:

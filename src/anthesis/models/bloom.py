@@ -47,11 +47,11 @@ def read_config(raw: Mapping[str, Any]) -> BloomConfig:
     """
     read = ConfigReader(raw)
     return _config(
-        hidden_size=read.integer("hidden_size", "n_embed"),
-        num_layers=read.integer("n_layer", "num_hidden_layers"),
-        num_heads=read.integer("n_head", "num_attention_heads"),
-        vocab_size=read.integer("vocab_size", default=PADDED_ROWS),
-        norm_epsilon=read.number("layer_norm_epsilon", default=1e-5),
+        hidden_size=read.size("hidden_size", "hidden_size", "n_embed"),
+        num_layers=read.size("num_layers", "n_layer", "num_hidden_layers"),
+        num_heads=read.size("num_heads", "n_head", "num_attention_heads"),
+        vocab_size=read.size("vocab_size", "vocab_size", default=PADDED_ROWS),
+        norm_epsilon=read.number("layer_norm_epsilon", default=1e-5, at_least=0),
         residual_after_norm=read.boolean("apply_residual_connection_post_layernorm", default=False),
         tied_head=read.boolean("tie_word_embeddings", default=True),
         eos_token_ids=read.token_ids("eos_token_id") or (2,),
@@ -60,7 +60,7 @@ def read_config(raw: Mapping[str, Any]) -> BloomConfig:
 
 
 def _config(*, hidden_size: int, num_heads: int, vocab_size: int, **rest: Any) -> BloomConfig:
-    if num_heads < 1 or hidden_size % num_heads:
+    if hidden_size % num_heads:
         raise ConfigError(f"{num_heads} heads do not divide the hidden size {hidden_size}")
     return BloomConfig(
         family="bloom",
@@ -106,6 +106,7 @@ def _with_bias(weight: str, name: str, rows: NDArray[np.int64] | None = None) ->
 def sources(config: BloomConfig) -> Sources:
     """Where the weights stand; the rows of the fused matrix are [heads, 3, head_dim]."""
     fused = np.arange(3 * config.hidden_size).reshape(config.num_heads, 3, config.head_dim)
+    rows = [fused[:, j].reshape(-1) for j in range(3)]
     found = {"embed.weight": Source("word_embeddings.weight")}
     if not config.tied_head:
         found["head.weight"] = Source("lm_head.weight")
@@ -113,8 +114,7 @@ def sources(config: BloomConfig) -> Sources:
     for i in range(config.num_layers):
         layer, stored = f"layers.{i}", f"h.{i}"
         for j, part in enumerate("qkv"):
-            name = f"{stored}.self_attention.query_key_value"
-            found |= _with_bias(f"{layer}.attention.{part}", name, fused[:, j].reshape(-1))
+            found |= _with_bias(f"{layer}.attention.{part}", f"{stored}.self_attention.query_key_value", rows[j])
         found |= _with_bias(f"{layer}.attention_norm", f"{stored}.input_layernorm")
         found |= _with_bias(f"{layer}.attention.out", f"{stored}.self_attention.dense")
         found |= _with_bias(f"{layer}.mlp_norm", f"{stored}.post_attention_layernorm")
@@ -126,11 +126,11 @@ def sources(config: BloomConfig) -> Sources:
 def _read_gguf_config(metadata: Mapping[str, Any], tensors: frozenset[str]) -> BloomConfig:
     read = GgufReader(metadata, "bloom")
     return _config(
-        hidden_size=read.integer("embedding_length"),
-        num_layers=read.integer("block_count"),
-        num_heads=read.integer("attention.head_count"),
+        hidden_size=read.size("hidden_size", "embedding_length"),
+        num_layers=read.size("num_layers", "block_count"),
+        num_heads=read.size("num_heads", "attention.head_count"),
         vocab_size=read.vocab_size(),
-        norm_epsilon=read.number("attention.layer_norm_epsilon"),
+        norm_epsilon=read.number("attention.layer_norm_epsilon", at_least=0),
         residual_after_norm=False,
         tied_head="output.weight" not in tensors,
         eos_token_ids=read.eos_token_ids() or (2,),
@@ -144,10 +144,10 @@ def _gguf_sources(config: BloomConfig) -> Sources:
     if not config.tied_head:
         found["head.weight"] = Source("output.weight")
     found |= _with_bias("embed_norm", "token_embd_norm") | _with_bias("final_norm", "output_norm")
+    fused = np.arange(3 * config.hidden_size).reshape(3, -1)
     for i in range(config.num_layers):
         layer, stored = f"layers.{i}", f"blk.{i}"
-        for j, part in enumerate("qkv"):
-            rows = np.arange(j * config.hidden_size, (j + 1) * config.hidden_size)
+        for part, rows in zip("qkv", fused, strict=True):
             found |= _with_bias(f"{layer}.attention.{part}", f"{stored}.attn_qkv", rows)
         found |= _with_bias(f"{layer}.attention_norm", f"{stored}.attn_norm")
         found |= _with_bias(f"{layer}.attention.out", f"{stored}.attn_output")

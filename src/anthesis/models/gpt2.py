@@ -54,15 +54,15 @@ def read_config(raw: Mapping[str, Any]) -> Gpt2Config:
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise ConfigError(f"activation_function {activation!r} is not computed here; known are: {known}")
-    hidden_size = read.integer("n_embd", "hidden_size")
+    hidden_size = read.size("hidden_size", "n_embd", "hidden_size")
     return _config(
         hidden_size=hidden_size,
-        num_layers=read.integer("n_layer", "num_hidden_layers"),
-        num_heads=read.integer("n_head", "num_attention_heads"),
-        ffn_size=read.integer("n_inner", default=4 * hidden_size),
-        vocab_size=read.integer("vocab_size"),
-        num_positions=read.integer("n_positions", "max_position_embeddings", default=1024),
-        norm_epsilon=read.number("layer_norm_epsilon", default=1e-5),
+        num_layers=read.size("num_layers", "n_layer", "num_hidden_layers"),
+        num_heads=read.size("num_heads", "n_head", "num_attention_heads"),
+        ffn_size=read.size("ffn_size", "n_inner", default=4 * hidden_size),
+        vocab_size=read.size("vocab_size", "vocab_size"),
+        num_positions=read.size("max_context", "n_positions", "max_position_embeddings", default=1024),
+        norm_epsilon=read.number("layer_norm_epsilon", default=1e-5, at_least=0),
         activation=_ACTIVATIONS[activation],
         tied_head=read.boolean("tie_word_embeddings", default=True),
         eos_token_ids=read.token_ids("eos_token_id"),
@@ -71,7 +71,7 @@ def read_config(raw: Mapping[str, Any]) -> Gpt2Config:
 
 
 def _config(*, hidden_size: int, num_heads: int, vocab_size: int, num_positions: int, **rest: Any) -> Gpt2Config:
-    if num_heads < 1 or hidden_size % num_heads:
+    if hidden_size % num_heads:
         raise ConfigError(f"{num_heads} heads do not divide the hidden size {hidden_size}")
     return Gpt2Config(
         family="gpt2",
@@ -130,10 +130,11 @@ _SPELLINGS = {
 def _layer_sources(config: Gpt2Config, prefix: str, gguf: bool) -> Sources:
     """The layers' weights. Hugging Face stores matrices [in, out], GGUF [out, in]; queries, keys, values follow."""
     found: Sources = {}
+    fused = np.arange(3 * config.hidden_size).reshape(3, -1)
+    rows_of = {f"attention.{part}": rows for part, rows in zip("qkv", fused, strict=True)}
     for i in range(config.num_layers):
         for name, spellings in _SPELLINGS.items():
-            part = "qkv".find(name[-1]) if spellings[1] == "attn_qkv" else -1
-            rows = None if part < 0 else np.arange(part * config.hidden_size, (part + 1) * config.hidden_size)
+            rows = rows_of.get(name)
             transpose = not gguf and "norm" not in name
             found |= _pair(f"layers.{i}.{name}", f"{prefix}.{i}.{spellings[gguf]}", transpose, rows)
     return found
@@ -157,13 +158,13 @@ def _gguf_sources(config: Gpt2Config) -> Sources:
 def _read_gguf_config(metadata: Mapping[str, Any], tensors: frozenset[str]) -> Gpt2Config:
     read = GgufReader(metadata, "gpt2")
     return _config(
-        hidden_size=read.integer("embedding_length"),
-        num_layers=read.integer("block_count"),
-        num_heads=read.integer("attention.head_count"),
-        ffn_size=read.integer("feed_forward_length"),
+        hidden_size=read.size("hidden_size", "embedding_length"),
+        num_layers=read.size("num_layers", "block_count"),
+        num_heads=read.size("num_heads", "attention.head_count"),
+        ffn_size=read.size("ffn_size", "feed_forward_length"),
         vocab_size=read.vocab_size(),
-        num_positions=read.integer("context_length"),
-        norm_epsilon=read.number("attention.layer_norm_epsilon"),
+        num_positions=read.size("max_context", "context_length"),
+        norm_epsilon=read.number("attention.layer_norm_epsilon", at_least=0),
         activation="gelu_tanh",
         tied_head="output.weight" not in tensors,
         eos_token_ids=read.eos_token_ids(),

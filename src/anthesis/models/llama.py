@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anthesis.config import ConfigReader, ModelConfig
 from anthesis.errors import ConfigError
@@ -69,31 +70,32 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
     """
     model_type = raw["model_type"]
     read = ConfigReader({**_ABSENT.get(model_type, {}), **raw})
-    hidden_size, num_heads = read.integer("hidden_size"), read.integer("num_attention_heads")
-    num_layers = read.integer("num_hidden_layers")
-    head_dim = read.integer("head_dim", default=128 if model_type == "qwen3" else hidden_size // max(1, num_heads))
-    if head_dim % 2 or head_dim < 2:
+    hidden_size = read.size("hidden_size", "hidden_size")
+    num_heads = read.size("num_heads", "num_attention_heads")
+    num_layers = read.size("num_layers", "num_hidden_layers")
+    head_dim = read.size("head_dim", "head_dim", default=128 if model_type == "qwen3" else hidden_size // num_heads)
+    if head_dim % 2:
         raise ConfigError(f"config.json leads to a head_dim of {head_dim}; rotary positions need an even one")
     activation = read.string("hidden_act", default="silu")
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"hidden_act {activation!r} is not computed here; known are: {', '.join(_ACTIVATIONS)}")
     # Mistral has no biases; Qwen2's are fixed; elsewhere the configuration decides
     attention_bias = model_type != "mistral" and read.boolean("attention_bias", default=model_type == "qwen2")
-    vocab_size = read.integer("vocab_size")
+    vocab_size = read.size("vocab_size", "vocab_size")
     return LlamaConfig(
         family="llama",
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=read.integer("num_key_value_heads", default=num_heads),
+        num_kv_heads=read.size("num_kv_heads", "num_key_value_heads", default=num_heads),
         head_dim=head_dim,
         hidden_size=hidden_size,
-        ffn_size=read.integer("intermediate_size"),
+        ffn_size=read.size("ffn_size", "intermediate_size"),
         vocab_size=vocab_size,
         usable_vocab_size=vocab_size,
-        max_context=read.integer("max_position_embeddings", default=2048),
+        max_context=read.size("max_context", "max_position_embeddings", default=2048),
         eos_token_ids=read.token_ids("eos_token_id"),
         bos_token_id=next(iter(read.token_ids("bos_token_id")), None),
-        norm_epsilon=read.number("rms_norm_eps", default=1e-6),
+        norm_epsilon=read.number("rms_norm_eps", default=1e-6, at_least=0),
         activation=_ACTIVATIONS[activation],
         frequencies=read_rope(raw, head_dim),
         qkv_bias=attention_bias or model_type == "qwen2",
@@ -106,20 +108,36 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _windows(read: ConfigReader, model_type: str, num_layers: int) -> tuple[int | None, ...]:
-    """How many keys each layer's rows may see. Mistral: in all layers alike; Qwen: if asked, in upper layers."""
-    window = read.integer("sliding_window", default=0)
+    """How many keys each layer's rows may see. Llama: all; Mistral: in all layers alike; Qwen: as `layer_types` says.
+
+    Where `layer_types` has no say, as transformers has it, one that says something else is refused. (There a window of
+    0 hides all keys, the row's own too; null is what means none.)
+    """
+    is_qwen = model_type in ("qwen2", "qwen3")
+    on = read.boolean("use_sliding_window", default=model_type == "mistral")
+    if on and model_type == "llama":
+        raise ConfigError("config.json has use_sliding_window = True, and a model_type llama has no window")
+    if not on and model_type == "mistral" and read.raw.get("sliding_window") is not None:
+        raise ConfigError("config.json has use_sliding_window = False and a sliding_window, which mistral always uses")
+    window = read.size("max_context", "sliding_window") if read.raw.get("sliding_window") is not None else None
+    window = window if on else None
     layer_types = read.raw.get("layer_types")
-    if model_type == "mistral":
-        return (window or None,) * num_layers
-    if model_type not in ("qwen2", "qwen3") or not window or not read.boolean("use_sliding_window", default=False):
-        return (None,) * num_layers
     if layer_types is None:
-        first = read.integer("max_window_layers", default=28)
+        first = read.integer("max_window_layers", default=28) if is_qwen else 0
         return tuple(window if i >= first else None for i in range(num_layers))
-    known = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(layer_types, list) or len(layer_types) != num_layers or not set(layer_types) <= set(known):
-        raise ConfigError(f"layer_types {layer_types!r} is not {num_layers} times one of: {', '.join(known)}")
-    return tuple(known[kind] for kind in layer_types)
+    allowed = ["full_attention"] if window is None else ["full_attention", "sliding_attention"]
+    if window is not None and not is_qwen:
+        allowed = ["sliding_attention"]
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        raise ConfigError(f"config.json has layer_types that are not a list of {num_layers}, one for each layer")
+    for kind in layer_types:
+        if kind not in allowed:
+            without = "" if window else " without a sliding window"
+            raise ConfigError(
+                f"config.json has {kind!r} among its layer_types; computed for {model_type}{without}: "
+                f"{' and '.join(allowed)}"
+            )
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def trace(config: LlamaConfig, b: Builder) -> None:
@@ -175,22 +193,26 @@ def _layer_sources(config: LlamaConfig, prefix: str, column: int) -> Sources:
     """The layers' weights; `column` chooses the spelling: 0 Hugging Face's, 1 GGUF's."""
     biased = {"attention.out": config.out_bias} | dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down"), config.mlp_bias)
     norms = _NORMS | (_HEAD_NORMS if config.head_norm else {})
+    order: dict[str, NDArray[np.int64]] = {}
+    if config.permuted:
+        order = {"attention.q": _pair_order(config.num_heads, config.head_dim)}
+        order["attention.k"] = _pair_order(config.num_kv_heads, config.head_dim)
     found: Sources = {}
     for i in range(config.num_layers):
         layer, stored = f"layers.{i}", f"{prefix}.{i}"
         for name, spellings in norms.items():
             found[f"{layer}.{name}.weight"] = Source(f"{stored}.{spellings[column]}.weight")
         for name, spellings in _LINEARS.items():
-            rows = None
-            if config.permuted and name in ("attention.q", "attention.k"):
-                # GGUF keeps the elements of a rotary pair side by side: (heads, pairs, 2), not (heads, 2, pairs)
-                heads = config.num_heads if name == "attention.q" else config.num_kv_heads
-                order = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
-                rows = order.transpose(0, 2, 1).reshape(-1)
             parts = ("weight", "bias") if biased.get(name, config.qkv_bias) else ("weight",)
             for part in parts:
-                found[f"{layer}.{name}.{part}"] = Source(f"{stored}.{spellings[column]}.{part}", rows)
+                found[f"{layer}.{name}.{part}"] = Source(f"{stored}.{spellings[column]}.{part}", order.get(name))
     return found
+
+
+def _pair_order(heads: int, head_dim: int) -> NDArray[np.int64]:
+    """GGUF keeps the elements of a rotary pair side by side: (heads, pairs, 2), not (heads, 2, pairs)."""
+    order = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    return order.transpose(0, 2, 1).reshape(-1)
 
 
 def sources(config: LlamaConfig) -> Sources:
@@ -215,8 +237,9 @@ def _read_gguf_config(metadata: Mapping[str, Any], tensors: frozenset[str]) -> L
     read = GgufReader(metadata, architecture)
     if read.has("expert_count") and read.integer("expert_count") > 0:
         raise ConfigError(f"this {architecture} GGUF is a mixture of experts, which is not computed here")
-    hidden_size, num_heads = read.integer("embedding_length"), read.integer("attention.head_count")
-    head_dim = read.integer("attention.key_length", default=hidden_size // max(1, num_heads))
+    hidden_size = read.size("hidden_size", "embedding_length")
+    num_heads = read.size("num_heads", "attention.head_count")
+    head_dim = read.size("head_dim", "attention.key_length", default=hidden_size // num_heads)
     rotated = read.integer("rope.dimension_count", default=head_dim)
     if rotated != head_dim or head_dim % 2:
         raise ConfigError(
@@ -225,24 +248,26 @@ def _read_gguf_config(metadata: Mapping[str, Any], tensors: frozenset[str]) -> L
     scaling = read.string("rope.scaling.type", default="none")
     if scaling not in ("none", "linear"):
         raise ConfigError(f"rope scaling {scaling!r} is not computed here; known are: none, linear, stored divisors")
-    factor = read.number("rope.scaling.factor") if scaling == "linear" else 1.0
-    frequencies = rope_frequencies(head_dim, read.number("rope.freq_base", default=10_000.0))
-    num_layers, vocab_size = read.integer("block_count"), read.vocab_size()
+    factor = read.number("rope.scaling.factor", above=0) if scaling == "linear" else 1.0
+    frequencies = rope_frequencies(head_dim, read.number("rope.freq_base", default=10_000.0, above=0))
+    num_layers, vocab_size = read.size("num_layers", "block_count"), read.vocab_size()
     window = read.integer("attention.sliding_window", default=0)
+    if window < 0:
+        raise ConfigError(f"GGUF metadata has {architecture}.attention.sliding_window = {window}; 0 or more is needed")
     return LlamaConfig(
         family="llama",
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=read.integer("attention.head_count_kv", default=num_heads),
+        num_kv_heads=read.size("num_kv_heads", "attention.head_count_kv", default=num_heads),
         head_dim=head_dim,
         hidden_size=hidden_size,
-        ffn_size=read.integer("feed_forward_length"),
+        ffn_size=read.size("ffn_size", "feed_forward_length"),
         vocab_size=vocab_size,
         usable_vocab_size=vocab_size,
-        max_context=read.integer("context_length"),
+        max_context=read.size("max_context", "context_length"),
         eos_token_ids=read.eos_token_ids(),
         bos_token_id=read.bos_token_id(),
-        norm_epsilon=read.number("attention.layer_norm_rms_epsilon"),
+        norm_epsilon=read.number("attention.layer_norm_rms_epsilon", at_least=0),
         activation="silu",
         frequencies=tuple(frequency / factor for frequency in frequencies),
         stored_rope_divisors="rope_freqs.weight" in tensors,

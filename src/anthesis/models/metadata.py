@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from anthesis.config import check_number, check_size
 from anthesis.errors import ConfigError
 
 
@@ -35,16 +37,24 @@ class GgufReader:
             raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; one integer is needed")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A float, as `integer`.
+    def size(self, field: str, key: str, default: int | None = None) -> int:
+        """An integer for a field of `ModelConfig`, within the bounds of `MAX_SIZES`.
 
         Raises:
-            ConfigError: as `integer`.
+            ConfigError: as `integer`; also a size that no model has.
         """
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; a number is needed")
-        return float(value)
+        return check_size(field, self.integer(key, default), f"GGUF metadata has {self.architecture}.{key}")
+
+    def number(
+        self, key: str, default: float | None = None, *, above: float = -math.inf, at_least: float = -math.inf
+    ) -> float:
+        """A finite float that is above one limit and reaches another, as `integer`.
+
+        Raises:
+            ConfigError: as `integer`; also NaN, infinity, and what is too small.
+        """
+        stated = f"GGUF metadata has {self.architecture}.{key}"
+        return check_number(self._get(key, default), stated, above=above, at_least=at_least)
 
     def string(self, key: str, default: str) -> str:
         """A string, as `integer`.
@@ -60,17 +70,31 @@ class GgufReader:
     def vocab_size(self) -> int:
         """Rows of the embedding: as stated, else the number of tokens in the vocabulary."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        return self.integer("vocab_size", None if tokens is None else len(tokens))
+        return self.size("vocab_size", "vocab_size", None if tokens is None else len(tokens))
 
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Ids that end a sequence or a turn."""
+        """Ids that end a sequence or a turn.
+
+        Raises:
+            ConfigError: one that is no token id.
+        """
         keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-        return tuple(dict.fromkeys(int(self.metadata[key]) for key in keys if key in self.metadata))
+        return tuple(dict.fromkeys(self._token_id(key) for key in keys if key in self.metadata))
 
     def bos_token_id(self) -> int | None:
-        """The id that may begin a sequence."""
-        value = self.metadata.get("tokenizer.ggml.bos_token_id")
-        return None if value is None else int(value)
+        """The id that may begin a sequence.
+
+        Raises:
+            ConfigError: it is no token id.
+        """
+        key = "tokenizer.ggml.bos_token_id"
+        return self._token_id(key) if key in self.metadata else None
+
+    def _token_id(self, key: str) -> int:
+        value = self.metadata[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"GGUF metadata has {key} = {value!r}; a token id is needed")
+        return value
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.metadata.get(f"{self.architecture}.{key}", default)

@@ -13,6 +13,10 @@ from anthesis.errors import ConfigError
 def rope_frequencies(head_dim: int, theta: float) -> tuple[float, ...]:
     """Radians per position of each pair of a head's elements, D/2 float64 numbers: theta^(-2i / D).
 
+    Args:
+        head_dim: size D of a head.
+        theta: base, above 0.
+
     Source:
         Su et al., arXiv:2104.09864, section 3.2.2.
     """
@@ -44,7 +48,7 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
         raise ConfigError(f"config.json has rope parameters by layer type ({', '.join(nested)}), not computed here")
     scaling = ConfigReader(stated)
     top = ConfigReader(raw)
-    theta = scaling.number("rope_theta", default=top.number("rope_theta", default=default_theta))
+    theta = scaling.number("rope_theta", default=top.number("rope_theta", default=default_theta, above=0), above=0)
     partial = scaling.number("partial_rotary_factor", default=top.number("partial_rotary_factor", default=1.0))
     if partial != 1:
         raise ConfigError(f"config.json has partial_rotary_factor = {partial}; only whole heads are rotated here")
@@ -53,14 +57,17 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
     if kind == "default":
         return frequencies
     if kind == "linear":
-        factor = scaling.number("factor")
+        factor = scaling.number("factor", above=0)
         return tuple(frequency / factor for frequency in frequencies)
     if kind == "llama3":
         original = scaling.number(
-            "original_max_position_embeddings", default=top.number("max_position_embeddings", default=2048)
+            "original_max_position_embeddings", default=top.number("max_position_embeddings", default=2048), above=0
         )
-        low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
-        return tuple(_llama3(f, scaling.number("factor"), low, high, original) for f in frequencies)
+        factor = scaling.number("factor", above=0)
+        low, high = scaling.number("low_freq_factor", above=0), scaling.number("high_freq_factor", above=0)
+        if low >= high:
+            raise ConfigError(f"config.json has low_freq_factor = {low} and high_freq_factor = {high}; low < high")
+        return tuple(_llama3(frequency, factor, low, high, original) for frequency in frequencies)
     raise ConfigError(f"rope scaling {kind!r} is not computed here; known are: default, linear, llama3")
 
 
