@@ -69,11 +69,6 @@ def check_completion(llm: LLM, truth: PreTrainedModel, prompt: str) -> None:
     assert not wrong.size, f"other tokens than the truth's at {wrong.tolist()}"
 
 
-def test_completion(llm, truth):
-    check_completion(llm, truth, PROMPTS[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("prompt", PROMPTS[1:], ids=range(1, len(PROMPTS)))
-def test_more_completions(llm, truth, prompt):
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_completion(llm, truth, prompt):
     check_completion(llm, truth, prompt)
