@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,15 @@ import pytest
 from anthesis.errors import RequestError
 from anthesis.models import preset, trace
 from anthesis.program.attend import alibi_slopes
-from anthesis.program.collectives import Collective
+from anthesis.program.builder import Builder
+from anthesis.program.collectives import AllGather, Collective
 from anthesis.program.cost import collectives, cost, cost_by_kind, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Step
-from anthesis.program.ops import Linear
+from anthesis.program.ops import Embed, Linear, activate
 from anthesis.program.partition import partition
 from anthesis.program.reference import execute, execute_ranks
-from programs import ALL, BLOOM, LLAMA, blocks_of, caches, config_of, random_weights, shares, step_inputs
+from programs import ALL, BLOOM, GPT2, LLAMA, QWEN3, blocks_of, caches, config_of, random_weights, shares, step_inputs
 
 ROWS = [(0, 0, list(range(3, 73))), (1, 0, [5]), (2, 0, [9, 8, 7])]
 
@@ -38,6 +42,169 @@ def test_fusing_keeps_every_bit_and_needs_fewer_operations(name: str) -> None:
     assert not [op for op in fused.ops if op.kind in ("activation", "mul")]
     adds = [op for op in fused.ops if op.kind == "add"]
     assert len(adds) == (1 if name == "gpt2" else 0), "only the sum of token and position embedding is left"
+
+
+def traced_sums(summed: Callable[[Builder, str, str, str], str]) -> Program:
+    """The residual stream and two products with a bias, attention's and the MLP's say, put together by `summed`."""
+    config = config_of(LLAMA)
+    b = Builder(config, "logits")
+    x = b.embed("embed", config.vocab_size)
+    first, second = (
+        b.linear(b.activation(b.linear(x, f"{name}.up", "ffn"), kind), f"{name}.down", "hidden", bias=True)
+        for name, kind in (("one", "silu"), ("two", "relu"))
+    )
+    b.logits(b.select_rows(summed(b, x, first, second)), tied=True)
+    return b.program()
+
+
+SUMS: dict[str, Callable[[Builder, str, str, str], str]] = {
+    "x + (a + b)": lambda b, x, one, two: b.add(x, b.add(one, two, "both"), "sum"),
+    "x + (b + a)": lambda b, x, one, two: b.add(x, b.add(two, one, "both"), "sum"),
+    "(a + b) + x": lambda b, x, one, two: b.add(b.add(one, two, "both"), x, "sum"),
+    "(x + a) + b": lambda b, x, one, two: b.add(b.add(x, one, "first"), two, "sum"),
+    "b + (a + x)": lambda b, x, one, two: b.add(two, b.add(one, x, "first"), "sum"),
+    "a + a": lambda b, x, one, two: b.add(one, one, "sum"),
+}
+
+
+@pytest.mark.parametrize("summed", SUMS.values(), ids=list(SUMS))
+def test_sums_of_two_products_keep_both_and_every_bit(summed: Any) -> None:
+    program = traced_sums(summed)
+    fused = fuse(program)
+    weights = random_weights(program, np.float32)
+    inputs = step_inputs(ROWS)
+    expected, result = (execute(p, {**weights, **inputs})["logits"] for p in (program, fused))
+    assert np.array_equal(result, expected)
+    read = {name for op in fused.ops if isinstance(op, Linear) for name in op.weights}
+    kept = {"one.down.weight", "two.down.weight"} & {value.name for value in program.of_kind("weight")}
+    assert kept <= read
+    assert len(fused.ops) < len(program.ops)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fusing_twice_changes_nothing(name: str) -> None:
+    fused = fuse(trace(config_of(ALL[name]), "logits"))
+    assert fuse(fused).ops == fused.ops
+
+
+def test_a_program_whose_values_come_too_late_or_never_is_not_made() -> None:
+    program = trace(config_of(BLOOM), "logits")
+    first, second, *rest = program.ops
+    with pytest.raises(AssertionError, match=rf"nothing before it gives {first.writes()[0]}"):
+        program.with_ops([second, first, *rest])
+    residual = next(i for i, op in enumerate(fuse(program).ops) if isinstance(op, Linear) and op.residual)
+    ops = list(fuse(program).ops)
+    ops[residual] = replace(ops[residual], residual="nowhere")
+    with pytest.raises(AssertionError, match="nothing before it gives nowhere"):
+        program.with_ops(ops)
+    with pytest.raises(AssertionError, match="no operation gives the output logits"):
+        program.with_ops(program.ops[:-1])
+    with pytest.raises(AssertionError, match="is there already"):
+        program.with_ops([first, first, second, *rest])
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("vocab_size", [96, 97])
+def test_ranks_together_sample_what_one_does(name: str, world_size: int, vocab_size: int) -> None:
+    config = config_of({**ALL[name], "vocab_size": vocab_size})
+    program = trace(config, "sample", top_logprobs=3)
+    weights = random_weights(program)
+    inputs = step_inputs(ROWS)
+    count = len(inputs["logit_rows"])
+    drawn = np.arange(count) % 2
+    inputs |= {
+        "temperature": (1.5 * drawn).astype(np.float32),
+        "top_k": np.where(np.arange(count) % 3, 0, 20).astype(np.int32),
+        "top_p": np.where(np.arange(count) % 5, 1, 0.9).astype(np.float32),
+        "min_p": np.full(count, 0.01, np.float32),
+        "repetition_penalty": np.where(np.arange(count) % 7, 1, 1.3).astype(np.float32),
+        "seed": np.arange(count).astype(np.uint64),
+        "seen": np.full((count, -(-vocab_size // 8)), 0b10010, np.uint8),
+    }
+    expected = execute(program, {**weights, **caches(program, blocks_of(inputs)), **inputs})
+    greedy = run(trace(config, "argmax"), weights)["token"]
+    plain = (drawn == 0) & (np.arange(count) % 7 != 0)
+    assert np.array_equal(expected["token"][plain], greedy[plain])
+    assert not np.array_equal(expected["token"][drawn == 1], greedy[drawn == 1])
+
+    parts = [fuse(partition(program, rank, world_size)) for rank in range(world_size)]
+    gathers = [op for part in parts for op in part.ops if isinstance(op, AllGather)]
+    shares_of_v = tuple(part.values["logits"].static_width for part in parts)
+    assert [gather.widths for gather in gathers] == [shares_of_v] * world_size
+    assert sum(shares_of_v) == vocab_size
+    assert (len(set(shares_of_v)) == 1) == (vocab_size % world_size == 0)
+    held = [{**shares(p, weights), **caches(p, blocks_of(inputs)), **inputs} for p in parts]
+    for result in execute_ranks(parts, held):
+        for output in ("token", "top_tokens"):
+            assert np.array_equal(result[output], expected[output])
+        for output in ("logprob", "top_logprobs"):
+            np.testing.assert_allclose(result[output], expected[output], rtol=1e-6)
+
+
+def test_a_program_without_log_probabilities_gives_the_token_only() -> None:
+    program = trace(config_of(BLOOM), "sample", top_logprobs=None)
+    assert program.outputs == ("token",)
+    assert "log" not in str(program.ops[-1]).replace("logits", "").replace("logit_rows", "")
+    many = trace(config_of(BLOOM), "sample", top_logprobs=1000)
+    assert many.values["top_tokens"].shape == ("L", 101), "no more than there are"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("finish", ["argmax", "sample"])
+def test_one_bad_weight_of_the_head_gives_no_token_on_any_rank(bad: float, world_size: int, finish: Any) -> None:
+    program = trace(config_of(QWEN3), finish, top_logprobs=None)
+    inputs = step_inputs(ROWS)
+    count = len(inputs["logit_rows"])
+    inputs |= {name: np.ones(count, np.float32) for name in ("temperature", "top_p", "repetition_penalty")}
+    inputs |= {"top_k": np.zeros(count, np.int32), "min_p": np.zeros(count, np.float32)}
+    inputs |= {"seed": np.zeros(count, np.uint64), "seen": np.zeros((count, 13), np.uint8)}
+    for row in (0, 50, 96):
+        weights = random_weights(program)
+        weights["head.weight"][row, 0] = bad
+        parts = [partition(program, rank, world_size) for rank in range(world_size)]
+        held = [{**shares(p, weights), **caches(p, blocks_of(inputs)), **inputs} for p in parts]
+        for result in execute_ranks(parts, held):
+            # with an infinite weight the logit is -inf where the input is negative, and another token is the best
+            below = result["token"] >= 0
+            assert below.sum() < count
+            assert not (np.isnan(bad) and below.any())
+
+
+def test_a_rank_with_padding_only_neither_wins_nor_spoils_the_choice() -> None:
+    config = replace(config_of(QWEN3), usable_vocab_size=60)
+    program = trace(config)
+    weights = random_weights(program)
+    expected = run(program, weights)["token"]
+    assert expected.max() < 60
+    parts = [partition(program, rank, 3) for rank in range(3)]
+    assert parts[2].values["head.weight"].start[0] >= 60
+    inputs = step_inputs(ROWS)
+    held = [{**shares(p, weights), **caches(p, blocks_of(inputs)), **inputs} for p in parts]
+    for result in execute_ranks(parts, held):
+        assert np.array_equal(result["token"], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_activations_of_any_finite_number_are_finite_and_do_not_warn(activation: Any, dtype: Any) -> None:
+    largest = np.finfo(dtype).max
+    x = np.array([-largest, -1e15, -1000, -100, -20, -3, -1, -0.5, 0, 0.5, 1, 3, 20, 1000, 1e15, largest], dtype)
+    with np.errstate(all="raise", under="ignore"):
+        result = activate(x, activation)
+    assert result.dtype == dtype
+    assert np.isfinite(result).all()
+    assert np.array_equal(result[x >= 1000], x[x >= 1000])
+    assert (np.abs(result[x <= -100]) < 1e-30).all()
+    middle = x[np.abs(x) <= 20].astype(np.float64)
+    truth = {
+        "silu": middle / (1 + np.exp(-middle)),
+        "gelu": middle / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in middle])),
+        "gelu_tanh": middle / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (middle + 0.044715 * middle**3))),
+        "relu": np.maximum(middle, 0),
+    }[activation]
+    np.testing.assert_allclose(result[np.abs(x) <= 20], truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,6 +257,9 @@ def test_bias_and_residual_of_a_row_split_product_come_once_after_the_reduction(
 def test_too_many_ranks_is_an_error_that_lists_the_numbers_that_work() -> None:
     with pytest.raises(RequestError, match=r"7 pieces of heads; 1 to 7 ranks work"):
         partition(trace(config_of(BLOOM)), 0, 8)
+    one_head = {**GPT2, "n_head": 1}
+    with pytest.raises(RequestError, match=r"it has 1 piece of heads; only one rank works$"):
+        partition(trace(config_of(one_head)), 0, 2)
 
 
 def test_shares_of_grouped_weights_end_at_group_borders() -> None:
@@ -117,6 +287,10 @@ def test_cost_is_the_weights_once_and_the_cache_of_the_context() -> None:
     matrices = sum(np.prod(v.static_shape) for v in program.of_kind("weight") if len(v.shape) == 2)
     linear = cost_by_kind(program, step)["linear"]
     assert linear.flops == 2 * matrices
+    (embed,) = (op for op in program.ops if isinstance(op, Embed))
+    table = program.values[embed.weight]
+    for rows, read in ((7, 7), (10**6, 250_880)):  # a long prompt reads each row of the table once
+        assert embed.cost(program.values, Step(rows=rows)).weight_bytes == read * 2 * 1024, str(table)
     assert memory(program, step, cache_blocks=10).cache_bytes == 10 * 64 * 98_304
 
 

@@ -31,7 +31,8 @@ class Builder:
             in the cache (the earlier chunks of a prompt).
         kind_of: (weight name, shape) -> weight kind; matrices are bf16 and vectors fp32 unless given.
         cache_dtype: "fp32" or "bf16".
-        top_logprobs: for finish "sample": how many most likely tokens to report.
+        top_logprobs: for finish "sample": how many most likely tokens to report (at most all there are) beside the
+            chosen one's log-probability; None: no log-probabilities.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Builder:
         finish: Finish = "argmax",
         kind_of: Callable[[str, tuple[int, ...]], str] = native_kind,
         cache_dtype: str = "bf16",
-        top_logprobs: int = 0,
+        top_logprobs: int | None = None,
     ) -> None:
         self.config = config
         self._finish = finish
@@ -181,6 +182,10 @@ class Builder:
             self._outputs = ("token",)
         else:
             row = ("L",)
+            top = self._top_logprobs
+            logprobs = {}
+            if top is not None:
+                logprobs = {"logprob": "logprob", "top_tokens": "top_tokens", "top_logprobs": "top_logprobs"}
             op = Sample(
                 logits=logits,
                 positions=self.positions,
@@ -193,11 +198,9 @@ class Builder:
                 seed=self._input("seed", row, "uint64"),
                 seen=self._input("seen", ("L", -(-config.vocab_size // 8)), "uint8"),
                 token="token",
-                logprob="logprob",
-                top_tokens="top_tokens",
-                top_logprobs="top_logprobs",
                 usable=config.usable_vocab_size,
-                top=self._top_logprobs,
+                top=None if top is None else min(top, config.usable_vocab_size),
+                **logprobs,
             )
             self._add(op)
             self._outputs = op.writes()

@@ -63,7 +63,11 @@ class AllReduce(Collective):
 
 @dataclass(frozen=True, kw_only=True)
 class AllReduceBest(Collective):
-    """The (score, token) pair with the highest score; of equal scores the lowest rank's, which has the lowest token."""
+    """The (score, token) pair with the highest score; of equal scores the lowest rank's, which has the lowest token.
+
+    A token of -1, which `Argmax` gives where a logit is NaN or +inf, comes with the score +inf and so wins. A rank
+    whose logits are all -inf, or that has padding only, brings (-inf, -1), which loses to every finite score.
+    """
 
     kind: ClassVar[str] = "all_reduce_best"
     score: str
@@ -99,13 +103,14 @@ class AllGather(Collective):
     """out = every rank's columns side by side, in rank order.
 
     Attributes:
-        width: columns of the whole.
+        widths: columns of each rank. They may differ by one; where a device's gather wants equal shares it pads each to
+            the largest and leaves the padding out of the result.
     """
 
     kind: ClassVar[str] = "all_gather"
     x: str
     out: str
-    width: int
+    widths: tuple[int, ...]
 
     def reads(self) -> tuple[str, ...]:
         return (self.x,)
@@ -115,7 +120,8 @@ class AllGather(Collective):
 
     def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
         x = values[self.x]
-        return (Value(self.out, (x.shape[0], self.width), x.dtype, "buffer"),)
+        assert x.static_width in self.widths, f"{self.out}: {x} is nobody's share of {self.widths}"
+        return (Value(self.out, (x.shape[0], sum(self.widths)), x.dtype, "buffer"),)
 
     def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
         return Cost(sent_bytes=values[self.x].nbytes(step.sizes()))

@@ -44,14 +44,21 @@ def _rewrite(program: Program, rule: Rule) -> Program:
             readers[name].append(op)
     instead: dict[int, Op | None] = {}
     for op in program.ops:
-        if isinstance(op, Linear) and id(op) not in instead and not set(op.outs) & set(program.outputs):
-            found = rule(program, readers, op)
-            if found is not None:
-                larger, replaced = found
-                instead.update((id(other), None) for other in (op, *replaced))
-                # a residual may be ready only where it was added; everything else is ready where the product stood
-                place = op if larger.residual is None else replaced[-1]
-                instead[id(place)] = larger
+        if not isinstance(op, Linear) or id(op) in instead:
+            continue
+        found = rule(program, readers, op)
+        if found is None:
+            continue
+        larger, others = found
+        replaced = [op, *others]
+        lost = {name for other in replaced for name in other.writes()}.difference(larger.writes())
+        # of two products with one sum only the first can take it in: a + (b + c) as parallel residuals trace it
+        if any(id(other) in instead for other in others) or lost.intersection(program.outputs):
+            continue
+        instead.update((id(other), None) for other in replaced)
+        # a residual may be ready only where it was added; everything else is ready where the product stood
+        place = op if larger.residual is None else replaced[-1]
+        instead[id(place)] = larger
     kept = (instead.get(id(op), op) for op in program.ops)
     return program.with_ops(op for op in kept if op is not None)
 
@@ -63,16 +70,24 @@ def _only_reader(readers: Readers, product: Linear) -> Op | None:
     return readers[product.outs[0]][0]
 
 
+def _is_plain(product: Linear) -> bool:
+    """Whether nothing follows the sums: what is folded in later would come before it in the arithmetic."""
+    return not any(product.biases) and product.activation is None and not product.gated and product.residual is None
+
+
 def _fold_bias(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
     add = _only_reader(readers, product)
-    if type(add) is not Add or add.a not in product.outs or program.values[add.b].kind != "weight":
+    if not _is_plain(product) or type(add) is not Add or add.a not in product.outs:
+        return None
+    if program.values[add.b].kind != "weight":
         return None
     return replace(product, biases=(add.b,), outs=(add.out,)), [add]
 
 
 def _join_products(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
-    joined = [op for op in readers[product.x] if isinstance(op, Linear) and op.x == product.x]
-    if len(joined) < 2 or any(set(op.outs) & set(program.outputs) for op in joined):
+    readers_of_x = (op for op in readers[product.x] if isinstance(op, Linear) and op.x == product.x)
+    joined = [op for op in readers_of_x if _is_plain(replace(op, biases=()))]
+    if len(joined) < 2 or product not in joined:
         return None
     biases = tuple(bias for op in joined for bias in (op.biases or (None,) * len(op.weights)))
     larger = Linear(
@@ -86,13 +101,13 @@ def _join_products(program: Program, readers: Readers, product: Linear) -> tuple
 
 def _fold_activation(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
     activate = _only_reader(readers, product)
-    if not isinstance(activate, Activate):
+    if not isinstance(activate, Activate) or not _is_plain(replace(product, biases=())):
         return None
     return replace(product, activation=activate.activation, outs=(activate.out,)), [activate]
 
 
 def _fold_gate(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
-    if len(product.outs) != 2 or any(len(readers[out]) != 1 for out in product.outs):
+    if len(product.outs) != 2 or any(len(readers[out]) != 1 for out in product.outs) or product.activation:
         return None
     (activate,), (mul,) = (readers[out] for out in product.outs)
     if not isinstance(activate, Activate) or not isinstance(mul, Mul) or readers[activate.out] != [mul]:
@@ -102,7 +117,7 @@ def _fold_gate(program: Program, readers: Readers, product: Linear) -> tuple[Lin
 
 def _fold_residual(program: Program, readers: Readers, product: Linear) -> tuple[Linear, list[Op]] | None:
     add = _only_reader(readers, product)
-    if type(add) is not Add:
+    if type(add) is not Add or product.residual is not None:
         return None
     other = add.a if add.b in product.outs else add.b
     if program.values[other].kind == "weight" or other in product.outs:

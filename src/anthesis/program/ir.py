@@ -185,16 +185,6 @@ class Op(ABC):
             Those of `writes()`, in order; of the dtype of the arithmetic, float32 or float64, ids int32.
         """
 
-    def renamed(self, names: Mapping[str, str]) -> Op:
-        """The same operation on values of other names."""
-        changes: dict[str, Any] = {}
-        for key, value in vars(self).items():
-            if isinstance(value, str) and value in names:
-                changes[key] = names[value]
-            elif isinstance(value, tuple) and any(item in names for item in value):
-                changes[key] = tuple(names.get(item, item) for item in value)
-        return replace(self, **changes) if changes else self  # type: ignore[type-var]
-
     def __str__(self) -> str:
         details = {
             key: value
@@ -245,7 +235,10 @@ class Program:
         return frozenset(op.kind for op in self.ops if name in op.reads())
 
     def with_ops(self, ops: Iterable[Op]) -> Program:
-        """The program with other operations over the same inputs, weights and caches; shapes are inferred anew."""
+        """The program with other operations over the same inputs, weights and caches; shapes are inferred anew.
+
+        Asserts that every value is given before it is read, once, and that the outputs are given.
+        """
         ops = tuple(ops)
         used = {name for op in ops for name in op.reads()}
         values = {
@@ -254,8 +247,13 @@ class Program:
             if value.kind not in ("buffer", "output") and value.name in used
         }
         for op in ops:
+            unknown = [name for name in op.reads() if name not in values]
+            assert not unknown, f"{op}: nothing before it gives {', '.join(unknown)}"
             for value in op.infer(values):
+                assert value.name not in values, f"{op}: {value.name} is there already"
                 values[value.name] = replace(value, kind="output") if value.name in self.outputs else value
+        lost = [name for name in self.outputs if name not in values]
+        assert not lost, f"no operation gives the output {', '.join(lost)}"
         return replace(self, ops=ops, values=values)
 
     def __str__(self) -> str:

@@ -49,9 +49,11 @@ def activate(x: Array, activation: Activation) -> Array:
     if activation == "relu":
         return np.asarray(np.maximum(x, 0))
     if activation == "silu":
-        return np.asarray(x / (1 + np.exp(-x)))
+        small = np.exp(-np.abs(x))  # exp(-x) overflows for a large negative x
+        return np.asarray(np.where(x >= 0, x, x * small) / (1 + small))
     if activation == "gelu_tanh":
-        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        near = np.clip(x, -20, 20)  # tanh is exactly 1 long before, and the cube of a large x overflows
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (near + x.dtype.type(0.044715) * near * near * near)
         return np.asarray(0.5 * x * (1 + np.tanh(inner)))
     erf = np.frompyfunc(math.erf, 1, 1)
     return np.asarray(0.5 * x * (1 + erf(x * x.dtype.type(math.sqrt(0.5))).astype(x.dtype)))
@@ -89,7 +91,7 @@ class Embed(Op):
 
     def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
         weight = values[self.weight]
-        rows = step.sizes()[str(values[self.ids].shape[0])]
+        rows = min(step.sizes()[str(values[self.ids].shape[0])], weight.static_shape[0])
         one_row = Value(weight.name, (1, *weight.shape[1:]), weight.dtype, "weight").nbytes()
         return Cost(weight_bytes=rows * one_row, activation_bytes=_activation_bytes(values, self.writes(), step))
 

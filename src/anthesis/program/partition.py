@@ -22,6 +22,9 @@ from anthesis.quantize import weight_kind
 Shares = Mapping[str, tuple[int, int]]
 """For each axis the first element of this rank's share and the one after its last."""
 
+Pieces = Mapping[str, tuple[int, int]]
+"""For each axis that follows no other the number of pieces that stay together, and the elements of one."""
+
 
 def partition(program: Program, rank: int, world_size: int) -> Program:
     """This rank's share of the program.
@@ -41,7 +44,10 @@ def partition(program: Program, rank: int, world_size: int) -> Program:
     assert 0 <= rank < world_size
     if world_size == 1:
         return program
-    shares = _shares(program, rank, world_size)
+    pieces = _pieces(program, world_size)
+    of_ranks = [_shares(program, pieces, other, world_size) for other in range(world_size)]
+    shares = of_ranks[rank]
+    vocabulary = tuple(last - first for first, last in (other["vocab"] for other in of_ranks))
     values = {
         value.name: _share_of(value, shares)
         for value in program.values.values()
@@ -49,23 +55,36 @@ def partition(program: Program, rank: int, world_size: int) -> Program:
     }
     ops: list[Op] = []
     for op in program.ops:
-        for local in _with_collectives(_localized(op, shares), values, program):
+        for local in _with_collectives(_localized(op, shares), values, program.outputs, vocabulary):
             values.update((value.name, value) for value in local.infer(values))
             ops.append(local)
     return replace(program, values=values, rank=rank, world_size=world_size).with_ops(ops)
 
 
-def _shares(program: Program, rank: int, world_size: int) -> dict[str, tuple[int, int]]:
-    shares: dict[str, tuple[int, int]] = {}
-    pieces = {axis.name: axis.elements // _piece(program, axis) for axis in program.axes.values() if not axis.follows}
-    if min(pieces.values()) < world_size:
-        scarce = ", ".join(f"{count} pieces of {name}" for name, count in pieces.items() if count < world_size)
-        raise RequestError(
-            f"the model can't be split over {world_size} ranks: it has {scarce}; 1 to {min(pieces.values())} ranks work"
-        )
+def _pieces(program: Program, world_size: int) -> dict[str, tuple[int, int]]:
+    """The pieces of every axis that follows no other, enough for the ranks."""
+    pieces = {}
     for axis in program.axes.values():
         if axis.follows is None:
-            count, piece = pieces[axis.name], _piece(program, axis)
+            piece = _piece(program, axis)
+            pieces[axis.name] = axis.elements // piece, piece
+    most = min(count for count, _ in pieces.values())
+    if most < world_size:
+        scarce = ", ".join(
+            f"{count} piece{'s' if count > 1 else ''} of {name}"
+            for name, (count, _) in pieces.items()
+            if count < world_size
+        )
+        works = "only one rank works" if most == 1 else f"1 to {most} ranks work"
+        raise RequestError(f"the model can't be split over {world_size} ranks: it has {scarce}; {works}")
+    return pieces
+
+
+def _shares(program: Program, pieces: Pieces, rank: int, world_size: int) -> dict[str, tuple[int, int]]:
+    shares: dict[str, tuple[int, int]] = {}
+    for axis in program.axes.values():
+        if axis.follows is None:
+            count, piece = pieces[axis.name]
             first, last = (count * r // world_size for r in (rank, rank + 1))
             # what does not fill a piece goes to the last rank
             shares[axis.name] = first * piece, axis.elements if rank == world_size - 1 else last * piece
@@ -107,8 +126,10 @@ def _localized(op: Op, shares: Shares) -> Op:
     return op
 
 
-def _with_collectives(op: Op, values: Mapping[str, Value], program: Program) -> list[Op]:
-    """The operation with the collective that its inputs or its result need."""
+def _with_collectives(
+    op: Op, values: Mapping[str, Value], outputs: tuple[str, ...], vocabulary: tuple[int, ...]
+) -> list[Op]:
+    """The operation with the collective that its inputs or its result need; `vocabulary`: columns of each rank."""
     if isinstance(op, Embed) and values[op.weight].axes[0]:
         local = replace(op, offset=op.offset - values[op.weight].start[0], out=f"{op.out}.partial")
         return [local, AllReduce(x=local.out, out=op.out)]
@@ -121,10 +142,8 @@ def _with_collectives(op: Op, values: Mapping[str, Value], program: Program) -> 
         return [local_best, best]
     if isinstance(op, Sample):
         gathered = f"{op.logits}.gathered"
-        width = program.config.vocab_size
-        return [AllGather(x=op.logits, out=gathered, width=width), replace(op, logits=gathered)]
-    if isinstance(op, Linear) and op.outs[0] in program.outputs:
+        return [AllGather(x=op.logits, out=gathered, widths=vocabulary), replace(op, logits=gathered)]
+    if isinstance(op, Linear) and op.outs[0] in outputs:
         (out,) = op.outs
-        width = program.config.vocab_size
-        return [replace(op, outs=(f"{out}.local",)), AllGather(x=f"{out}.local", out=out, width=width)]
+        return [replace(op, outs=(f"{out}.local",)), AllGather(x=f"{out}.local", out=out, widths=vocabulary)]
     return [op]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from anthesis.program.collectives import Collective
 from anthesis.program.ir import Array, Arrays, Program
 
@@ -32,6 +34,11 @@ def execute_ranks(programs: Sequence[Program], arrays: Sequence[Arrays]) -> list
     Returns:
         For each rank its outputs by name: token (L,) int32, logits (L, V) float32 or float64, ...
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by a token of -1, not by warnings
+        return _execute(programs, arrays)
+
+
+def _execute(programs: Sequence[Program], arrays: Sequence[Arrays]) -> list[dict[str, Array]]:
     held: list[dict[str, Array]] = [dict(own) for own in arrays]
     for ops in zip(*(program.ops for program in programs), strict=True):
         if isinstance(ops[0], Collective):
