@@ -1,15 +1,19 @@
 """Models of the Hugging Face Hub.
 
 A model that is completely in the cache of `huggingface_hub` is used from there without asking the network, so that a
-start takes no round trip and a run tomorrow uses the weights of today; `hf download` updates it. Layout of the cache:
-https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Variables of
-`huggingface_hub` (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT, ...) have their effect.
+start takes no round trip and a run tomorrow uses the weights of today; `hf download` updates it. A copy is complete
+when it has config.json, all weights, and each file of `_EXPECTED` either itself or as an empty file of its name in
+the cache's `.no_exist`, where `huggingface_hub` notes that a commit lacks a file. Other programs often fetch weights
+only: then the small files are fetched once, of the same commit, and what does not exist is noted. Layout of the cache:
+https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Variables of `huggingface_hub` (HF_HOME, HF_TOKEN,
+HF_HUB_OFFLINE, HF_ENDPOINT, ...) have their effect.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME, safetensors_files
@@ -18,6 +22,7 @@ from anthesis.errors import AnthesisError, CheckpointError, RequestError, Unsupp
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*",
                 "merges.txt", "chat_template*", "added_tokens.json", INDEX_NAME)  # fmt: skip
+_EXPECTED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHT_FILES = (SINGLE_NAME, "model-*-of-*.safetensors")
 
 
@@ -42,7 +47,42 @@ def hub_path(model: str) -> Path:
         CheckpointError: it is not in the cache and can't be fetched.
     """
     repository, file = (model.rsplit("/", 1)[0], model.rsplit("/", 1)[1]) if model.endswith(".gguf") else (model, None)
-    return _cached(repository, file) or _fetched(repository, file)
+    path = _cached(repository, file) or _fetched(repository, file)
+    if path.is_dir() and _lacking(path):
+        _complete(repository, path)
+    return path
+
+
+def _lacking(snapshot: Path) -> list[str]:
+    """The expected files of which it is not known that they don't exist."""
+    known_absent = snapshot.parent.parent / ".no_exist" / snapshot.name
+    return [name for name in _EXPECTED if not (snapshot / name).is_file() and not (known_absent / name).is_file()]
+
+
+def _complete(repository: str, snapshot: Path) -> None:
+    """Fetches the small files that a copy lacks, of its own commit; warns where that can't be done."""
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    reason = "HF_HUB_OFFLINE is set"
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            for name in _lacking(snapshot):
+                try:
+                    hf_hub_download(repository, name, revision=snapshot.name)
+                except LocalEntryNotFoundError:
+                    raise
+                except EntryNotFoundError:  # huggingface_hub has noted it
+                    continue
+            snapshot_download(repository, revision=snapshot.name, allow_patterns=list(_SMALL_FILES))
+            return
+    except (LocalEntryNotFoundError, HFValidationError, *_network_errors()) as error:
+        reason = f"the Hub could not be asked, which HF_HUB_OFFLINE=1 would spare: {_first_line(error)}"
+    warnings.warn(
+        f"the copy of {repository} in the Hub cache may be incomplete: it has no {', '.join(_lacking(snapshot))} "
+        f"({reason}); `hf download {repository}` completes it",
+        stacklevel=2,
+    )
 
 
 def _cached(repository: str, file: str | None) -> Path | None:
@@ -110,11 +150,14 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreachable(repository: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"{repository} is neither a file nor a directory nor in the Hub cache, and the Hub could not be reached "
-        f"({reason}): check the connection, or name a directory, a .gguf file or random:NAME"
+        f"({_first_line(error)}): check the connection, or name a directory, a .gguf file or random:NAME"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _only_gguf(repository: str, names: list[str]) -> str:
