@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from anthesis.program.ir import Array, Arrays, Cost, Op, Step, Value
 
-PIECE = 16384
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio: the step of SplitMix64."""
+
+PIECE = 8192
 """Tokens worked on at a time, so that what is computed of them stays in a core's cache. New arrays as long as the
 vocabulary would take most of the time here: each page of them is a fault."""
 
@@ -44,16 +47,18 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
-def _hashes(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-    golden = np.uint64(0x9E3779B97F4A7C15)
+def _key(seed: int, position: int) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        key = _mix(np.array([seed % 2**64], dtype=np.uint64) + golden)
-        key = _mix(key + np.uint64(position) * golden)
-        words = tokens.astype(np.uint64)
-        words += np.uint64(1)
-        words *= golden
-        words += key
-        return _mix(words)
+        key = _mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
+        return _mix(key + np.uint64(position) * GOLDEN)
+
+
+def _hashes(key: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
+    words = tokens.astype(np.uint64)
+    words += np.uint64(1)
+    words *= GOLDEN
+    words += key
+    return _mix(words)
 
 
 def gumbel_noise(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -69,7 +74,7 @@ def gumbel_noise(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray
         mix(mix(mix(seed + g) + position g) + (token + 1) g) in 64-bit arithmetic with the golden ratio's g.
     """
     # of 53 bits the half would be rounded away, and the highest hash would give u = 1 and infinite noise
-    uniform = ((_hashes(seed, position, tokens) >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
+    uniform = ((_hashes(_key(seed, position), tokens) >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
     return np.asarray(-np.log(-np.log(uniform)))
 
 
@@ -88,9 +93,10 @@ def draw(seed: int, position: int, tokens: NDArray[np.int64], scores: NDArray[np
     Returns:
         One of the tokens.
     """
+    key = _key(seed, position)
     found = [np.array([scores.argmax()])]
     for start in range(0, len(tokens), PIECE):
-        found.append(start + np.flatnonzero(_hashes(seed, position, tokens[start : start + PIECE]) >= RARE))
+        found.append(start + np.flatnonzero(_hashes(key, tokens[start : start + PIECE]) >= RARE))
     rare = np.concatenate(found)
     best = (scores[rare] + gumbel_noise(seed, position, tokens[rare])).max()
     left = np.union1d(rare, np.flatnonzero(scores >= best - COMMON_NOISE))
