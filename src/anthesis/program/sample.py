@@ -159,10 +159,10 @@ def most_likely(logits: Array, count: int) -> NDArray[np.int64]:
 
     Args:
         logits: (V,) float32 or float64.
-        count: how many, if there are so many.
+        count: how many.
 
     Returns:
-        (count,) int64.
+        (N,) int64, N = `count`, or V where that is less.
     """
     if count == 0:
         return np.empty(0, np.int64)
