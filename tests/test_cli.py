@@ -43,11 +43,12 @@ def test_help_lists_the_commands_that_exist(arguments: tuple[str, ...]) -> None:
     assert {"generate", "doctor"} <= set(COMMANDS)
 
 
+@pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_a_screen_and_shows_an_example(name: str) -> None:
-    lines = succeed(name, "--help", COLUMNS="100").splitlines()
+def test_help_fits_a_screen_and_shows_an_example(name: str, columns: int) -> None:
+    lines = succeed(name, "--help", COLUMNS=str(columns)).splitlines()
     assert len(lines) <= MAX_HELP_LINES
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= columns
     assert any(line.strip().startswith(f"$ anthesis {name} ") for line in lines)
 
 
@@ -95,6 +96,36 @@ def test_a_wrong_request_is_one_line() -> None:
 
 def test_a_failed_run_is_one_line(tmp_path: Path) -> None:
     assert str(tmp_path) in fail("generate", str(tmp_path), "-p", "x", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "-p", ""], "-p is empty"),
+        (["generate", "-p", "x", "-p", ""], "-p is empty"),
+        (["generate", "-p", "x", "--stop", ""], "stop"),
+        (["generate", "--prompt-tokens", "99999999999999"], "--prompt-tokens is 99999999999999"),
+        (["bench", "-p", ""], "-p is empty"),
+        (["bench", "--prompt-tokens", "99999999999999"], "--prompt-tokens is 99999999999999"),
+        (["plan", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_is_wrong_without_a_model_is_said_before_it_is_opened(
+    arguments: list[str], named: str, tmp_path: Path
+) -> None:
+    assert named in fail(arguments[0], str(tmp_path / "no-such-model"), *arguments[1:])
+
+
+@pytest.mark.parametrize("raised", ["MemoryError()", "MemoryError('Unable to allocate 4 TiB')"])
+def test_no_memory_is_one_line(raised: str) -> None:
+    code = (
+        "import sys\nfrom anthesis.cli.app import app, main\n"
+        f"def greedy() -> None:\n    raise {raised}\napp.command()(greedy)\nsys.argv = ['anthesis', 'greedy']\nmain()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith("anthesis: out of memory: ")
+    assert "4 TiB" in result.stderr or "4 TiB" not in raised
 
 
 def test_debug_shows_where_an_error_comes_from() -> None:

@@ -23,6 +23,7 @@ MAX_LINES = 400
 ORDER = (
     ("_native", "cgroups", "errors"),
     ("config", "cores", "fit", "memory", "native"),
+    ("host",),
     ("quantize",),
     ("program",),
     ("models",),

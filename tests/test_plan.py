@@ -12,7 +12,7 @@ import pytest
 
 from anthesis import native
 from anthesis.devices.datasheets import DATASHEETS
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, UnsupportedError
 from anthesis.plan import find_hardware, make_plan
 from anthesis.plan.hardware import THIS_MACHINE
 from anthesis.plan.plan import NEW_TOKENS, PROMPT_TOKENS
@@ -197,7 +197,7 @@ def test_this_machine_is_measured_and_its_ranks_share_it(tmp_path: Path) -> None
     assert "measured" in hardware.figures
     assert hardware.read_bytes_per_s is not None
     assert 1e8 < hardware.read_bytes_per_s < 1e13
-    assert plan.token_floor.read_bytes > plan.total_memory.weight_bytes  # embedding and head are apart: two rows more
+    assert plan.token_floor.read_bytes > plan.kinds_weight_bytes  # embedding and head are apart: two rows more
     assert plan.token_floor.memory_s == pytest.approx(plan.token_floor.read_bytes / hardware.read_bytes_per_s)
     assert plan.token_floor.compute_s is None
     assert plan.token_floor.link_s is None
@@ -208,7 +208,7 @@ def test_without_the_extension_the_bandwidth_is_unknown(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "anthesis._native", None)
     monkeypatch.delattr("anthesis._native", raising=False)
     try:
-        plan = make_plan(model(tmp_path), device="cpu")
+        plan = make_plan(model(tmp_path), device="reference")
     finally:
         native.extension.cache_clear()
     assert plan.hardware.read_bytes_per_s is None
@@ -216,6 +216,43 @@ def test_without_the_extension_the_bandwidth_is_unknown(tmp_path: Path, monkeypa
     assert plan.token_floor.total_s is plan.job_floor_s is None
     assert plan.token_floor.bound == "unknown"
     assert plan.fits
+
+
+@pytest.mark.parametrize(("device", "itemsize"), [(None, 4), ("auto", 4), ("reference", 4), ("reference-fp64", 8)])
+@pytest.mark.parametrize("weights", ["bf16", "int4", "fp32"])
+def test_a_device_here_is_planned_as_it_holds_things(device: str | None, itemsize: int, weights: str) -> None:
+    plan = make_plan("random:bloomz-560m", device=device, weights=weights, context=128)
+    sheet = make_plan("random:bloomz-560m", device="h100", weights=weights, context=128)
+    assert plan.hardware.name == ("reference" if itemsize == 4 else device)
+    assert plan.rank_memory.weight_bytes == itemsize * plan.parameters
+    cache_itemsize = itemsize if weights == "fp32" else 2
+    assert plan.cache_bytes_per_token == 2 * 24 * 1024 * cache_itemsize
+    assert plan.rank_memory.cache_bytes == 3 * BLOCK_TOKENS * plan.cache_bytes_per_token
+    # the floors are about the kinds, whoever holds them
+    assert plan.kinds_weight_bytes == sheet.kinds_weight_bytes == sheet.rank_memory.weight_bytes
+    assert plan.token_floor.read_bytes == sheet.token_floor.read_bytes
+
+
+def test_what_the_reference_device_holds_is_what_is_planned(tmp_path: Path) -> None:
+    from anthesis import LLM
+
+    name = model(tmp_path)
+    with LLM(name, device="reference") as llm:
+        held = sum(weight.nbytes for weight in llm.loaded._weights.values())
+    assert make_plan(name, device="reference").rank_memory.weight_bytes == held
+
+
+def test_the_command_says_how_the_device_holds_the_weights(tmp_path: Path) -> None:
+    shown = command("random:bloomz-7b1", "--device", "reference").stdout
+    assert "28.3 GB as reference holds them, dequantised (14.1 GB as bf16)" in shown
+    assert "of weights read as bf16: reference reads more" in shown
+    assert "holds them" not in command("random:bloomz-7b1", "--device", "h100").stdout
+    assert "holds them" not in command(model(tmp_path), "--device", "reference", "--weights", "fp32").stdout
+
+
+def test_a_device_that_is_not_there_is_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="--device reference is"):
+        make_plan(model(tmp_path), device="cpu")
 
 
 def test_data_sheets_are_plausible() -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import anthesis
 from anthesis.bench.result import Machine
 from anthesis.cores import usable_cores
+from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes
 
 
 def this_machine() -> Machine:
     """What it is, and what of it is free now."""
     return Machine(
-        processor=_processor(),
+        processor=processor_name(),
         usable_cores=usable_cores(),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         available_memory_bytes=available_memory_bytes(),
@@ -39,12 +40,3 @@ def process_peak_memory_bytes() -> int:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except FileNotFoundError:  # not Linux
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from anthesis import native
 from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
 from anthesis.bench.machine import process_peak_memory_bytes
 from anthesis.bench.result import Configuration, Device, Measurement, Model, Run, Warmup
 from anthesis.completion import Completion
-from anthesis.cores import usable_cores
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
 from anthesis.llm import LLM, MAX_SEQUENCES, PREFILL_CHUNK
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
@@ -22,9 +21,6 @@ DEFAULT_PROMPT_TOKENS = 7
 
 HOST_DEVICES = ("cpu", "reference", "reference-fp64")
 """Devices that read the memory whose bandwidth can be measured here."""
-
-BANDWIDTH_BUFFER_BYTES = 256 << 20
-BANDWIDTH_SECONDS = 0.1
 
 Progress = Callable[[str], None]
 
@@ -189,11 +185,10 @@ def _read_bandwidth(device: str) -> tuple[tuple[float, ...], str]:
     """Samples of the memory's bandwidth in bytes per second, and how they were taken, or why there are none."""
     if device not in HOST_DEVICES:
         return (), f"not measured: the memory of device {device} is not the host's"
-    threads = usable_cores()
     try:
-        samples = native.read_bandwidth(BANDWIDTH_BUFFER_BYTES, threads, BANDWIDTH_SECONDS)
+        found = memory_bandwidth()
     except UnsupportedError as error:
         return (), f"not measured: {error}"
-    return tuple(samples), (
-        f"{threads} threads reading {BANDWIDTH_BUFFER_BYTES >> 20} MiB for {BANDWIDTH_SECONDS} s after each run"
+    return found.samples, (
+        f"{found.threads} threads reading {found.buffer_bytes >> 20} MiB for {BANDWIDTH_SECONDS} s after each run"
     )

@@ -76,8 +76,10 @@ def _complete(repository: str, snapshot: Path) -> None:
                     continue
             snapshot_download(repository, revision=snapshot.name, allow_patterns=list(_SMALL_FILES))
             return
-    except (LocalEntryNotFoundError, HFValidationError, *_network_errors()) as error:
-        reason = f"the Hub could not be asked, which HF_HUB_OFFLINE=1 would spare: {_first_line(error)}"
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        reason = _unasked(error)
+    except _network_errors() as error:
+        reason = _unasked(error)
     warnings.warn(
         f"the copy of {repository} in the Hub cache may be incomplete: it has no {', '.join(_lacking(snapshot))} "
         f"({reason}); `hf download {repository}` completes it",
@@ -154,6 +156,10 @@ def _unreachable(repository: str, error: Exception) -> str:
         f"{repository} is neither a file nor a directory nor in the Hub cache, and the Hub could not be reached "
         f"({_first_line(error)}): check the connection, or name a directory, a .gguf file or random:NAME"
     )
+
+
+def _unasked(error: Exception) -> str:
+    return f"the Hub could not be asked, which HF_HUB_OFFLINE=1 would spare: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -81,6 +81,11 @@ def _run(arguments: list[str]) -> int:
     except AnthesisError as error:
         _show_error(error, f"anthesis: {error}")
         return error.exit_code
+    except MemoryError as error:
+        _show_error(
+            error, f"anthesis: out of memory: {str(error) or 'no more could be taken'}; `anthesis plan` says what fits"
+        )
+        return 1
     except KeyboardInterrupt:
         _end_line()
         return INTERRUPTED

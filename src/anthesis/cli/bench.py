@@ -10,6 +10,7 @@ import typer
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
+from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import dim
 from anthesis.cli.units import amount, duration
 from anthesis.errors import RequestError
@@ -28,7 +29,7 @@ BenchPrompt = Annotated[
         "--prompt",
         metavar="TEXT",
         rich_help_panel=options.PROMPT,
-        help="Left out: one of 7 tokens with BLOOM's tokenizer.",
+        help="Left out: 7 tokens of BLOOM's tokenizer.",
     ),
 ]
 BenchNew = Annotated[
@@ -80,6 +81,10 @@ def bench(
     """
     from anthesis.bench import Request, sweep
 
+    if prompt is not None:
+        check_text(prompt)
+    if prompt_tokens is not None:
+        check_made_up(prompt_tokens)
     request = Request(
         model=model,
         prompt=prompt,

@@ -7,8 +7,6 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import typer
@@ -18,15 +16,12 @@ from anthesis.cli import options
 from anthesis.cli.document import print_json
 from anthesis.cores import usable_cores
 from anthesis.errors import AnthesisError
+from anthesis.host import memory_bandwidth, processor_name
 from anthesis.memory import available_memory_bytes
 
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_S = 1.0
-MEMORY_SHARE = 4
-"""The buffer for measuring bandwidth may take one part in this many of the memory that is available."""
-MIN_BANDWIDTH_BYTES = 64 << 20
-"""What fits in a large last-level cache says nothing about memory."""
-CPUINFO = Path("/proc/cpuinfo")
+"""More of both than where a run waits for it: here the measurement is what was asked for."""
 
 
 def doctor(json: options.Json = False) -> None:
@@ -59,7 +54,7 @@ def examine() -> dict[str, Any]:
         "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "usable_cores": usable_cores(),
         "installed_cores": os.cpu_count(),
         "available_memory_bytes": available_memory_bytes(),
@@ -74,12 +69,6 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    text = CPUINFO.read_text() if CPUINFO.is_file() else ""
-    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def _native() -> dict[str, Any]:
     from anthesis.native import cpu_features
 
@@ -91,22 +80,16 @@ def _native() -> dict[str, Any]:
 
 def _bandwidth() -> dict[str, Any]:
     """The speed at which all cores together read memory, or why it was not measured."""
-    from anthesis.native import read_bandwidth
-
-    num_bytes = min(BANDWIDTH_BYTES, available_memory_bytes() // MEMORY_SHARE)
-    if num_bytes < MIN_BANDWIDTH_BYTES:
-        return {"reason": f"not measured: {_gib(available_memory_bytes())} of memory is too little"}
-    threads = usable_cores()
     try:
-        samples = read_bandwidth(num_bytes, threads, BANDWIDTH_S)
+        found = memory_bandwidth(BANDWIDTH_BYTES, BANDWIDTH_S)
     except AnthesisError as error:
         return {"reason": f"not measured: {error}"}
     return {
-        "median_bytes_per_s": median(samples),
-        "best_bytes_per_s": max(samples),
-        "samples": len(samples),
-        "threads": threads,
-        "buffer_bytes": num_bytes,
+        "median_bytes_per_s": found.median,
+        "best_bytes_per_s": max(found.samples),
+        "samples": len(found.samples),
+        "threads": found.threads,
+        "buffer_bytes": found.buffer_bytes,
     }
 
 

@@ -46,10 +46,9 @@ def generate(
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
-    """Complete prompts.
+    """Complete prompts; on a terminal the text follows its prompt, dimmed.
 
-    The text comes as it is made: on a terminal behind its prompt, which is dimmed, elsewhere alone.
-    Several prompts run together, with headings. A model without tokenizer prints token ids.
+    Several prompts run together. A model without tokenizer prints token ids.
 
     [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
     \f
@@ -72,6 +71,8 @@ def generate(
     from anthesis.engine.sampling import SamplingParams
     from anthesis.llm import LLM
 
+    if not all(stop or ()):
+        raise RequestError("--stop is empty, which would stop at once; give a text")
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
     if output is not None:
         check_output(output)

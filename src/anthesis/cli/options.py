@@ -65,7 +65,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="Hub id, directory, .gguf, random:NAME. Left out: SmolLM2-135M-Instruct.",
+        help="Hub id, directory, .gguf, random:NAME; left out: SmolLM2",
     ),
 ]
 
@@ -79,7 +79,7 @@ Tp = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor. Left out: the device decides."
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor; left out: the device decides."
     ),
 ]
 MaxContext = Annotated[
@@ -120,9 +120,7 @@ PromptTokens = Annotated[
 ]
 Chat = Annotated[
     bool,
-    typer.Option(
-        "--chat", metavar="", rich_help_panel=PROMPT, help="Put the prompt through the model's chat template."
-    ),
+    typer.Option("--chat", metavar="", rich_help_panel=PROMPT, help="Apply the model's chat template."),
 ]
 
 # --- generate --------------------------------------------------------------------------------------------------------
@@ -135,7 +133,7 @@ MaxNewTokens = Annotated[
         metavar="N",
         parser=whole_number,
         rich_help_panel=SAMPLING,
-        help="Tokens to generate at most.",
+        help="Tokens at most.",
     ),
 ]
 IgnoreEos = Annotated[
@@ -143,7 +141,7 @@ IgnoreEos = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="0: the likeliest token. Above: drawn."),
+    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="0: greedy; above: drawn."),
 ]
 TopK = Annotated[
     int | None,
@@ -159,14 +157,12 @@ MinP = Annotated[
         metavar="P",
         parser=number,
         rich_help_panel=SAMPLING,
-        help="Draw among tokens at least P times as likely as the first.",
+        help="Drop those below P times the likeliest.",
     ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option(
-        metavar="X", parser=number, rich_help_panel=SAMPLING, help="Divides the logits of tokens that occurred."
-    ),
+    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="Divide logits of tokens that occurred."),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -178,7 +174,7 @@ Logprobs = Annotated[
         metavar="K",
         parser=whole_number,
         rich_help_panel=SAMPLING,
-        help="Add log-probabilities, of the K likeliest too, to the JSON.",
+        help="Log-probabilities of K more, in JSON.",
     ),
 ]
 

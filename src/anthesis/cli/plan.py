@@ -19,17 +19,13 @@ SCHEMA_VERSION = 1
 
 PlanDevice = Annotated[
     str | None,
-    typer.Option(
-        "--device", metavar="NAME", help="A card by its data sheet: gaudi2, h100, ... Left out: this machine."
-    ),
+    typer.Option("--device", metavar="NAME", help="A card (gaudi2, h100, ...) or reference."),
 ]
-Context = Annotated[
-    int | None, typer.Option(metavar="N", help="Tokens the cache holds per sequence. Left out: the model's, or 2048.")
-]
+Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens the cache holds per sequence.")]
 Batch = Annotated[int, typer.Option(metavar="N", help="Sequences at once.")]
-PlanPrompt = Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Of each sequence in the timed job.")]
-PlanNew = Annotated[int, typer.Option("-n", "--max-new-tokens", metavar="N", help="Generated in the timed job.")]
-Ops = Annotated[bool, typer.Option("--ops", help="Also list the operations of a token step and what they cost.")]
+PlanPrompt = Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Per sequence in the job.")]
+PlanNew = Annotated[int, typer.Option("-n", "--max-new-tokens", metavar="N", help="Generated in the job.")]
+Ops = Annotated[bool, typer.Option("--ops", help="List a token step's operations and costs.")]
 
 
 def plan(
@@ -90,7 +86,7 @@ def plan_document(made: Plan, ops: bool) -> dict[str, Any]:
 
 def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     hardware, job = made.hardware, made.job
-    devices = hardware.name if hardware.memory_is_shared else f"{made.tp} x {hardware.name}"
+    devices = f"device {hardware.name}" if hardware.memory_is_shared else f"{made.tp} x {hardware.name}"
     ranks = f", {made.tp} ranks" if hardware.memory_is_shared and made.tp > 1 else ""
     parameters = f"{made.parameters / 1e9:.4g} B" if made.parameters >= 1e9 else f"{made.parameters / 1e6:.4g} M"
     heading = (
@@ -102,7 +98,7 @@ def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         (f"on {devices}{ranks} ({hardware.description})", _hardware_rows(made)),
         (_memory_heading(made), _memory_rows(made)),
         (f"token step, {_sequences(job.batch)} at {job.decode_step().context:,} tokens, per rank", _step_rows(made)),
-        ("least possible time (latencies count as nothing)", _floor_rows(made)),
+        (f"least possible time (latencies count as nothing{_counted(made)})", _floor_rows(made)),
     ]
 
 
@@ -133,12 +129,34 @@ def _memory_rows(made: Plan) -> list[tuple[str, str]]:
     usable = hardware.memory_bytes - made.reserve_bytes
     held = f"{_sequences(job.batch)} of {job.context_tokens:,} tokens, {made.cache_bytes_per_token:,} B per token"
     return [
-        ("weights", amount(need.weight_bytes, "B")),
+        ("weights", f"{amount(need.weight_bytes, 'B')}{_held(made)}"),
         ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if made.tp > 1 else ''})"),
         ("buffers", amount(need.buffer_bytes, "B")),
         ("in all", f"{amount(need.total_bytes, 'B')} of {amount(usable, 'B')} ({_reserve(made)} held in reserve)"),
         ("verdict", _verdict(made)),
     ]
+
+
+def _holds_kinds(made: Plan) -> bool:
+    return made.total_memory.weight_bytes == made.kinds_weight_bytes
+
+
+def _held(made: Plan) -> str:
+    """Said of weights that the device does not hold in their kinds."""
+    if _holds_kinds(made):
+        return ""
+    kinds = "+".join(made.weight_kinds)
+    return f" as {made.hardware.name} holds them, dequantised ({amount(made.kinds_weight_bytes, 'B')} as {kinds})"
+
+
+def _as_kinds(made: Plan) -> str:
+    return "" if _holds_kinds(made) else f", weights as {'+'.join(made.weight_kinds)}"
+
+
+def _counted(made: Plan) -> str:
+    if _holds_kinds(made):
+        return ""
+    return f"; of weights read as {'+'.join(made.weight_kinds)}: {made.hardware.name} reads more"
 
 
 def _reserve(made: Plan) -> str:
@@ -149,7 +167,8 @@ def _verdict(made: Plan) -> str:
     if made.fits:
         return "fits"
     if made.hardware.memory_is_shared:
-        return "does not fit; take weights of fewer bits, less context, or a smaller batch"
+        fewer = "weights of fewer bits, " if _holds_kinds(made) else "a smaller model, "
+        return f"does not fit; take {fewer}less context, or a smaller batch"
     if made.smallest_tp is None:
         return f"does not fit, on any number of {made.hardware.name}; take less context or a smaller batch"
     per_machine = made.hardware.devices_per_machine
@@ -161,7 +180,7 @@ def _step_rows(made: Plan) -> list[tuple[str, str]]:
     floor = made.token_floor
     shared = made.hardware.memory_is_shared and made.tp > 1
     rows = [
-        ("reads", f"{amount(floor.read_bytes, 'B')}{' in all ranks' if shared else ''}"),
+        ("reads", f"{amount(floor.read_bytes, 'B')}{' in all ranks' if shared else ''}{_as_kinds(made)}"),
         ("computes", f"{amount(floor.flops, 'FLOP')}{' in all ranks' if shared else ''}"),
     ]
     for exchange in made.exchanges:

@@ -8,6 +8,9 @@ from anthesis.errors import RequestError
 
 Prompt = str | list[int]
 
+MAX_PROMPT_TOKENS = 1 << 24
+"""Of a made-up prompt: more than any model's context, and still made in seconds."""
+
 
 def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -> list[Prompt]:
     """The prompts, as texts or token ids.
@@ -22,7 +25,7 @@ def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -
         without any of them one text, read from stdin.
 
     Raises:
-        RequestError: more than one of these ways, ids that are no numbers, or nothing to read.
+        RequestError: more than one of these ways, an empty text, ids that are no numbers, or nothing to read.
     """
     given = [
         flag for flag, present in (("-p", texts), ("--prompt-ids", ids), ("--prompt-tokens", made_up_tokens)) if present
@@ -30,12 +33,33 @@ def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are different ways to give prompts; use one of them")
     if made_up_tokens is not None:
-        if made_up_tokens < 1:
-            raise RequestError(f"--prompt-tokens is {made_up_tokens}; a prompt has at least 1 token")
+        check_made_up(made_up_tokens)
         return []
     if ids:
         return [_parse_ids(text) for text in ids]
+    for text in texts:
+        check_text(text)
     return list(texts) if texts else [_read_stdin()]
+
+
+def check_text(text: str) -> None:
+    """Refuses an empty -p, before a model is loaded for it.
+
+    Raises:
+        RequestError: it is empty.
+    """
+    if not text:
+        raise RequestError("-p is empty; give a text, or token ids with --prompt-ids")
+
+
+def check_made_up(num_tokens: int) -> None:
+    """Refuses a length of --prompt-tokens that no prompt has, before ids are made.
+
+    Raises:
+        RequestError: it is below 1 or beyond `MAX_PROMPT_TOKENS`.
+    """
+    if not 1 <= num_tokens <= MAX_PROMPT_TOKENS:
+        raise RequestError(f"--prompt-tokens is {num_tokens}; a prompt has from 1 to {MAX_PROMPT_TOKENS} tokens")
 
 
 def _parse_ids(text: str) -> list[int]:

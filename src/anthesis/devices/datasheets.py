@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from anthesis.errors import RequestError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Datasheet:
@@ -180,14 +178,3 @@ DATASHEETS: Mapping[str, Datasheet] = MappingProxyType(
         )
     }
 )
-
-
-def datasheet(name: str) -> Datasheet:
-    """The data sheet of this name.
-
-    Raises:
-        RequestError: no such name; the message lists those there are.
-    """
-    if name not in DATASHEETS:
-        raise RequestError(f"unknown device {name!r}; known by data sheet are: {', '.join(DATASHEETS)}")
-    return DATASHEETS[name]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from anthesis import native
 from anthesis.cores import usable_cores
+from anthesis.devices import open_device
 from anthesis.devices.datasheets import DATASHEETS, Datasheet
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.host import memory_bandwidth
 from anthesis.memory import available_memory_bytes
+from anthesis.program.ir import Value
 
 THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
 """Devices that live in this machine's own memory."""
-
-BANDWIDTH_BUFFER_BYTES = 256 << 20
-"""Many times a last-level cache, and quick to fill."""
-
-BANDWIDTH_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +22,7 @@ class Hardware:
     """A device as a plan computes with it.
 
     Attributes:
-        name: as in `--device`; "this machine" for the processor's own memory.
+        name: of the data sheet or of the device, as in `--device`.
         description: what it is.
         figures: where memory and rates come from.
         memory_bytes: of one device; of this machine what is available now.
@@ -74,14 +69,15 @@ def find_hardware(device: str | None) -> Hardware:
     """The hardware that `--device` names.
 
     Args:
-        device: the name of a data sheet; None, "auto", "cpu" or "reference" for this machine, whose bandwidth is
-            measured, which takes about a second.
+        device: the name of a data sheet, or of a device in this machine's memory, whose bandwidth is measured, which
+            takes about a second; None for the fastest of these.
 
     Raises:
         RequestError: neither; the message lists the names.
+        UnsupportedError: a device that this version does not have.
     """
     if device is None or device in THIS_MACHINE:
-        return _this_machine()
+        return _this_machine(open_device(device or "auto").info().name)
     if device not in DATASHEETS:
         raise RequestError(
             f"unknown device {device!r}; a plan knows this machine ({', '.join(THIS_MACHINE)}) and by data sheet: "
@@ -106,36 +102,35 @@ def _from_datasheet(sheet: Datasheet) -> Hardware:
     )
 
 
-def _this_machine() -> Hardware:
+def holding(hardware: Hardware) -> Callable[[Value], int]:
+    """What tells the bytes that the device takes to hold a weight, or one block of a cache.
+
+    A device of this machine says it itself; of a data sheet's one it is taken that it keeps the kinds as they are.
+    """
+    if hardware.memory_is_shared:
+        return open_device(hardware.name).held_bytes
+    return kind_bytes
+
+
+def kind_bytes(value: Value) -> int:
+    """Bytes of a weight in its kind, or of one block of a cache in its dtype."""
+    return value.nbytes({"P": 1})
+
+
+def _this_machine(device: str) -> Hardware:
     cores = usable_cores()
-    available = available_memory_bytes()
-    bandwidth, figures = measured_bandwidth(cores, min(BANDWIDTH_BUFFER_BYTES, available // 4))
+    bandwidth = None
+    try:
+        found = memory_bandwidth()
+        bandwidth, figures = found.median, f"measured, {found}"
+    except UnsupportedError as error:
+        figures = f"unknown: {error}"
     return Hardware(
-        name="this machine",
-        description=f"{cores} usable {'core' if cores == 1 else 'cores'}",
+        name=device,
+        description=f"this machine, {cores} usable {'core' if cores == 1 else 'cores'}",
         figures=f"memory: available now; bandwidth: {figures}",
-        memory_bytes=available,
+        memory_bytes=available_memory_bytes(),
         memory_is_shared=True,
         read_bytes_per_s=bandwidth,
         devices_per_machine=1,
-    )
-
-
-def measured_bandwidth(threads: int, buffer_bytes: int) -> tuple[float | None, str]:
-    """This machine's read bandwidth, and in words how it was found.
-
-    Args:
-        threads: that read together.
-        buffer_bytes: of the buffer they read.
-
-    Returns:
-        The median of the passes in bytes per second and "measured ...", or None and "unknown" with the reason.
-    """
-    try:
-        samples = native.read_bandwidth(buffer_bytes, threads, BANDWIDTH_SECONDS)
-    except UnsupportedError as error:
-        return None, f"unknown: {error}"
-    how: Literal["thread", "threads"] = "thread" if threads == 1 else "threads"
-    return statistics.median(samples), (
-        f"measured, median of {len(samples)} passes of {threads} {how} over {buffer_bytes >> 20} MiB"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from anthesis.checkpoint import open_checkpoint
@@ -14,11 +14,11 @@ from anthesis.errors import RequestError
 from anthesis.llm import PREFILL_CHUNK
 from anthesis.models import trace
 from anthesis.plan.floor import Exchange, Floor, exchanges, floor
-from anthesis.plan.hardware import Hardware, find_hardware
+from anthesis.plan.hardware import Hardware, find_hardware, holding, kind_bytes
 from anthesis.plan.listing import program_listing
 from anthesis.program.cost import Memory, cost_by_kind, memory
 from anthesis.program.fuse import fuse
-from anthesis.program.ir import DTYPE_BYTES, Cost, Program, Step
+from anthesis.program.ir import BLOCK_TOKENS, Cost, Program, Step, Value
 from anthesis.program.partition import partition
 
 DEFAULT_CONTEXT = 2048
@@ -26,6 +26,9 @@ PROMPT_TOKENS = 7
 NEW_TOKENS = 100
 RESERVE_SHARE = 0.1
 """Of a device's memory: left for its runtime, communication buffers and fragmentation."""
+
+HeldBytes = Callable[[Value], int]
+"""Bytes that a device takes for a weight, or for one block of a cache."""
 
 Ranks = list[tuple[Program, int]]
 """The fused programs of all ranks, alike ones once, each with how many ranks it stands for."""
@@ -80,9 +83,11 @@ class Plan:
         tp: ranks W.
         job: what is to be run.
         hardware: what each rank runs on.
-        rank_memory: of the rank that needs most.
+        rank_memory: of the rank that needs most, as the device holds it: the reference device holds weights
+            dequantised, a device of a data sheet as they are.
         total_memory: of all ranks together.
-        cache_bytes_per_token: of the whole model.
+        kinds_weight_bytes: of the weights in their kinds, all ranks together: what the floors count.
+        cache_bytes_per_token: of the whole model, as the device holds it.
         reserve_bytes: of each device's memory, not to be used.
         fits: every rank fits its device, or all fit the memory they share.
         smallest_tp: the fewest devices of this kind on which it fits; None where no number does.
@@ -107,6 +112,7 @@ class Plan:
     hardware: Hardware
     rank_memory: Memory
     total_memory: Memory
+    kinds_weight_bytes: int
     cache_bytes_per_token: int
     reserve_bytes: int
     fits: bool
@@ -136,7 +142,7 @@ def make_plan(
 
     Args:
         model: as in `LLM`.
-        device: the name of a data sheet, or None (also "auto", "cpu", "reference") for this machine.
+        device: the name of a data sheet, or of a device in this machine ("reference", ...); None, "auto": the fastest.
         tp: devices W among which the model is split.
         context: tokens of prompt and completion that the cache is to hold for each sequence; None: what the model
             allows, at most 2048, or as many as the job has.
@@ -155,6 +161,8 @@ def make_plan(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise RequestError(f"{name} is {number}; it must be at least 1")
+    hardware = find_hardware(device)  # before the model, which may have to be fetched first
+    held = holding(hardware)
     with open_checkpoint(model, weights=weights) as checkpoint:
         config = checkpoint.config
         job = Job(
@@ -168,9 +176,8 @@ def make_plan(
         cache_dtype = choose_cache_dtype(cache, program.of_kind("weight"))
         program = trace(config, "argmax", checkpoint.kind_of, cache_dtype)
     ranks = _distinct_ranks(program, tp)
-    hardware = find_hardware(device)
 
-    needs = [_memory(rank, job) for rank, _ in ranks]
+    needs = [_memory(rank, job, held) for rank, _ in ranks]
     total = Memory(
         *(sum(count * part for (_, count), part in zip(ranks, parts, strict=True)) for parts in _parts(needs))
     )
@@ -179,10 +186,10 @@ def make_plan(
     usable_bytes = hardware.memory_bytes - reserve_bytes
     if hardware.memory_is_shared:
         fits = total.total_bytes <= usable_bytes
-        smallest_tp = 1 if _memory(fuse(program), job).total_bytes <= usable_bytes else None
+        smallest_tp = 1 if _memory(fuse(program), job, held).total_bytes <= usable_bytes else None
     else:
         fits = needs[largest].total_bytes <= usable_bytes
-        smallest_tp = _smallest_tp(program, job, usable_bytes)
+        smallest_tp = _smallest_tp(program, job, held, usable_bytes)
     token_floor, full_context_floor, prefill_floor = (
         floor(ranks, step, hardware, matrices) for step in (job.decode_step(), job.last_step(), job.prefill_step())
     )
@@ -199,7 +206,10 @@ def make_plan(
         hardware=hardware,
         rank_memory=needs[largest],
         total_memory=total,
-        cache_bytes_per_token=config.cache_elements_per_token() * DTYPE_BYTES[cache_dtype],
+        kinds_weight_bytes=sum(
+            count * sum(kind_bytes(weight) for weight in rank.of_kind("weight")) for rank, count in ranks
+        ),
+        cache_bytes_per_token=sum(held(cache) for cache in program.of_kind("cache")) // BLOCK_TOKENS,
         reserve_bytes=reserve_bytes,
         fits=fits,
         smallest_tp=smallest_tp,
@@ -240,25 +250,29 @@ def _distinct_ranks(program: Program, world_size: int) -> Ranks:
     return list(distinct.values())
 
 
-def _memory(rank: Program, job: Job) -> Memory:
-    blocks = job.batch * blocks_for(job.context_tokens)
-    return memory(rank, job.largest_step(), blocks + 1)  # and the scratch block
+def _memory(rank: Program, job: Job, held: HeldBytes) -> Memory:
+    blocks = job.batch * blocks_for(job.context_tokens) + 1  # and the scratch block
+    return Memory(
+        weight_bytes=sum(held(weight) for weight in rank.of_kind("weight")),
+        cache_bytes=blocks * sum(held(cache) for cache in rank.of_kind("cache")),
+        buffer_bytes=memory(rank, job.largest_step(), blocks).buffer_bytes,
+    )
 
 
 def _parts(needs: Sequence[Memory]) -> list[list[int]]:
     return [[getattr(need, name) for need in needs] for name in ("weight_bytes", "cache_bytes", "buffer_bytes")]
 
 
-def _smallest_tp(program: Program, job: Job, usable_bytes: int) -> int | None:
+def _smallest_tp(program: Program, job: Job, held: HeldBytes, usable_bytes: int) -> int | None:
     """The fewest devices with so much memory on which the model fits."""
-    whole = _memory(fuse(program), job)
+    whole = _memory(fuse(program), job, held)
     world_size = max(1, -(-(whole.weight_bytes + whole.cache_bytes) // usable_bytes))
     while True:
         try:
             # where a dimension does not divide, the last rank is never among the smaller ones: mostly it decides
             last = fuse(partition(program, world_size - 1, world_size))
-            if _memory(last, job).total_bytes <= usable_bytes and all(
-                _memory(rank, job).total_bytes <= usable_bytes for rank, _ in _distinct_ranks(program, world_size)
+            if _memory(last, job, held).total_bytes <= usable_bytes and all(
+                _memory(rank, job, held).total_bytes <= usable_bytes for rank, _ in _distinct_ranks(program, world_size)
             ):
                 return world_size
         except RequestError:  # more ranks than there are pieces
