@@ -184,7 +184,7 @@ def test_joined_midway(models, name, params, chunk):
     """Tokens and the bits of their log-probabilities, alone and while others come and go."""
     texts = prompts((70, 3, 64, 1, 130))
     with open_llm(models[name], prefill_chunk=chunk) as llm:
-        engine: Engine = llm._running_engine()
+        engine: Engine = llm._engine
         alone = requests(llm, texts, **params)
         for sequence in alone:
             engine.run([sequence])

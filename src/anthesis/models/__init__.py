@@ -78,7 +78,7 @@ def trace(
     finish: Finish = "argmax",
     kind_of: Callable[[str, tuple[int, ...]], str] = native_kind,
     cache_dtype: str = "bf16",
-    top_logprobs: int = 0,
+    top_logprobs: int | None = None,
 ) -> Program:
     """The program of one token step, as its family records it; the arguments are those of `Builder`."""
     builder = Builder(config, finish, kind_of, cache_dtype, top_logprobs)
