@@ -59,7 +59,9 @@ def check_made_up(num_tokens: int) -> None:
         RequestError: it is below 1 or beyond `MAX_PROMPT_TOKENS`.
     """
     if not 1 <= num_tokens <= MAX_PROMPT_TOKENS:
-        raise RequestError(f"--prompt-tokens is {num_tokens}; a prompt has at least 1 token and at most {MAX_PROMPT_TOKENS}")
+        raise RequestError(
+            f"--prompt-tokens is {num_tokens}; a prompt has at least 1 token and at most {MAX_PROMPT_TOKENS}"
+        )
 
 
 def _parse_ids(text: str) -> list[int]:
