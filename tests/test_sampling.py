@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import RequestError
-from anthesis.program.sample import Argmax, Sample, gumbel_noise, log_softmax, outside_top_p
-from anthesis.program.sample import draw as pick
+from anthesis.program.draw import draw as pick
+from anthesis.program.draw import gumbel_noise, log_softmax, outside_top_p
+from anthesis.program.sample import Argmax, Sample
 
 V = 50
 NAMES = ("logits", "positions", "logit_rows", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

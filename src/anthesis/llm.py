@@ -22,8 +22,8 @@ from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.program.draw import log_softmax
 from anthesis.program.ir import BLOCK_TOKENS
-from anthesis.program.sample import log_softmax
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 Messages = Seq[Mapping[str, str]]
