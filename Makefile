@@ -37,11 +37,13 @@ native: $(STAMPS)/core ## Install into .venv, and build the C++ extension again 
 clean: ## Remove what was built and installed in this tree
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The virtual environment itself. One that is already there is used as it is.
+# The virtual environment itself. One that is already there is used as it is. The pip that comes with older Pythons does
+# not know -C yet.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade 'pip>=23.1'
 
 # What builds the extension.
 $(STAMPS)/build: constraints.txt pyproject.toml | $(BIN)/python

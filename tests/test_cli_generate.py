@@ -68,11 +68,11 @@ def test_flags_are_the_arguments_of_the_python_interface() -> None:
         ("--weights int4", {"weights": "int4"}, {}),
         ("--max-context 8", {"max_context": 8}, {}),
         ("-n 5", {}, {"max_new_tokens": 5}),
-        ("--temperature 1", {}, {"temperature": 1.0}),
+        ("--temperature 1 --seed 0", {}, {"seed": 0, "temperature": 1.0}),
         ("--temperature 1 --seed 7", {"seed": 7}, {"temperature": 1.0, "seed": 7}),
-        ("--temperature 5 --top-k 3", {}, {"temperature": 5.0, "top_k": 3}),
-        ("--temperature 5 --top-p 0.5", {}, {"temperature": 5.0, "top_p": 0.5}),
-        ("--temperature 5 --min-p 0.9", {}, {"temperature": 5.0, "min_p": 0.9}),
+        ("--temperature 5 --top-k 3 --seed 0", {}, {"seed": 0, "temperature": 5.0, "top_k": 3}),
+        ("--temperature 5 --top-p 0.5 --seed 0", {}, {"seed": 0, "temperature": 5.0, "top_p": 0.5}),
+        ("--temperature 5 --min-p 0.9 --seed 0", {}, {"seed": 0, "temperature": 5.0, "min_p": 0.9}),
         ("--repetition-penalty 3", {}, {"repetition_penalty": 3.0}),
     ],
 )
@@ -194,14 +194,15 @@ def test_json_says_all_there_is_to_say(tiny: str) -> None:
         "--json", *REFERENCE,
     )  # fmt: skip
     found = json.loads(result.stdout)
-    assert list(found) == ["model", "device", "weights", "cache", "load_s", "completions"]
+    assert list(found) == ["model", "device", "weights", "cache", "load_s", "request", "completions"]
     assert "random weights" in found["model"]
     assert found["load_s"] > 0
     first, second = found["completions"]
     assert list(first) == [
-        "prompt", "prompt_token_ids", "text", "token_ids", "finish_reason", "logprobs", "timing",
+        "prompt", "prompt_token_ids", "text", "token_ids", "finish_reason", "seed", "logprobs", "timing",
     ]  # fmt: skip
     assert (first["prompt"], first["text"], first["finish_reason"]) == (None, None, "length")
+    assert (found["request"]["max_new_tokens"], found["request"]["temperature"], first["seed"]) == (3, 0.0, None)
     assert (first["prompt_token_ids"], second["prompt_token_ids"]) == ([5, 6], [7])
     assert [place["top"][0]["token_id"] for place in first["logprobs"]] == first["token_ids"]
     assert all(len(place["top"]) == 2 and place["logprob"] < 0 for place in first["logprobs"])

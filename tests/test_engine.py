@@ -393,13 +393,15 @@ def test_logits_that_are_not_finite_are_an_error(llm: LLM) -> None:
     assert is_idle(llm)
 
 
-def test_a_seed_and_greedy_requests_do_not_shift_later_draws(tmp_path: Path) -> None:
-    draws = []
-    for before in (0, 3):
-        with LLM(tiny(tmp_path), device="reference") as llm:
-            llm.generate([[1]] * before, max_new_tokens=1)
-            draws.append(llm.generate([[1, 2]], max_new_tokens=8, ignore_eos=True, temperature=2.0)[0].token_ids)
-    assert draws[0] == draws[1]
+def test_a_completion_tells_the_seed_that_gives_it_again(llm: LLM) -> None:
+    request: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "temperature": 2.0}
+    (one,) = llm.generate([[1, 2]], **request)
+    assert one.seed is not None
+    (again,) = llm.generate([[1, 2]], seed=one.seed, **request)
+    assert again.token_ids == one.token_ids
+    seeds = {completion.seed for completion in llm.generate([[1, 2]] * 4, **request)}
+    assert len(seeds) == 4
+    assert llm.generate([[1, 2]], max_new_tokens=2)[0].seed is None
 
 
 def test_any_iterable_of_prompts_will_do(llm: LLM) -> None:

@@ -22,6 +22,7 @@ class Completion:
         finish_reason: "stop" (end of sequence or stop string), "length" (max_new_tokens), "context" (max_context).
         logprobs: one for each generated token if asked for, else empty.
         timing: when the tokens came.
+        seed: of the random numbers, where tokens were drawn; with it the request gives the same again. None: greedy.
     """
 
     text: str | None
@@ -30,6 +31,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs]
     timing: Timing
+    seed: int | None
 
 
 class Stream:
@@ -97,4 +99,5 @@ def completion_of(sequence: Sequence) -> Completion:
         finish_reason=sequence.finish_reason,
         logprobs=sequence.logprobs,
         timing=sequence.timing(),
+        seed=sequence.params.seed if sequence.params.temperature > 0 else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from anthesis.checkpoint import open_checkpoint
 from anthesis.completion import Completion, Stream, completion_of
+from anthesis.cores import usable_cores
 from anthesis.devices import open_device
 from anthesis.engine.blocks import BlockCache
 from anthesis.engine.engine import Engine
@@ -31,7 +33,6 @@ Prompt = str | Seq[int] | Messages
 
 MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
-MAX_THREADS = 1024
 PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
 CACHE_SHARE = 0.5
@@ -53,7 +54,7 @@ class LLM:
         cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
         cache_memory: bytes the cache may take; None: half of what is free after loading. It takes what it needs.
         prefill_chunk: most prompt rows in one step; None: 256.
-        seed: of random weights, and of the seeds of requests that give none.
+        seed: of random weights.
         on_weight: called while loading, with (weights loaded, weights in all).
 
     Raises:
@@ -81,8 +82,9 @@ class LLM:
         for name, value in {**counts, "cache_memory": cache_memory}.items():
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; it must be at least 1")
-        if threads is not None and threads > MAX_THREADS:
-            raise RequestError(f"threads is {threads}; at most {MAX_THREADS} make sense anywhere")
+        if threads is not None and threads > usable_cores():
+            # threads without a core of their own keep the others waiting: measured, ten times slower and worse
+            raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
         if not 0 <= seed < 2**64:
             raise RequestError(f"seed is {seed}; it must be from 0 to 2**64 - 1")
         if tp != 1:
@@ -106,7 +108,6 @@ class LLM:
         self.device_info = opened.info()
         self.seed = seed
         self.load_s = time.perf_counter() - begin
-        self._seeds = np.random.default_rng(seed)
         self._blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self._max_blocks(cache_memory))
         self._engine = Engine(
             self._blocks,
@@ -141,7 +142,7 @@ class LLM:
             top_p: draw among the smallest set of tokens with this probability mass.
             min_p: draw among tokens at least this fraction as likely as the most likely one.
             repetition_penalty: divides the logits of tokens that occurred.
-            seed: of the random numbers, the same for each prompt; None: one of its own for each, from the LLM's seed.
+            seed: of the random numbers, the same for each prompt; None: a new one for each, which its completion tells.
             stop: texts before which to stop.
             logprobs: how many most likely tokens to report beside the chosen one; None: no log-probabilities.
             chat: put each prompt through the model's chat template, a text as one user message.
@@ -277,7 +278,7 @@ class LLM:
         # ids that pad the embedding have no text; the model reads them all the same
         known = ids if self.tokenizer is None else [token for token in ids if token < self.tokenizer.size]
         if seed is None:
-            seed = int(self._seeds.integers(2**63)) if params.temperature > 0 else 0
+            seed = secrets.randbits(64) if params.temperature > 0 else 0
         return Sequence(
             prompt=ids,
             params=replace(params, seed=seed),

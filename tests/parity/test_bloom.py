@@ -110,11 +110,11 @@ def test_more_sequences_than_fit(tmp_path):
     block_bytes = 2 * 2 * 60 * 64 * 4
     with open_llm(tmp_path) as llm:
         plenty = [c.token_ids for c in llm.generate(texts, max_new_tokens=64, ignore_eos=True)]
-    with open_llm(tmp_path, cache_memory=5 * block_bytes) as llm:
+    with open_llm(tmp_path, cache_memory=(5 + 1) * block_bytes) as llm:
         assert llm.loaded.block_bytes == block_bytes
         scarce = [c.token_ids for c in llm.generate(texts, max_new_tokens=64, ignore_eos=True)]
-        assert llm._engine._pool.num_blocks == 5 + 1
-        assert llm._engine._pool.num_free == 5
+        assert llm._blocks.num_blocks == 5
+        assert llm._blocks.num_used == 0
     assert scarce == plenty
     for prompt, completion in zip(texts, scarce, strict=True):
         check_greedy(model, prompt, completion)

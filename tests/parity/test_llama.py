@@ -175,10 +175,10 @@ def test_more_sequences_than_fit(tmp_path):
     with open_llm(tmp_path) as llm:
         plenty = [c.token_ids for c in llm.generate(texts, max_new_tokens=64, ignore_eos=True)]
         block_bytes = llm.loaded.block_bytes
-    with open_llm(tmp_path, cache_memory=4 * block_bytes) as llm:
+    with open_llm(tmp_path, cache_memory=(4 + 1) * block_bytes) as llm:
         scarce = [c.token_ids for c in llm.generate(texts, max_new_tokens=64, ignore_eos=True)]
-        assert llm._engine._pool.num_blocks == 4 + 1
-        assert llm._engine._pool.num_free == 4
+        assert llm._blocks.num_blocks == 4
+        assert llm._blocks.num_used == 0
     assert scarce == plenty
     for prompt, completion in zip(texts, scarce, strict=True):
         check_greedy(model, prompt, completion)

@@ -102,7 +102,7 @@ def generate(
         else:
             completions = [_stream(llm, prompts[0], request)]
         if json or output is not None:
-            document = completions_document(llm, prompts, completions)
+            document = completions_document(llm, request, prompts, completions)
             if json:
                 print_json(document)
             if output is not None:

@@ -99,9 +99,7 @@ PrefillChunk = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of random weights and of drawn tokens, both."
-    ),
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of random weights and drawn tokens."),
 ]
 
 # --- prompts ---------------------------------------------------------------------------------------------------------

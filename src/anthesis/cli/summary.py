@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from anthesis import LLM, Completion
 
 
-def completions_document(llm: LLM, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, Any]:
+def completions_document(
+    llm: LLM, request: Mapping[str, Any], prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> dict[str, Any]:
     """The JSON document of `generate --json`; times in seconds from when the request was submitted."""
     return {
         **_model_facts(llm),
         "load_s": llm.load_s,
+        "request": dict(request),
         "completions": [
             _completion_document(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
         ],
@@ -67,6 +70,7 @@ def _completion_document(prompt: Prompt, completion: Completion) -> dict[str, An
         "text": completion.text,
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
+        "seed": completion.seed,
         "logprobs": [
             {
                 "logprob": _number(place.logprob),
