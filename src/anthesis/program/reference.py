@@ -21,6 +21,7 @@ def execute(program: Program, arrays: Arrays) -> dict[str, Array]:
     Returns:
         The program's outputs by name: token (L,) int32, logits (L, V) float, ...
     """
+    assert program.world_size == 1, "one rank's share of a program means nothing alone"
     return execute_ranks([program], [arrays])[0]
 
 
