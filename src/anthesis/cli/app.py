@@ -62,7 +62,11 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        code = _ignore_broken_pipe()
+        code = _drop_output()
+    except OSError as error:
+        if code == 0:  # else something has been said already
+            _show_error(error, _system_message(error))
+        code = max(code, _drop_output())
     sys.exit(code)
 
 
@@ -90,7 +94,10 @@ def _run(arguments: list[str]) -> int:
         _end_line()
         return INTERRUPTED
     except BrokenPipeError:
-        return _ignore_broken_pipe()
+        return _drop_output()
+    except OSError as error:
+        _show_error(error, _system_message(error))
+        return _drop_output()
     return 0
 
 
@@ -98,6 +105,12 @@ def _usage_message(error: typer.BadParameter) -> str:
     context = getattr(error, "ctx", None)  # only usage errors have one
     path = context.command_path if context else "anthesis"
     return f"{path}: {error.format_message().rstrip('.')}; see {path} --help"
+
+
+def _system_message(error: OSError) -> str:
+    """What the operating system refused, for instance to write to a disk that is full."""
+    about = "" if error.filename is None else f"{error.filename}: "
+    return f"anthesis: {about}{error.strerror or error}; {DEBUG_VARIABLE}=1 shows where"
 
 
 def _show_error(error: Exception, message: str) -> None:
@@ -113,7 +126,7 @@ def _end_line() -> None:
         print(file=terminals[0], flush=True)
 
 
-def _ignore_broken_pipe() -> int:
-    """Makes what is still to be flushed at exit go nowhere, since nobody reads it."""
+def _drop_output() -> int:
+    """Makes what is still to be flushed at exit go nowhere, since nobody reads it or it can't be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
