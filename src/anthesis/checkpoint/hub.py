@@ -11,10 +11,16 @@ HF_HUB_OFFLINE, HF_ENDPOINT, ...) have their effect.
 
 from __future__ import annotations
 
+import logging
 import re
+import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME, safetensors_files
 from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
@@ -24,6 +30,7 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_
                 "merges.txt", "chat_template*", "added_tokens.json", INDEX_NAME)  # fmt: skip
 _EXPECTED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHT_FILES = (SINGLE_NAME, "model-*-of-*.safetensors")
+_CONNECT_S = 5.0
 
 
 def looks_like_hub_id(model: str) -> bool:
@@ -53,12 +60,52 @@ def hub_path(model: str) -> Path:
     return path
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps huggingface_hub from logging its own tries: what comes of them is said by our errors and warnings."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
+
+
+def _check_reachable() -> None:
+    """Finds out within seconds that the Hub can't be reached, where huggingface_hub tries for half a minute.
+
+    Raises:
+        OSError: no connection.
+    """
+    from huggingface_hub import constants
+
+    endpoint = urlsplit(constants.ENDPOINT)
+    proxies = getproxies_environment()
+    if constants.HF_HUB_OFFLINE or endpoint.hostname is None or {endpoint.scheme, "all"} & set(proxies):
+        return
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    # of each family one address: a host with many is reached at any of them or at none
+    found = socket.getaddrinfo(endpoint.hostname, port, type=socket.SOCK_STREAM)
+    addresses = {family: str(address[0]) for family, _, _, _, address in reversed(found)}
+    errors: list[OSError] = []
+    for address in addresses.values():
+        try:
+            socket.create_connection((address, port), _CONNECT_S / len(addresses)).close()
+            return
+        except OSError as error:
+            errors.append(error)
+    raise OSError(f"{endpoint.hostname}: {errors[-1].strerror or errors[-1]}") from errors[-1]
+
+
 def _lacking(snapshot: Path) -> list[str]:
     """The expected files of which it is not known that they don't exist."""
     known_absent = snapshot.parent.parent / ".no_exist" / snapshot.name
     return [name for name in _EXPECTED if not (snapshot / name).is_file() and not (known_absent / name).is_file()]
 
 
+@_quiet()
 def _complete(repository: str, snapshot: Path) -> None:
     """Fetches the small files that a copy lacks, of its own commit; warns where that can't be done."""
     from huggingface_hub import constants, hf_hub_download, snapshot_download
@@ -67,6 +114,7 @@ def _complete(repository: str, snapshot: Path) -> None:
     reason = "HF_HUB_OFFLINE is set"
     try:
         if not constants.HF_HUB_OFFLINE:
+            _check_reachable()
             for name in _lacking(snapshot):
                 try:
                     hf_hub_download(repository, name, revision=snapshot.name)
@@ -106,6 +154,7 @@ def _cached(repository: str, file: str | None) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
+@_quiet()
 def _fetched(repository: str, file: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
@@ -118,6 +167,7 @@ def _fetched(repository: str, file: str | None) -> Path:
     )
 
     try:
+        _check_reachable()
         names = HfApi().list_repo_files(repository)
         if file is None and "config.json" in names and (SINGLE_NAME in names or INDEX_NAME in names):
             return Path(snapshot_download(repository, allow_patterns=[*_SMALL_FILES, *_WEIGHT_FILES]))
