@@ -158,6 +158,22 @@ def test_a_reader_that_leaves_is_no_noise(tmp_path: Path) -> None:
     assert process.wait() == 1
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "random:bloomz", "--device", "gaudi2"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert "No space left on device" in result.stderr
+
+
+def test_a_full_disk_while_text_is_printed_is_one_line(tmp_path: Path) -> None:
+    arguments = ("generate", tiny_model(tmp_path), "--device", "reference", "--prompt-tokens", "3", "-n", "2")
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert result.stderr.startswith("anthesis: No space left on device")
+
+
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +203,15 @@ def test_loading_is_shown_on_a_terminal() -> None:
     assert "loading" in terminal.output
     assert "1/4" in terminal.output
     assert "4/4" in terminal.output
+
+
+def test_the_bar_ends_with_the_last_weight() -> None:
+    terminal = Terminal([sys.executable, "-c", LOADING.replace("bar(4, 4)", "bar(4, 4)\n    print('|', flush=True)\n"
+                                                               "    import time; time.sleep(0.5)")])  # fmt: skip
+    assert terminal.finish() == 0
+    before, _, after = terminal.output.partition("|")
+    assert "4/4" in before
+    assert after == "\nloaded\n"
 
 
 def test_quick_loading_is_not_shown() -> None:

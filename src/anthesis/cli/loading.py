@@ -1,4 +1,4 @@
-"""The bar on stderr while a model loads."""
+"""The bar on stderr while models load."""
 
 from __future__ import annotations
 
@@ -13,30 +13,37 @@ PATIENCE_S = 0.5
 
 
 class LoadingBar:
-    """Shows how far loading is, on a terminal, once it takes a while; gone when the context is left.
+    """Shows how far loading is, on a terminal, once it takes a while; gone with the last weight, or with the context.
 
-    Pass it as `LLM(on_weight=)`.
+    Pass it as `LLM(on_weight=)`, of one model after the other.
 
     Args:
-        after_s: seconds after which to begin.
+        after_s: seconds from a model's first weight after which to begin.
     """
 
     def __init__(self, after_s: float = PATIENCE_S) -> None:
-        self._show_at = time.perf_counter() + after_s if sys.stderr.isatty() else float("inf")
+        self._after_s = after_s if sys.stderr.isatty() else float("inf")
+        self._begin: float | None = None
         self._progress: Progress | None = None
 
     def __enter__(self) -> LoadingBar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._end()
 
     def __call__(self, loaded: int, total: int) -> None:
         """Takes note of `loaded` weights out of `total`."""
+        now = time.perf_counter()
+        if self._begin is None:
+            self._begin = now
+        if now - self._begin >= self._after_s:
+            self._show(loaded, total)
+        if loaded == total:
+            self._end()
+
+    def _show(self, loaded: int, total: int) -> None:
         if self._progress is None:
-            if time.perf_counter() < self._show_at:
-                return
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -45,3 +52,8 @@ class LoadingBar:
             self._progress.add_task("loading", total=total, completed=loaded)
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=loaded, total=total)
+
+    def _end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._begin = self._progress = None
