@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,13 @@ import pytest
 from anthesis import LLM
 from anthesis.bench import Measurement, Report, Request, measure, read_report, sweep
 from anthesis.bench.derive import decode_s, decode_tokens, has_settled, prefill_s, speed, tokens_sha256, traffic
-from anthesis.bench.result import Run
+from anthesis.bench.measure import _check_count
+from anthesis.bench.result import Run, Warmup
 from anthesis.bench.statistic import summary
+from anthesis.cli.bench import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from command_line import Terminal
+from command_line import command as command_line
 
 VOCAB, HIDDEN, LAYERS, HEADS = 96, 64, 2, 4
 BATCH, NEW = 3, 6
@@ -222,11 +228,20 @@ def test_a_fingerprint_tells_order_and_number_apart() -> None:
 
 
 def test_a_run_of_another_length_fails(tmp_path: Path) -> None:
-    with (
-        LLM(write_model(tmp_path), device="reference", max_context=10) as llm,
-        pytest.raises(AnthesisError, match=r"generated 3 tokens instead of 6 .*context"),
-    ):
-        measure(llm, Request(max_new_tokens=6, warmup=0, runs=1), batch=1)
+    with LLM(write_model(tmp_path), device="reference", max_context=10) as llm:
+        (short,) = llm.generate([1, 2, 3], max_new_tokens=20, ignore_eos=True)
+    with pytest.raises(AnthesisError, match=r"generated 7 tokens instead of 20 .*context"):
+        _check_count([short], 20)
+
+
+def test_more_tokens_than_fit_the_context_are_refused_before_the_first_run(tmp_path: Path) -> None:
+    begun: list[str] = []
+    with LLM(write_model(tmp_path), device="reference", max_context=10) as llm:
+        request = Request(max_new_tokens=4, warmup=0, runs=1)
+        with pytest.raises(RequestError, match="7 prompt tokens and 4 new ones do not fit the context of 10"):
+            measure(llm, request, batch=1, progress=begun.append)
+        assert begun == []
+        measure(llm, replace(request, max_new_tokens=3), batch=1)
 
 
 def test_a_failing_point_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -303,13 +318,57 @@ def test_the_command_sweeps_and_writes_the_file(tmp_path: Path) -> None:
     result = command(write_model(tmp_path), "--device", "reference", *options, "-o", str(output))
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:3] == ["batch", "weights", "tp"]
-    assert [line.split()[:3] for line in lines[1:3]] == [["1", "bf16", "1"], ["2", "bf16", "1"]]
+    assert lines[0].split()[:3] == ["batch", "weights", "first"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "bf16"], ["2", "bf16"]]
+    assert "medians of 1 run after 0" in result.stdout
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: too few warm-up runs to tell whether it settled: 0, and 3 must agree"
+    ]
     assert sum(line.startswith("failed: ") for line in lines) == 2
     assert "random weights" in result.stdout
     assert "run 1 of 1" in result.stderr
     rows = read_report(output).rows
     assert [row.error is None for row in rows] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_the_table_is_whole_on_a_terminal(columns: int) -> None:
+    options = ("--device", "reference", "-n", "3", "--warmup", "0", "--runs", "1")
+    terminal = Terminal(command_line("bench", *options), COLUMNS=str(columns))
+    assert terminal.finish() == 0
+    lines = terminal.output.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("batch "))
+    assert re.split(" +", lines[header]) == [
+        "batch", "weights", "first", "token", "p95", "prompt", "decode", "in", "all", "share",
+    ]  # fmt: skip
+    cells = r" +1 int4m\+int8-g32( +[\d.,]+ m?s){3}( +[\d.,]+/s){2} +[\d.,]+ m?s +([\d.]+%|-)"
+    assert re.fullmatch(cells, lines[header + 1])
+    assert len(lines[header]) == len(lines[header + 1]) <= 80
+    assert "…" not in terminal.output
+
+
+def test_tp_is_a_column_where_it_is_swept(report: Report) -> None:
+    (row,) = report.rows
+    two = replace(report, rows=(row, replace(row, point=replace(row.point, tp=2))))
+    assert [line.split()[2] for line in _table_lines(two)] == ["tp", "1", "2"]
+
+
+def test_equal_warnings_are_one_with_the_rows_they_are_about(report: Report, measured: Measurement) -> None:
+    def rows(*warmups: Warmup) -> Report:
+        (row,) = report.rows
+        return replace(
+            report,
+            rows=tuple(
+                replace(row, point=replace(row.point, batch=i), measurement=replace(measured, warmup=warmup))
+                for i, warmup in enumerate(warmups, start=1)
+            ),
+        )
+
+    unsettled, settled = Warmup(run_s=(1.0, 2.0, 3.0), settled=False), Warmup(run_s=(1.0, 1.0, 1.0), settled=True)
+    message = "no three runs in a row agreed within 5% in 3 warm-up runs"
+    assert _warnings(rows(unsettled, unsettled)) == [f"warning: {message}"]
+    assert _warnings(rows(unsettled, settled)) == [f"warning: batch 1, weights native, tp 1: {message}"]
+    assert _warnings(rows(settled, settled)) == []
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:

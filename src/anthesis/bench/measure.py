@@ -90,10 +90,11 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         progress: told what begins.
 
     Raises:
-        RequestError: a prompt the model can't take.
+        RequestError: a prompt the model can't take, or more tokens than fit its context.
         AnthesisError: a run generated another number of tokens than asked for.
     """
     text, prompt_ids = _prompt(llm, request)
+    _check_context(llm, len(prompt_ids), request.max_new_tokens)
 
     def once() -> tuple[float, list[Completion]]:
         begin = time.perf_counter()
@@ -167,8 +168,19 @@ def _prompt(llm: LLM, request: Request) -> tuple[str | None, list[int]]:
         made_up = DEFAULT_PROMPT_TOKENS
     if made_up is not None:
         return None, llm.made_up_prompt(made_up)
+    if llm.tokenizer is None:
+        raise RequestError(f"{llm.description} has no tokenizer; give a made-up prompt with --prompt-tokens")
     text = DEFAULT_PROMPT if request.prompt is None else request.prompt
     return text, llm.encode(text)
+
+
+def _check_context(llm: LLM, prompt_tokens: int, new_tokens: int) -> None:
+    """Refuses before minutes of running what would end before its last token."""
+    if llm.max_context is not None and prompt_tokens + new_tokens > llm.max_context:
+        raise RequestError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones do not fit the context of {llm.max_context}; "
+            f"generate at most {max(0, llm.max_context - prompt_tokens)}, or take a shorter prompt or more max_context"
+        )
 
 
 def _check_count(completions: list[Completion], wanted: int) -> None:

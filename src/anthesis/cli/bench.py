@@ -50,7 +50,7 @@ MaxWarmup = Annotated[
 ]
 NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count.")]
 
-COLUMNS = ("batch", "weights", "tp", "first", "per token", "p95", "prompt", "decode", "in all", "share")
+COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "share")
 
 
 def bench(
@@ -136,19 +136,8 @@ def _show_progress(text: str) -> None:
 
 
 def _print_table(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "weights" else "right", no_wrap=True)
-    for row in report.rows:
-        if row.measurement is not None:
-            table.add_row(*_cells(row, row.measurement))
-    # what goes into a file or a pipe is not cut at the width of some terminal
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
-    if table.row_count:
-        console.print(table)
+    for line in _table_lines(report):
+        print(line)
     for row in report.rows:
         if row.error is not None:
             print(f"failed: batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}: {row.error}")
@@ -157,6 +146,20 @@ def _print_table(report: Report) -> None:
         print(line)
     for line in _warnings(report):
         print(line)
+
+
+def _table_lines(report: Report) -> list[str]:
+    """The measured rows under their headers, never cut; 80 columns are enough for what usually comes."""
+    rows = [_cells(row, row.measurement) for row in report.rows if row.measurement is not None]
+    if not rows:
+        return []
+    left_out = set() if len({row.point.tp for row in report.rows}) > 1 else {COLUMNS.index("tp")}
+    columns = [column for i, column in enumerate(zip(COLUMNS, *rows, strict=True)) if i not in left_out]
+    padded = []
+    for column in columns:
+        width = max(map(len, column))
+        padded.append([cell.ljust(width) if column[0] == "weights" else cell.rjust(width) for cell in column])
+    return [" ".join(cells) for cells in zip(*padded, strict=True)]
 
 
 def _cells(row: Row, measured: Measurement) -> list[str]:
@@ -170,23 +173,31 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
         duration(speed.first_token_s.median),
         "-" if between is None else duration(between.median),
         "-" if between is None else duration(between.p95),
-        f"{speed.prefill_tokens_per_s.median:,.1f}/s",
-        "-" if decode is None else f"{decode.median:,.1f}/s",
+        _rate(speed.prefill_tokens_per_s.median),
+        "-" if decode is None else _rate(decode.median),
         duration(speed.total_s.median),
         "-" if share is None else f"{share.median:.1%}",
     ]
 
 
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.{1 if per_second < 999.5 else 0}f}/s"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _explanation(measured: Measurement) -> list[str]:
     config, model, traffic = measured.configuration, measured.model, measured.traffic
-    size = f"{len(config.prompt_token_ids)} prompt tokens, {config.new_tokens} generated and counted"
+    size = f"{_count(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
     warmup = f"{len(measured.warmup.run_s)} to warm up"
     loading = f"loading took {duration(measured.load_s)}"
     peak = f"peak memory {amount(measured.process_peak_memory_bytes, 'B')}"
     lines = [
         f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
-        f"medians of {len(measured.runs)} runs after {warmup}; {loading}, {peak}",
-        "first: until the first token; per token: from one token to the next; in all: the whole call",
+        f"medians of {_count(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
+        "first: until the first token; token: from one to the next; in all: the whole call",
         "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
     ]
     if traffic is not None and traffic.read_bandwidth_bytes_per_s is not None:
@@ -200,14 +211,27 @@ def _explanation(measured: Measurement) -> list[str]:
 
 
 def _warnings(report: Report) -> list[str]:
-    lines = []
-    for row in report.rows:
-        if row.measurement is None:
-            continue
-        where = f"batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}"
-        if not row.measurement.warmup.settled:
-            count = len(row.measurement.warmup.run_s)
-            lines.append(f"warning: {where}: no three runs in a row agreed within 5 % in {count} warm-up runs")
-        if not row.measurement.runs_agree:
-            lines.append(f"warning: {where}: the runs did not all generate the same tokens")
-    return lines
+    """What to beware of, each thing once, with the rows that it is about unless it is about all."""
+    measured = [(row.point, row.measurement) for row in report.rows if row.measurement is not None]
+    about: dict[str, list[str]] = {}
+    for point, measurement in measured:
+        for message in _doubts(measurement):
+            about.setdefault(message, []).append(f"batch {point.batch}, weights {point.weights}, tp {point.tp}")
+    return [
+        f"warning: {message}" if len(rows) == len(measured) else f"warning: {'; '.join(rows)}: {message}"
+        for message, rows in about.items()
+    ]
+
+
+def _doubts(measured: Measurement) -> list[str]:
+    from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD
+
+    doubts = []
+    count = len(measured.warmup.run_s)
+    if count < SETTLED_RUNS:
+        doubts.append(f"too few warm-up runs to tell whether it settled: {count}, and {SETTLED_RUNS} must agree")
+    elif not measured.warmup.settled:
+        doubts.append(f"no three runs in a row agreed within {SETTLED_SPREAD:.0%} in {count} warm-up runs")
+    if not measured.runs_agree:
+        doubts.append("the runs did not all generate the same tokens")
+    return doubts
