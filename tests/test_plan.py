@@ -297,6 +297,19 @@ def test_the_command_answers_quickly_and_can_be_pasted() -> None:
     assert seconds < 2
 
 
+def test_links_between_machines_are_said_not_to_count() -> None:
+    assert "between machines   links not counted" in command("random:bloomz", "--device", "gaudi2", "--tp", "16").stdout
+    assert "between machines" not in command("random:bloomz", "--device", "gaudi2", "--tp", "8").stdout
+
+
+def test_where_figures_come_from_is_wrapped() -> None:
+    lines = command("random:bloomz", "--device", "gaudi2").stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("  figures from "))
+    assert lines[first + 1].startswith(" " * 21)
+    assert max(len(line) for line in lines[first : first + 2]) <= 100
+    assert " ".join(line[21:] for line in lines[first : first + 2]) == f"data sheet: {GAUDI2.source}"
+
+
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
     arguments = (model(tmp_path), "--device", "l4", "--tp", "2", "--json")
     document = json.loads(command(*arguments).stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from anthesis.plan.floor import Floor
 
 SCHEMA_VERSION = 1
+WIDTH = 100
 
 PlanDevice = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="A card (gaudi2, h100, ...) or reference."),
 ]
-Context = Annotated[int | None, typer.Option(metavar="N", help="Tokens the cache holds per sequence.")]
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens the cache holds per sequence. Left out: the model's, at most 2048."),
+]
 Batch = Annotated[int, typer.Option(metavar="N", help="Sequences at once.")]
 PlanPrompt = Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Per sequence in the job.")]
 PlanNew = Annotated[int, typer.Option("-n", "--max-new-tokens", metavar="N", help="Generated in the job.")]
@@ -64,9 +69,13 @@ def plan(
     for heading, rows in _sections(made):
         print(heading)
         for name, text in rows:
-            print(f"  {name:<18} {text}".rstrip())
+            print(_row(name, text))
     if ops:
         print("\n".join(_operation_lines(made)))
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<18} {text}".rstrip()
 
 
 def plan_document(made: Plan, ops: bool) -> dict[str, Any]:
@@ -114,7 +123,16 @@ def _hardware_rows(made: Plan) -> list[tuple[str, str]]:
         link = hardware.link_bytes_per_s
         unknown = "unknown, so exchanges count as nothing"
         rows.append(("links", unknown if link is None else f"{amount(link, 'B/s')} per direction and device"))
-    return [*rows, ("figures from", hardware.figures)]
+        per_machine = hardware.devices_per_machine
+        if not hardware.memory_is_shared and per_machine is not None and made.tp > per_machine:
+            rows.append(("between machines", f"links not counted; a machine usually has {per_machine} devices"))
+    return [*rows, *_wrapped("figures from", hardware.figures)]
+
+
+def _wrapped(name: str, text: str) -> list[tuple[str, str]]:
+    """A row as several, so that none is wider than `WIDTH`."""
+    lines = textwrap.wrap(text, WIDTH - len(_row("", "x")) + 1, break_long_words=False, break_on_hyphens=False)
+    return [("" if i else name, line) for i, line in enumerate(lines)]
 
 
 def _memory_heading(made: Plan) -> str:
