@@ -167,12 +167,17 @@ def test_made_up_prompts_are_always_the_same(tiny: str) -> None:
         (["--prompt-ids", "1,two"], "1,two"),
         (["--prompt-ids", "1,96"], "96"),
         (["--prompt-tokens", "0"], "at least 1"),
-        (["-p", "a text"], "no tokenizer"),
+        (["-p", "a text"], "no tokenizer; give token ids with --prompt-ids, or a made-up prompt with --prompt-tokens"),
+        (["--prompt-ids", "1", "--chat"], "--prompt-tokens, without --chat"),
         ([], "stdin is empty"),
     ],
 )
 def test_prompts_that_cannot_be(tiny: str, arguments: list[str], named: str) -> None:
     assert named in fail("generate", tiny, *arguments, *REFERENCE)
+
+
+def test_a_prompt_in_the_place_of_the_model_is_pointed_out() -> None:
+    assert "'hello' was taken as MODEL; give -p TEXT" in fail("generate", "hello", "-n", "3")
 
 
 def test_stdin_must_be_utf8() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
-from anthesis.cli.prompts import Prompt, read_prompts
+from anthesis.cli.prompts import Prompt, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim
 from anthesis.errors import RequestError
@@ -76,7 +76,7 @@ def generate(
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
     if output is not None:
         check_output(output)
-    prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens)
+    prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens, model)
     with LoadingBar() as bar:
         llm = LLM(
             model,
@@ -92,6 +92,7 @@ def generate(
             on_weight=bar,
         )
     with llm:
+        check_tokenizer(llm, prompts, chat)
         if prompt_tokens is not None:
             prompts = [llm.made_up_prompt(prompt_tokens)]
         request = {**sampling, "seed": seed, "chat": chat}

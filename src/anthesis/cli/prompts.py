@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from anthesis.errors import RequestError
+
+if TYPE_CHECKING:
+    from anthesis import LLM
 
 Prompt = str | list[int]
 
@@ -12,13 +17,16 @@ MAX_PROMPT_TOKENS = 1 << 24
 """Of a made-up prompt: more than any model's context, and still made in seconds."""
 
 
-def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -> list[Prompt]:
+def read_prompts(
+    texts: list[str], ids: list[str], made_up_tokens: int | None, model: str | None = None
+) -> list[Prompt]:
     """The prompts, as texts or token ids.
 
     Args:
         texts: of -p.
         ids: of --prompt-ids, each "1,2,3".
         made_up_tokens: of --prompt-tokens.
+        model: MODEL, which may have been meant as the prompt where there is none.
 
     Returns:
         All of `texts` or all of `ids`; none with --prompt-tokens, whose ids depend on the model (`LLM.made_up_prompt`);
@@ -39,7 +47,7 @@ def read_prompts(texts: list[str], ids: list[str], made_up_tokens: int | None) -
         return [_parse_ids(text) for text in ids]
     for text in texts:
         check_text(text)
-    return list(texts) if texts else [_read_stdin()]
+    return list(texts) if texts else [_read_stdin(model)]
 
 
 def check_text(text: str) -> None:
@@ -64,6 +72,21 @@ def check_made_up(num_tokens: int) -> None:
         )
 
 
+def check_tokenizer(llm: LLM, prompts: Sequence[Prompt], chat: bool) -> None:
+    """Refuses texts and chat where the model has no tokenizer, in the words of the command line.
+
+    Raises:
+        RequestError: a text or --chat, and no tokenizer.
+    """
+    if llm.tokenizer is not None or not (chat or any(isinstance(prompt, str) for prompt in prompts)):
+        return
+    without = ", without --chat" if chat else ""
+    raise RequestError(
+        f"{llm.description} has no tokenizer; give token ids with --prompt-ids, or a made-up prompt with "
+        f"--prompt-tokens{without}"
+    )
+
+
 def _parse_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -71,14 +94,15 @@ def _parse_ids(text: str) -> list[int]:
         raise RequestError(f"--prompt-ids {text!r} is not a list of token ids; write them as 1,2,3") from None
 
 
-def _read_stdin() -> str:
+def _read_stdin(model: str | None) -> str:
+    taken = "" if model is None else f"{model!r} was taken as MODEL; "
     if sys.stdin is None or sys.stdin.isatty():
-        raise RequestError("there is no prompt; give -p TEXT, or send a text to stdin")
+        raise RequestError(f"there is no prompt; {taken}give -p TEXT, or send a text to stdin")
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
     if not text.strip():
-        raise RequestError("there is no prompt: stdin is empty; give -p TEXT, or send a text to stdin")
+        raise RequestError(f"there is no prompt: stdin is empty; {taken}give -p TEXT, or send a text to stdin")
     # what `echo` and editors put at the end is not meant as part of the prompt
     return text.removesuffix("\n").removesuffix("\r")
