@@ -119,7 +119,22 @@ def test_a_warning_says_what_is_not_exact(tmp_path):
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        StoredWeights("x", store, sources, (), (), "int8")
+        StoredWeights("x", store, sources, (), (), "fp32")
+
+
+@pytest.mark.parametrize(("stored", "weights", "warned"), [
+    ("Q4_1", "int8", True), ("Q6_K", "int4", True), ("Q4_1", "int4m", False), ("F16", "int8", False),
+    ("Q4_1", "bf16", False),
+])  # fmt: skip
+def test_a_warning_says_what_is_quantised_twice(tmp_path, stored, weights, warned):
+    blocks = (stored, random_blocks(stored)) if stored != "F16" else None
+    store = GgufStore(write(tmp_path / "x.gguf", {"w": blocks if stored != "F16" else np.ones((N, K), np.float16)}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        StoredWeights("here", store, {"w": Source("w")}, (), (), weights)
+    assert [f"stored as {stored} and quantised once more, to {weights}" in str(w.message) for w in caught] == [
+        True
+    ] * warned
 
 
 def test_metadata(tmp_path):

@@ -52,6 +52,8 @@ class StoredWeights:
             self._stored[name] = tensor
         if weights == "native":
             self._warn_of_inexact_kinds()
+        else:
+            self._warn_of_quantising_again()
 
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
         """See `Checkpoint.kind_of`.
@@ -175,6 +177,30 @@ class StoredWeights:
                 "--weights fp32 or bf16 keeps more of it",
                 stacklevel=2,
             )
+
+    def _warn_of_quantising_again(self) -> None:
+        """Says it where weights of few bits get other few bits: the errors of both add up."""
+        if weight_kind(self._weights).scaled_by == "none":
+            return
+        used = {source.name for source in self._sources.values()}
+        matrices = (tensor for name, tensor in self._stored.items() if name in used and len(tensor.shape) == 2)
+        again = sorted(
+            {
+                tensor.stored_as
+                for tensor in matrices
+                if tensor.kind not in (None, self._weights) and not (tensor.exact and _is_unscaled(tensor.kind))
+            }
+        )
+        if again:
+            warnings.warn(
+                f"{self._where}: stored as {', '.join(again)} and quantised once more, to {self._weights}, which costs "
+                "quality; --weights native keeps what is stored",
+                stacklevel=2,
+            )
+
+
+def _is_unscaled(kind: str | None) -> bool:
+    return kind is not None and WEIGHT_KINDS[kind].scaled_by == "none"
 
 
 def _few(names: list[str]) -> str:
