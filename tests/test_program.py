@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from anthesis.models import preset, trace
 from anthesis.program.attend import alibi_slopes
 from anthesis.program.builder import Builder
 from anthesis.program.collectives import AllGather, Collective
-from anthesis.program.cost import collectives, cost, cost_by_kind, memory
+from anthesis.program.cost import cost, cost_by_kind, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Step
 from anthesis.program.ops import Embed, Linear, activate
@@ -296,7 +297,11 @@ def test_cost_is_the_weights_once_and_the_cache_of_the_context() -> None:
 
 def test_collectives_of_a_split_model() -> None:
     part = partition(trace(config_of(preset("bloomz"))), 3, 8)
-    assert collectives(part) == {"all_reduce": 2 * 70 + 1, "all_reduce_best": 1}
+    counts = Counter(op.kind for op in part.ops if isinstance(op, Collective))
+    assert counts == {
+        "all_reduce": 2 * 70 + 1,
+        "all_reduce_best": 1,
+    }
     assert cost(part, Step()).sent_bytes == 141 * 14336 * 4 + 8
     assert not any(isinstance(op, Collective) for op in trace(config_of(BLOOM)).ops)
 

@@ -84,10 +84,6 @@ class ModelConfig:
                 "the first must be a multiple of the second"
             )
 
-    def cache_elements_per_token(self) -> int:
-        """Numbers the key-value cache stores per token: a key and a value per layer, key-value head and element."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
 
 def check_size(field: str, value: object, stated: str) -> int:
     """The value of a field of `ModelConfig`, if it is one that a model can have.

@@ -22,7 +22,7 @@ from anthesis.engine.blocks import BlockCache
 from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
-from anthesis.engine.sequence import Sequence
+from anthesis.engine.sequence import FinishReason, Sequence
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.program.draw import log_softmax
 from anthesis.program.ir import BLOCK_TOKENS
@@ -85,8 +85,6 @@ class LLM:
         if threads is not None and threads > usable_cores():
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
-        if not 0 <= seed < 2**64:
-            raise RequestError(f"seed is {seed}; it must be from 0 to 2**64 - 1")
         if tp != 1:
             raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
         begin = time.perf_counter()
@@ -267,7 +265,8 @@ class LLM:
         ids = self.encode(prompt, chat)
         if params.stop and self.tokenizer is None:
             raise RequestError(f"stop strings need a tokenizer, and {self.description} has none")
-        limit, reason = len(ids) + params.max_new_tokens, "length"
+        limit = len(ids) + params.max_new_tokens
+        reason: FinishReason = "length"
         if self.max_context is not None and limit > self.max_context:
             if len(ids) >= self.max_context:
                 raise RequestError(
@@ -283,7 +282,7 @@ class LLM:
             prompt=ids,
             params=replace(params, seed=seed),
             limit=limit,
-            limit_reason="length" if reason == "length" else "context",
+            limit_reason=reason,
             eos_token_ids=frozenset() if params.ignore_eos else frozenset(self.config.eos_token_ids),
             text_stream=None if self.tokenizer is None else self.tokenizer.stream(after=known),
             vocab_size=self.config.vocab_size,

@@ -121,6 +121,8 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
     """
     if weights != "native":
         weight_kind(weights)
+    if not 0 <= seed < 2**64:
+        raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
     if model is not None and model.startswith(RANDOM_PREFIX):
         return _open_random(model.removeprefix(RANDOM_PREFIX), weights, seed)
     path = default_model() if model is None else Path(model).expanduser()
@@ -141,8 +143,6 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
 
 
 def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
-    if not 0 <= seed < 2**64:
-        raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
     path = Path(name).expanduser()
     if path.name == "config.json" or path.suffix == ".json" or "/" in name:
         if not path.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from anthesis.checkpoint.store import Rows, StoredTensor, TensorStore
 from anthesis.cores import on_all_cores
@@ -162,15 +162,14 @@ class StoredWeights:
     def _is_transposed(self, stored_name: str) -> bool:
         return any(source.transpose for source in self._sources.values() if source.name == stored_name)
 
-    def _warn_of_inexact_kinds(self) -> None:
+    def _matrices(self) -> Iterator[StoredTensor]:
+        """The stored matrices that the model uses."""
         used = {source.name for source in self._sources.values()}
-        nearly = sorted(
-            {
-                f"{tensor.stored_as} as {tensor.kind}"
-                for name, tensor in self._stored.items()
-                if name in used and tensor.kind is not None and not tensor.exact and len(tensor.shape) == 2
-            }
-        )
+        return (tensor for name, tensor in self._stored.items() if name in used and len(tensor.shape) == 2)
+
+    def _warn_of_inexact_kinds(self) -> None:
+        inexact = (tensor for tensor in self._matrices() if tensor.kind is not None and not tensor.exact)
+        nearly = sorted({f"{tensor.stored_as} as {tensor.kind}" for tensor in inexact})
         if nearly:
             warnings.warn(
                 f"{self._where}: held nearly, not exactly, as stored: {', '.join(nearly)}; "
@@ -182,12 +181,10 @@ class StoredWeights:
         """Says it where weights of few bits get other few bits: the errors of both add up."""
         if weight_kind(self._weights).scaled_by == "none":
             return
-        used = {source.name for source in self._sources.values()}
-        matrices = (tensor for name, tensor in self._stored.items() if name in used and len(tensor.shape) == 2)
         again = sorted(
             {
                 tensor.stored_as
-                for tensor in matrices
+                for tensor in self._matrices()
                 if tensor.kind not in (None, self._weights) and not (tensor.exact and _is_unscaled(tensor.kind))
             }
         )

@@ -78,7 +78,7 @@ class Engine:
             RequestError: the engine is closed.
             AnthesisError: the model computed numbers that are not finite.
         """
-        self._check([])
+        self._check_open()
         self._admit()
         rows = self._choose_rows()
         if not rows:
@@ -136,14 +136,17 @@ class Engine:
                 inputs = self._row_inputs([(sequence, count)])
                 inputs["logit_rows"] = np.arange(count, dtype=np.int32)
                 yield self._executable("logits").run(inputs)["logits"]
-                self._check([])
+                self._check_open()
                 sequence.computed += count
         finally:
             self._leave(sequence)
 
-    def _check(self, sequences: list[Sequence]) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise RequestError("this LLM is closed; open a new one")
+
+    def _check(self, sequences: list[Sequence]) -> None:
+        self._check_open()
         for sequence in sequences:
             needed, most = blocks_for(sequence.limit), self._blocks.max_blocks
             if needed > most:

@@ -11,6 +11,7 @@ from anthesis.devices.datasheets import DATASHEETS, Datasheet
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import memory_bandwidth
 from anthesis.memory import available_memory_bytes
+from anthesis.program.cost import kind_bytes
 from anthesis.program.ir import Value
 
 THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
@@ -110,11 +111,6 @@ def holding(hardware: Hardware) -> Callable[[Value], int]:
     if hardware.memory_is_shared:
         return open_device(hardware.name).held_bytes
     return kind_bytes
-
-
-def kind_bytes(value: Value) -> int:
-    """Bytes of a weight in its kind, or of one block of a cache in its dtype."""
-    return value.nbytes({"P": 1})
 
 
 def _this_machine(device: str) -> Hardware:

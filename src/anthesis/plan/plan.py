@@ -14,9 +14,9 @@ from anthesis.errors import RequestError
 from anthesis.llm import PREFILL_CHUNK
 from anthesis.models import trace
 from anthesis.plan.floor import Exchange, Floor, exchanges, floor
-from anthesis.plan.hardware import Hardware, find_hardware, holding, kind_bytes
+from anthesis.plan.hardware import Hardware, find_hardware, holding
 from anthesis.plan.listing import program_listing
-from anthesis.program.cost import Memory, cost_by_kind, memory
+from anthesis.program.cost import Memory, cost_by_kind, kind_bytes, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import BLOCK_TOKENS, Cost, Program, Step, Value
 from anthesis.program.partition import partition
@@ -252,11 +252,7 @@ def _distinct_ranks(program: Program, world_size: int) -> Ranks:
 
 def _memory(rank: Program, job: Job, held: HeldBytes) -> Memory:
     blocks = job.batch * blocks_for(job.context_tokens) + 1  # and the scratch block
-    return Memory(
-        weight_bytes=sum(held(weight) for weight in rank.of_kind("weight")),
-        cache_bytes=blocks * sum(held(cache) for cache in rank.of_kind("cache")),
-        buffer_bytes=memory(rank, job.largest_step(), blocks).buffer_bytes,
-    )
+    return memory(rank, job.largest_step(), blocks, held)
 
 
 def _parts(needs: Sequence[Memory]) -> list[list[int]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from anthesis.program.collectives import Collective
-from anthesis.program.ir import Cost, Program, Step
+from anthesis.program.ir import Cost, Program, Step, Value
 
 
 def cost(program: Program, step: Step) -> Cost:
@@ -27,9 +26,9 @@ def cost_by_kind(program: Program, step: Step) -> dict[str, Cost]:
     return costs
 
 
-def collectives(program: Program) -> Counter[str]:
-    """How many collectives of each kind one step has."""
-    return Counter(op.kind for op in program.ops if isinstance(op, Collective))
+def kind_bytes(value: Value) -> int:
+    """Bytes of a weight in its kind, or of one block of a cache in its dtype."""
+    return value.nbytes({"P": 1})
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Memory:
     """Bytes that a rank holds.
 
     Attributes:
-        weight_bytes: its share of the weights, in their kinds.
+        weight_bytes: its share of the weights.
         cache_bytes: its share of the key-value cache.
         buffer_bytes: the largest set of intermediate values alive at once in a step.
     """
@@ -52,18 +51,18 @@ class Memory:
         return self.weight_bytes + self.cache_bytes + self.buffer_bytes
 
 
-def memory(program: Program, step: Step, cache_blocks: int) -> Memory:
+def memory(program: Program, step: Step, cache_blocks: int, held: Callable[[Value], int] = kind_bytes) -> Memory:
     """What this rank must hold to run steps of this size.
 
     Args:
         program: of one rank.
         step: the largest step.
         cache_blocks: blocks P in the cache's pool.
+        held: bytes that a device takes to hold a weight, or one block of a cache; by their kinds unless given.
     """
-    sizes = step.sizes() | {"P": cache_blocks}
-    weights = sum(value.nbytes() for value in program.of_kind("weight"))
-    cache = sum(value.nbytes(sizes) for value in program.of_kind("cache"))
-    return Memory(weights, cache, _peak_buffer_bytes(program, sizes))
+    weights = sum(held(value) for value in program.of_kind("weight"))
+    cache = cache_blocks * sum(held(value) for value in program.of_kind("cache"))
+    return Memory(weights, cache, _peak_buffer_bytes(program, step.sizes()))
 
 
 def _peak_buffer_bytes(program: Program, sizes: dict[str, int]) -> int:
