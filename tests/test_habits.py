@@ -21,8 +21,8 @@ MAX_LINES = 400
 
 # Who may import whom: a module imports from its own top-level name and from lines above it. "" is anthesis/__init__.py.
 ORDER = (
-    ("_native", "cgroups", "errors"),
-    ("config", "cores", "fit", "memory", "native"),
+    ("_native", "cgroups", "errors", "json_text"),
+    ("config", "cores", "fit", "memory", "native", "records"),
     ("host",),
     ("quantize",),
     ("program",),
@@ -35,7 +35,9 @@ ORDER = (
     ("llm",),
     ("",),
     ("plan",),
-    ("bench", "dataset"),
+    ("bench",),
+    ("dataset",),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from anthesis.bench.statistic import Statistic
 from anthesis.errors import RequestError
+from anthesis.records import from_document, to_document
 
 SCHEMA_VERSION = 1
 KIND = "bench"
@@ -27,9 +27,6 @@ CLOCKS: Mapping[str, str] = {
     "read_bandwidth": "reading a buffer in memory with all usable cores, right after each timed run",
 }
 """What is inside each clock; stored in every result."""
-
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -278,8 +275,8 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """The report as JSON knows it; `Report.from_document` is the way back."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        document: dict[str, Any] = to_document(self)
+        return document
 
     @staticmethod
     def from_document(document: Any) -> Report:
@@ -295,7 +292,10 @@ class Report:
                 f"the result has schema_version {document.get('schema_version')!r}, and this version reads "
                 f"{SCHEMA_VERSION}; measure again, or read it with the version that wrote it"
             )
-        return _build(Report, document, "result")
+        try:
+            return from_document(Report, document, "the result")
+        except ValueError as error:
+            raise RequestError(f"{error}; it is damaged") from error
 
 
 def read_report(path: Path) -> Report:
@@ -310,27 +310,3 @@ def read_report(path: Path) -> Report:
         raise RequestError(f"{path} can't be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not JSON: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _build(cls: type[_T], value: Any, where: str) -> _T:
-    """A value of an annotated type from plain JSON; what is missing is named."""
-    origin, arguments = get_origin(cls), get_args(cls)
-    if origin in (Union, types.UnionType):
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _build(inner, value, where)  # type: ignore[return-value]
-    if origin is tuple:
-        return tuple(_build(arguments[0], item, where) for item in value)  # type: ignore[return-value]
-    if is_dataclass(cls):
-        hints = get_type_hints(cls)
-        missing = [field.name for field in fields(cls) if field.name not in value]
-        if missing:
-            raise RequestError(f"{where} lacks {', '.join(missing)}; it is damaged")
-        return cls(**{field.name: _build(hints[field.name], value[field.name], field.name) for field in fields(cls)})
-    return value  # type: ignore[no-any-return]

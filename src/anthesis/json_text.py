@@ -1,0 +1,70 @@
+"""JSON that somebody else wrote: parsed within bounds, so that a hostile file costs neither memory nor time.
+
+A value of a few bytes can become an object of a hundred, so besides the length the number of values is bounded: at most
+one for each comma and each opening bracket.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+MAX_BYTES = 16 << 20
+"""Several times the largest configuration or header in use."""
+
+MAX_VALUES = 1 << 20
+"""At most some 100 bytes each."""
+
+
+def parse_json(data: bytes, *, unique_keys: bool = False) -> Any:
+    """The value that a JSON text stands for.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        unique_keys: refuse an object that names a key twice, instead of keeping the last.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, too long, too many values, nested too deeply, or a key twice; the message is a
+            reason to put behind the file's name.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"too long: {len(data):,} bytes of JSON, at most {MAX_BYTES:,} are read")
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > MAX_VALUES:
+        raise ValueError(f"too many values: up to {values:,} of them, at most {MAX_VALUES:,} are read")
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique if unique_keys else None)
+    except RecursionError:
+        raise ValueError("not valid JSON: nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def parse_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
+    """Like `parse_json`, for a JSON object.
+
+    Raises:
+        ValueError: as `parse_json`; also another value than an object.
+    """
+    found = parse_json(data, unique_keys=unique_keys)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a JSON object is needed, not {type_name(found)}")
+    return dict(found)
+
+
+def type_name(value: object) -> str:
+    """What JSON calls the type of a parsed value, with its article."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    return "null" if value is None else names.get(type(value), "an object")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:100]!r} occurs twice")
+        result[key] = value
+    return result

@@ -1,0 +1,88 @@
+"""Dataclasses as JSON documents and back, checked against their annotations.
+
+The annotations may be: bool, int, float, str, None, Any, Literal, dict[str, X], tuple[X, ...], another dataclass, and
+unions of a type and None.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from anthesis.json_text import type_name
+
+_T = TypeVar("_T")
+
+
+def to_document(record: Any) -> Any:
+    """A dataclass as plain JSON values; tuples become lists."""
+    return _plain(asdict(record))
+
+
+def from_document(cls: type[_T], value: Any, where: str) -> _T:
+    """A dataclass from plain JSON values.
+
+    Args:
+        cls: the dataclass.
+        value: what `to_document` gave; keys that the class does not have are let be, those it lacks and has no
+            default for are missing.
+        where: what messages call the document.
+
+    Raises:
+        ValueError: something is missing, or of another type; the message names it.
+    """
+    found: _T = _build(cls, value, where)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _build(cls: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(cls), get_args(cls)
+    if cls is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _build(inner, value, where)
+    if origin is Literal:
+        return _checked(value in arguments, value, where, " | ".join(map(repr, arguments)))
+    if origin is tuple:
+        items = _checked(isinstance(value, list), value, where, "an array")
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is dict or cls is dict:
+        entries = _checked(isinstance(value, dict), value, where, "an object")
+        inner = arguments[1] if arguments else Any
+        return {key: _build(inner, item, f"{where}.{key}") for key, item in entries.items()}
+    if is_dataclass(cls):
+        return _build_dataclass(cls, _checked(isinstance(value, dict), value, where, "an object"), where)
+    if cls is float:
+        return float(_checked(isinstance(value, int | float) and not isinstance(value, bool), value, where, "a number"))
+    if cls is int:
+        return _checked(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
+    assert cls in (bool, str), f"{where} is annotated {cls}, which documents don't know"
+    return _checked(isinstance(value, cls), value, where, "true or false" if cls is bool else "a string")
+
+
+def _build_dataclass(cls: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(cls)
+    probe = {field.name: field for field in fields(cls)}
+    missing = [name for name, field in probe.items() if name not in value and not _has_default(field)]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in probe if name in value})
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _checked(fine: bool, value: Any, where: str, needed: str) -> Any:
+    if not fine:
+        seen = repr(value) if isinstance(value, bool | int | float | str) else type_name(value)
+        raise ValueError(f"{where} is {seen[:60]}; {needed} is needed")
+    return value
