@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from anthesis.engine.engine import Engine
 from anthesis.engine.sequence import FinishReason, Sequence, Timing, TokenLogprobs
 from anthesis.errors import RequestError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Completion:
     seed: int | None
 
 
-class Stream:
-    """The text of a completion as it comes, in pieces that never cut a character; iterate over it.
+class Handle:
+    """A request that is on its way; `LLM.step` brings it and all others forward.
 
     Closing it, or leaving it as a context manager, ends the request and frees its place within one step.
     """
@@ -43,8 +47,46 @@ class Stream:
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
         self._engine = engine
         self._sequence = sequence
-        self._shown = 0
         engine.submit([sequence])
+
+    @property
+    def finished(self) -> bool:
+        """Whether its completion is whole."""
+        return self._sequence.finished
+
+    @property
+    def completion(self) -> Completion:
+        """The finished completion.
+
+        Raises:
+            RequestError: it is not finished yet.
+        """
+        if not self._sequence.finished:
+            raise RequestError("the request is not finished yet; go on with LLM.step, or iterate over the stream")
+        return completion_of(self._sequence)
+
+    def close(self) -> None:
+        """Ends the request; what was generated so far stays."""
+        self._engine.abort([self._sequence])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Stream(Handle):
+    """The text of a completion as it comes, in pieces that never cut a character; iterate over it."""
+
+    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+        super().__init__(engine, sequence)
+        self._shown = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -61,32 +103,6 @@ class Stream:
         piece = self._sequence.text[self._shown :]
         self._shown = len(self._sequence.text)
         return piece
-
-    def close(self) -> None:
-        """Ends the request; what was generated so far stays."""
-        self._engine.abort([self._sequence])
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def completion(self) -> Completion:
-        """The finished completion.
-
-        Raises:
-            RequestError: it is not finished yet.
-        """
-        if not self._sequence.finished:
-            raise RequestError("the stream is not at its end; iterate over it first")
-        return completion_of(self._sequence)
 
 
 def completion_of(sequence: Sequence) -> Completion:

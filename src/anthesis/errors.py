@@ -31,3 +31,7 @@ class CheckpointError(AnthesisError, OSError):
 
 class TokenizerError(AnthesisError, ValueError):
     """A tokenizer is missing, damaged, or of a kind we do not read."""
+
+
+class DataSetError(AnthesisError, OSError):
+    """A data set can't be read, or is not what it was when the run began."""

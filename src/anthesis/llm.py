@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.checkpoint import open_checkpoint
-from anthesis.completion import Completion, Stream, completion_of
+from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices import open_device
-from anthesis.engine.blocks import BlockCache
+from anthesis.engine.blocks import BlockCache, blocks_for
 from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
@@ -101,6 +101,7 @@ class LLM:
             self.max_context = self._context_limit(config.max_context, max_context)
             self.description = checkpoint.description
             self.is_random = checkpoint.is_random
+            self._fingerprint = checkpoint.fingerprint
             self.loaded = LoadedModel(checkpoint, config, opened, cache, on_weight)
         self.config = config
         self.device_info = opened.info()
@@ -177,6 +178,43 @@ class LLM:
         params["stop"] = _as_strings(params.get("stop", ()))
         chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
         return Stream(self._engine, self._sequence(prompt, chosen, seed, chat))
+
+    def submit(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Handle:
+        """Takes in a request that `step` brings forward together with all others; the parameters are as in `generate`.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        params["stop"] = _as_strings(params.get("stop", ()))
+        chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
+        return Handle(self._engine, self._sequence(prompt, chosen, seed, chat))
+
+    def step(self) -> None:
+        """Runs one step of all requests that are on their way: a token for each, or part of its prompt.
+
+        Raises:
+            AnthesisError: the model computed numbers that are not finite; or it is closed.
+        """
+        self._engine.step()
+
+    def max_batch(self, num_tokens: int) -> int:
+        """How many sequences of so many tokens, prompt and completion together, can be on their way at once.
+
+        Raises:
+            RequestError: not even one.
+        """
+        fits = min(MAX_SEQUENCES, self._blocks.max_blocks // blocks_for(num_tokens))
+        if fits < 1:
+            raise RequestError(
+                f"the memory for the cache holds {self._blocks.max_blocks} blocks of {BLOCK_TOKENS} tokens, too few "
+                f"for a sequence of {num_tokens}; ask for fewer tokens or give more --cache-memory"
+            )
+        return fits
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's files, as they are now: the same for the same configuration, weights and tokenizer."""
+        return self._fingerprint()
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """The logits after each token of a text.

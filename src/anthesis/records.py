@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import types
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anthesis.json_text import type_name
 
 _T = TypeVar("_T")
+
+_hints = cache(get_type_hints)  # a document may hold hundreds of records of one class
 
 
 def to_document(record: Any) -> Any:
@@ -69,7 +72,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
 
 
 def _build_dataclass(cls: Any, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     probe = {field.name: field for field in fields(cls)}
     missing = [name for name, field in probe.items() if name not in value and not _has_default(field)]
     if missing:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
+from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.machine import process_peak_memory_bytes
-from anthesis.bench.result import Configuration, Device, Measurement, Model, Run, Warmup
+from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
 from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
@@ -123,16 +123,8 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
 
     program = llm.loaded.program("argmax")
-    info = llm.device_info
     return Measurement(
-        model=Model(
-            description=llm.description,
-            is_random=llm.is_random,
-            family=llm.config.family,
-            parameters=sum(math.prod(value.static_shape) for value in program.of_kind("weight")),
-            weight_kinds=llm.loaded.weight_kinds,
-            cache_dtype=llm.loaded.cache_dtype,
-        ),
+        model=model_of(llm),
         configuration=Configuration(
             prompt=text,
             prompt_token_ids=tuple(prompt_ids),
@@ -144,12 +136,7 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
             prefill_chunk=request.prefill_chunk or PREFILL_CHUNK,
             seed=request.seed,
         ),
-        device=Device(
-            name=info.name,
-            description=info.description,
-            arithmetic=info.arithmetic,
-            batch_invariant=info.batch_invariant,
-        ),
+        device=device_of(llm),
         load_s=llm.load_s,
         warmup=Warmup(run_s=tuple(warmup_s), settled=has_settled(warmup_s)),
         runs=tuple(runs),

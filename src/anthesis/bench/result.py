@@ -28,6 +28,7 @@ CLOCKS: Mapping[str, str] = {
 }
 """What is inside each clock; stored in every result."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """What differs from row to row of a sweep.

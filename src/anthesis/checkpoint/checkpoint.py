@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,18 +12,22 @@ from typing import Any, Protocol
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
 from anthesis.checkpoint.hub import hub_path, looks_like_hub_id
+from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
 from anthesis.checkpoint.random import RandomWeights
-from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
+from anthesis.checkpoint.safetensors import SafetensorsStore, has_safetensors, read_json
 from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
+from anthesis.checkpoint.torch_bin import TorchBinStore, has_bin
 from anthesis.config import ConfigReader, ModelConfig
 from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError
-from anthesis.models import family_of_config, family_of_gguf, preset
-from anthesis.models.family import Family
+from anthesis.fingerprint import sampled_sha256
+from anthesis.models import family_of_config, family_of_gguf, preset, trace
+from anthesis.models.family import Family, Source
 from anthesis.program.ir import Value
 from anthesis.quantize import WeightTensor, weight_kind
 
 RANDOM_PREFIX = "random:"
+_MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".jinja")
 
 
 class _Weights(Protocol):
@@ -44,6 +49,7 @@ class Checkpoint:
         is_random: the weights are made up.
         tokenizer_source: the directory that holds the tokenizer's files, the metadata of a GGUF file, or None where
             there is no tokenizer.
+        path: the file or directory; None for random weights.
     """
 
     description: str
@@ -52,6 +58,21 @@ class Checkpoint:
     is_random: bool
     tokenizer_source: Path | Mapping[str, Any] | None
     _weights: _Weights | None
+    path: Path | None = None
+
+    def fingerprint(self) -> str:
+        """A fingerprint of all that its results depend on: configuration, weights and tokenizer, sampled.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        digest = hashlib.sha256(repr((self.description if self.is_random else "", self.config)).encode())
+        files = [self.path] if self.path is not None and self.path.is_file() else []
+        if self.path is not None and self.path.is_dir():
+            files = sorted(file for file in self.path.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
+        for file in files:
+            digest.update(sampled_sha256(file).encode())
+        return digest.hexdigest()
 
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
         """The kind in which a weight of the program will be loaded; pass this method to `Builder`.
@@ -80,6 +101,7 @@ class Checkpoint:
 
         Raises:
             RequestError: the share's columns cut a group, or the kind can't represent the elements.
+            CheckpointError: elements of the share are NaN or infinite.
         """
         return self._open().load(value)
 
@@ -110,8 +132,8 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
     """Opens a model without reading its weights.
 
     Args:
-        model: a directory, a .gguf file, `random:NAME`, `random:` and the path of a config.json, or a Hub id; None for
-            the default model.
+        model: a directory, packed or not, a .gguf file, `random:NAME`, `random:` and the path of a config.json, or a
+            Hub id; None for the default model.
         weights: the kind of all matrices, or "native": as they are stored.
         seed: of random weights, 0 .. 2**64 - 1.
 
@@ -132,14 +154,22 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
         if not looks_like_hub_id(model):
             raise RequestError(f"{model}: no such file or directory")
         path, name = hub_path(model), model
+    checkpoint = _open_path(path, name, weights, is_named=model is not None and Path(model).exists())
+    checkpoint.path = path
+    return checkpoint
+
+
+def _open_path(path: Path, name: str, weights: str, *, is_named: bool) -> Checkpoint:
     if path.is_file():
         return _open_gguf(path, name, weights)
+    if (path / MODEL_NAME).exists():
+        return _open_packed(path, weights)
     ggufs = sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and ggufs:
         if len(ggufs) > 1:
             raise RequestError(f"{path} holds several GGUF files; name one of them: {', '.join(p.name for p in ggufs)}")
         return _open_gguf(ggufs[0], ggufs[0].name, weights)
-    return _open_directory(path, path.resolve().name if model and Path(model).exists() else name, weights)
+    return _open_directory(path, path.resolve().name if is_named else name, weights)
 
 
 def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
@@ -206,6 +236,15 @@ def _open_gguf(path: Path, name: str, weights: str) -> Checkpoint:
     return Checkpoint(name, family, config, False, store.metadata, found)
 
 
+def _open_packed(path: Path, weights: str) -> Checkpoint:
+    model, family, config = read_model(path)
+    store = PackedStore(path, model)
+    _check_layers(path, config, store)
+    sources = {value.name: Source(value.name) for value in trace(config).of_kind("weight")}
+    found = StoredWeights(str(path), store, sources, (), (), weights)
+    return Checkpoint(model.model, family, config, model.is_random, read_tokenizer(path, model), found)
+
+
 def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is not a model: it holds neither config.json nor a .gguf file")
@@ -226,7 +265,8 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
         ends = dict.fromkeys((*config.eos_token_ids, *generation.token_ids("eos_token_id")))
         config = replace(config, eos_token_ids=tuple(ends))
     config = _with_possible_ends(name, config)
-    store = SafetensorsStore(path)
+    bins = has_bin(path) and not has_safetensors(path)
+    store: TensorStore = TorchBinStore(path) if bins else SafetensorsStore(path)
     _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
     has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))

@@ -6,26 +6,23 @@ JSON ({name: {"dtype", "shape", "data_offsets"}}), then the data, to which the o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.checkpoint.store import Rows, StoredTensor, map_file
-from anthesis.errors import CheckpointError, UnsupportedError
+from anthesis.checkpoint.store import Rows, StoredTensor, map_file, open_regular
+from anthesis.errors import CheckpointError
+from anthesis.json_text import MAX_BYTES, parse_object
 from anthesis.quantize import WeightTensor, weight_kind
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-
-MAX_HEADER_BYTES = 100_000_000
-"""As the format's own library allows."""
 
 _KINDS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -35,41 +32,105 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file can't be read, or does not hold a JSON object.
+        CheckpointError: the file can't be read, is too long, or does not hold a JSON object.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested beyond reason
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: a JSON object is needed, not {type(found).__name__}")
-    return found
+    with open_regular(path) as file:
+        try:
+            # a byte more than is allowed tells that it is too long, whatever its size was said to be
+            return parse_object(read_up_to(file, MAX_BYTES + 1))
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
-def safetensors_files(directory: Path) -> tuple[Path, ...]:
+def read_up_to(file: IO[bytes], size: int) -> bytes:
+    """The first bytes of a file: all, if it has fewer than `size`."""
+    parts = [b""]
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def shards(directory: Path, single: str, index: str, suffix: str) -> tuple[tuple[Path, ...], dict[str, str]]:
     """The files that make up the checkpoint in a directory.
+
+    Args:
+        directory: where they are.
+        single: name of the file that holds everything, where there is one.
+        index: name of the JSON file that says which tensor is in which file, where there are several.
+        suffix: of all files with tensors.
+
+    Returns:
+        The files, and by tensor the name of its file; the latter empty where there is one file only.
 
     Raises:
         CheckpointError: there are none, or one that the index names is missing.
-        UnsupportedError: there are only weights of a format that we do not read.
     """
-    if (directory / SINGLE_NAME).is_file():
-        return (directory / SINGLE_NAME,)
-    if (directory / INDEX_NAME).is_file():
-        files = sorted(set(_weight_map(directory).values()))
-        missing = [name for name in files if not (directory / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{directory}: {len(missing)} of {len(files)} shards are missing: {_few(missing)}")
-        return tuple(directory / name for name in files)
-    legacy = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
-    if legacy:
-        raise UnsupportedError(
-            f"{directory} holds only legacy PyTorch weights ({_few(legacy)}); .bin files are not read yet: convert "
-            "them to safetensors, for instance with transformers' save_pretrained"
+    if (directory / single).is_file():
+        return (directory / single,), {}
+    if not (directory / index).is_file():
+        raise CheckpointError(
+            f"{directory} holds no weights: expected {SINGLE_NAME}, {INDEX_NAME}, pytorch_model.bin, "
+            f"pytorch_model.bin.index.json or a .gguf file{_misnamed(directory)}"
         )
-    raise CheckpointError(f"{directory} holds no weights: expected {SINGLE_NAME}, {INDEX_NAME} or a .gguf file")
+    weight_map = _weight_map(directory / index, suffix)
+    files = sorted(set(weight_map.values()))
+    missing = [name for name in files if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{directory}: {len(missing)} of {len(files)} shards are missing: {_few(missing)}; download the model anew"
+        )
+    return tuple(directory / name for name in files), weight_map
+
+
+def check_promises(directory: Path, weight_map: Mapping[str, str], held: Mapping[str, frozenset[str]]) -> None:
+    """Checks that each file holds what the index says.
+
+    Args:
+        directory: for messages.
+        weight_map: by tensor the name of its file.
+        held: by file the names of its tensors.
+
+    Raises:
+        CheckpointError: a file lacks a tensor.
+    """
+    for name, file in weight_map.items():
+        if name not in held[file]:
+            raise CheckpointError(f"{directory / file}: lacks the tensor {name}, which the index promises")
+
+
+def take(array: NDArray[Any], kind: str, rows: Rows, columns: slice, transpose: bool) -> WeightTensor:
+    """Part of a plain array, without a copy where it is a view; see `TensorStore.read`.
+
+    Args:
+        array: (N, K) or (N,) of the kind's dtype, with any strides.
+        kind: fp32, fp16 or bf16.
+        rows: to take, after `transpose`.
+        columns: to take, after `transpose`.
+        transpose: the array is the transpose of the wanted matrix.
+    """
+    index = (columns, rows) if transpose else (rows, columns)
+    part = array[rows] if array.ndim == 1 else array[index]
+    part = part.T if transpose else part
+    if not part.flags.aligned or not part.flags.c_contiguous:
+        part = np.array(part, order="C")
+    return WeightTensor(weight_kind(kind), part.shape, part)
+
+
+def safetensors_files(directory: Path) -> tuple[Path, ...]:
+    """The safetensors files that make up the checkpoint in a directory.
+
+    Raises:
+        CheckpointError: there are none, or one that the index names is missing.
+    """
+    return shards(directory, SINGLE_NAME, INDEX_NAME, ".safetensors")[0]
+
+
+def has_safetensors(directory: Path) -> bool:
+    """Whether a directory holds safetensors by their usual names."""
+    return (directory / SINGLE_NAME).is_file() or (directory / INDEX_NAME).is_file()
 
 
 class SafetensorsStore:
@@ -80,18 +141,13 @@ class SafetensorsStore:
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        UnsupportedError: the directory holds weights of another format.
     """
 
     def __init__(self, directory: Path) -> None:
         self._arrays: dict[str, tuple[NDArray[np.uint8], str]] = {}
         self.tensors: dict[str, StoredTensor] = {}
-        files = safetensors_files(directory)
-        held = {path.name: self._map(path) for path in files}
-        if files[0].name != SINGLE_NAME:
-            for name, file in _weight_map(directory).items():
-                if name not in held[file]:
-                    raise CheckpointError(f"{directory / file}: lacks the tensor {name}, which {INDEX_NAME} promises")
+        files, weight_map = shards(directory, SINGLE_NAME, INDEX_NAME, ".safetensors")
+        check_promises(directory, weight_map, {path.name: self._map(path) for path in files})
 
     def _map(self, path: Path) -> frozenset[str]:
         """Adds the tensors of a file; gives their names."""
@@ -115,24 +171,16 @@ class SafetensorsStore:
         """See `TensorStore.read`."""
         data, dtype = self._arrays[name]
         array = data.view(_DTYPES[dtype]).reshape(self.tensors[name].shape)
-        index = (columns, rows) if transpose else (rows, columns)
-        part = array[rows] if array.ndim == 1 else array[index]
-        part = part.T if transpose else part
-        if not part.flags.aligned or not part.flags.c_contiguous:
-            part = np.array(part, order="C")
-        return WeightTensor(weight_kind(_KINDS[dtype]), part.shape, part)
+        return take(array, _KINDS[dtype], rows, columns, transpose)
 
 
-def _weight_map(directory: Path) -> Mapping[str, str]:
-    path = directory / INDEX_NAME
+def _weight_map(path: Path, suffix: str) -> dict[str, str]:
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
         raise CheckpointError(f"{path}: lacks a weight_map from tensor names to file names")
     for name, file in found.items():
-        if not file.endswith(".safetensors") or Path(file).name != file:
-            raise CheckpointError(
-                f"{path}: the tensor {name} is said to be in {file!r}, not a safetensors file beside it"
-            )
+        if not file.endswith(suffix) or Path(file).name != file:
+            raise CheckpointError(f"{path}: the tensor {name} is said to be in {file!r}, not a {suffix} file beside it")
     return found
 
 
@@ -140,26 +188,19 @@ def _read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], i
     if data.size < 8:
         raise CheckpointError(f"{path}: truncated: {data.size} bytes are no safetensors file")
     length = int.from_bytes(data[:8].tobytes(), "little")
-    if length > min(data.size - 8, MAX_HEADER_BYTES):
+    if length > data.size - 8:
         raise CheckpointError(
             f"{path}: truncated, or no safetensors file: the header is said to have {length} bytes, "
             f"the file has {data.size}"
         )
+    if length > MAX_BYTES:
+        raise CheckpointError(f"{path}: the header has {length:,} bytes, at most {MAX_BYTES:,} are read")
     try:
-        header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: the header is not valid JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: damaged: the header is not a JSON object")
+        header = parse_object(data[8 : 8 + length].tobytes(), unique_keys=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged: the header: {error}") from error
     header.pop("__metadata__", None)
     return header, 8 + length
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise CheckpointError(f"{path}: damaged: a name occurs twice in the header")
-    return result
 
 
 def _read_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[StoredTensor, int, int]:
@@ -183,6 +224,12 @@ def _read_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[Sto
     if dtype in _DTYPES and end - begin != prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
         raise CheckpointError(f"{path}: damaged: {name} of shape {shape} and dtype {dtype} has {end - begin} bytes")
     return StoredTensor(name, tuple(shape), dtype, _KINDS.get(dtype)), begin, end
+
+
+def _misnamed(directory: Path) -> str:
+    """What is there instead, for a message."""
+    found = sorted(path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+    return f"; there are {_few(found)}, without an index or by other names" if found else ""
 
 
 def _few(names: list[str]) -> str:

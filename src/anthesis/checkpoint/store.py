@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,23 @@ class TensorStore(Protocol):
         ...
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """A file opened for reading, unbuffered; a directory, pipe or device is none, and opening one never waits.
+
+    Raises:
+        CheckpointError: the file can't be read, or is no regular file.
+    """
+    try:
+        # A pipe without a writer would be waited for, so the file is opened without waiting and then looked at.
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise CheckpointError(f"{path}: a directory, pipe or device, not a regular file")
+    return os.fdopen(number, "rb", buffering=0)
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """The bytes of a file, mapped read-only.
 
@@ -72,14 +91,12 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         (N,) uint8, N its size.
 
     Raises:
-        CheckpointError: the file can't be read, or is empty.
+        CheckpointError: the file can't be read, is no regular file, or is empty.
     """
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise CheckpointError(f"{path}: the file is empty")
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise CheckpointError(f"{path}: the file is empty")
+        try:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error

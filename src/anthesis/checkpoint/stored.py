@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 from anthesis.checkpoint.store import Rows, StoredTensor, TensorStore
 from anthesis.cores import on_all_cores
 from anthesis.errors import CheckpointError, RequestError
 from anthesis.models.family import Source
 from anthesis.program.ir import Value
-from anthesis.quantize import WEIGHT_KINDS, WeightTensor, row_chunks, weight_kind
+from anthesis.quantize import WEIGHT_KINDS, Array, WeightTensor, row_chunks, weight_kind
 
 
 class StoredWeights:
@@ -76,6 +80,7 @@ class StoredWeights:
 
         Raises:
             RequestError: the share's columns cut a group, or the kind can't represent the elements.
+            CheckpointError: elements of the share are NaN or infinite.
         """
         source, shape, kind = self._sources[value.name], value.static_shape, weight_kind(value.dtype)
         stored = self._stored[source.name]
@@ -89,7 +94,13 @@ class StoredWeights:
         step = stored.column_step
         same = stored.kind == kind.name
         if same and first % step == last % step == 0:
-            return self._store.read(stored.name, rows, slice(first, last), transpose=source.transpose, exact=False)
+            found = self._read(stored, rows, slice(first, last), source.transpose, exact=False)
+            chunks = [array[part] for array in _float_arrays(found) for part in row_chunks(array.shape)]
+            if len(chunks) > 2:  # threads cost more than a vector is worth
+                on_all_cores(lambda chunk: self._check_finite([chunk], stored), chunks)
+            else:
+                self._check_finite(chunks, stored)
+            return found
         # A scale that belongs to the whole row is found from the whole row, so that values don't depend on the rank.
         wide = (0, width) if kind.scaled_by == "row" else (first // step * step, -(-last // step) * step)
 
@@ -97,18 +108,34 @@ class StoredWeights:
 
         def convert(part: slice) -> None:
             chunk_rows = slice(start[0] + part.start, start[0] + part.stop) if isinstance(rows, slice) else rows[part]
-            chunk = self._store.read(
-                stored.name, chunk_rows, slice(*wide), transpose=source.transpose, exact=not same
-            ).convert(kind)
+            chunk = self._read(stored, chunk_rows, slice(*wide), source.transpose, exact=not same)
+            self._check_finite(_float_arrays(chunk), stored)
+            try:
+                chunk = chunk.convert(kind)
+            except RequestError as error:
+                raise RequestError(f"{self._where}: {stored.name}: {error}") from error
             if len(shape) == 2:
                 chunk = chunk.columns(first - wide[0], last - wide[0])
             result.rows(part).copy_from(chunk)
 
-        try:
-            on_all_cores(convert, row_chunks((shape[0], max(1, wide[1] - wide[0]))))
-        except RequestError as error:
-            raise RequestError(f"{self._where}: {stored.name}: {error}") from error
+        on_all_cores(convert, row_chunks((shape[0], max(1, wide[1] - wide[0]))))
         return result
+
+    def _read(self, stored: StoredTensor, rows: Rows, columns: slice, transpose: bool, exact: bool) -> WeightTensor:
+        try:
+            return self._store.read(stored.name, rows, columns, transpose=transpose, exact=exact)
+        except RequestError as error:
+            if not (exact or stored.exact):  # it was quantised as it was read; is NaN the reason that it can't be?
+                exactly = self._store.read(stored.name, rows, columns, transpose=transpose, exact=True)
+                self._check_finite(_float_arrays(exactly), stored)
+            raise RequestError(f"{self._where}: {stored.name}: {error}") from error
+
+    def _check_finite(self, arrays: Iterable[Array], stored: StoredTensor) -> None:
+        if not all(map(_is_finite, arrays)):
+            raise CheckpointError(
+                f"{self._where}: {stored.name} (stored as {stored.stored_as}) holds NaN or infinity, so the file is "
+                "damaged or was badly converted; take another copy of it"
+            )
 
     def check(self, weights: Iterable[Value]) -> None:
         """See `Checkpoint.check`.
@@ -194,6 +221,26 @@ class StoredWeights:
                 "quality; --weights native keeps what is stored",
                 stacklevel=2,
             )
+
+
+_EXPONENTS: Mapping[Any, tuple[type[np.unsignedinteger[Any]], int]] = {
+    np.dtype(np.float32): (np.uint32, 0x7F800000),
+    np.dtype(np.float16): (np.uint16, 0x7C00),
+    np.dtype(ml_dtypes.bfloat16): (np.uint16, 0x7F80),
+    np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, 0x7F),
+}
+"""The bits that are all set in NaN and infinity and nowhere else; e4m3fn has no infinity, and one NaN of each sign."""
+
+
+def _float_arrays(tensor: WeightTensor) -> list[Array]:
+    """Those of its arrays that may hold NaN."""
+    arrays = (tensor.values, tensor.scales, tensor.minimums)
+    return [array for array in arrays if array is not None and array.dtype in _EXPONENTS]
+
+
+def _is_finite(array: Array) -> bool:
+    bits, exponent = _EXPONENTS[array.dtype]
+    return int((array.view(bits) & bits(exponent)).max(initial=0)) != exponent
 
 
 def _is_unscaled(kind: str | None) -> bool:

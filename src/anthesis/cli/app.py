@@ -14,9 +14,12 @@ import typer
 
 from anthesis import AnthesisError, __version__
 from anthesis.cli.bench import bench
+from anthesis.cli.complete import complete
+from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
 from anthesis.cli.generate import generate
 from anthesis.cli.plan import plan
+from anthesis.cli.report import report
 from anthesis.cli.terminal import show_messages, use_utf8
 
 DEBUG_VARIABLE = "ANTHESIS_DEBUG"
@@ -49,8 +52,11 @@ def _anthesis(
 
 # One line for each command; --help lists them in this order.
 app.command()(generate)
+app.command()(complete)
 app.command()(bench)
+app.command()(report)
 app.command()(plan)
+app.command()(convert)
 app.command()(doctor)
 
 

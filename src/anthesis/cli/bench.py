@@ -12,8 +12,9 @@ from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import dim
-from anthesis.cli.units import amount, duration
 from anthesis.errors import RequestError
+from anthesis.report.columns import aligned
+from anthesis.units import amount, duration
 
 if TYPE_CHECKING:
     from anthesis.bench import Measurement, Report
@@ -154,12 +155,8 @@ def _table_lines(report: Report) -> list[str]:
     if not rows:
         return []
     left_out = set() if len({row.point.tp for row in report.rows}) > 1 else {COLUMNS.index("tp")}
-    columns = [column for i, column in enumerate(zip(COLUMNS, *rows, strict=True)) if i not in left_out]
-    padded = []
-    for column in columns:
-        width = max(map(len, column))
-        padded.append([cell.ljust(width) if column[0] == "weights" else cell.rjust(width) for cell in column])
-    return [" ".join(cells) for cells in zip(*padded, strict=True)]
+    kept = [i for i in range(len(COLUMNS)) if i not in left_out]
+    return aligned([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], ["weights"])
 
 
 def _cells(row: Row, measured: Measurement) -> list[str]:

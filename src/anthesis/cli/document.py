@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from anthesis.atomic import replace_file
 from anthesis.errors import AnthesisError, RequestError
 
 
@@ -31,22 +32,25 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def write_json(document: dict[str, Any], path: Path) -> None:
-    """Writes a document to a file, which keeps what it holds until the new content is complete.
+    """Writes a document to a file, as `write_text`.
+
+    Raises:
+        AnthesisError: the operating system can't write it.
+    """
+    write_text(_text(document), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text to a file, which keeps what it holds until the new content is complete.
 
     Raises:
         AnthesisError: the operating system can't write it.
     """
     try:
-        if not _is_replaceable(path):
-            path.write_text(_text(document), "utf-8")
-            return
-        target = path.resolve()
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            unfinished.write_text(_text(document), "utf-8")
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        if _is_replaceable(path):
+            replace_file(path, text)
+        else:
+            path.write_text(text, "utf-8")
     except OSError as error:
         raise AnthesisError(f"{path} could not be written: {error.strerror}; nothing was saved there") from error
 

@@ -19,9 +19,11 @@ class LoadingBar:
 
     Args:
         after_s: seconds from a model's first weight after which to begin.
+        label: what is being done.
     """
 
-    def __init__(self, after_s: float = PATIENCE_S) -> None:
+    def __init__(self, after_s: float = PATIENCE_S, label: str = "loading") -> None:
+        self._label = label
         self._after_s = after_s if sys.stderr.isatty() else float("inf")
         self._begin: float | None = None
         self._progress: Progress | None = None
@@ -47,9 +49,9 @@ class LoadingBar:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
+            columns = (TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
-            self._progress.add_task("loading", total=total, completed=loaded)
+            self._progress.add_task(self._label, total=total, completed=loaded)
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=loaded, total=total)
 

@@ -10,7 +10,7 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import print_json
-from anthesis.cli.units import amount, duration
+from anthesis.units import amount, duration
 
 if TYPE_CHECKING:
     from anthesis.plan import Plan

@@ -175,6 +175,7 @@ _SIZES = {
 FAMILY = Family(
     name="bloom",
     model_types=("bloom",),
+    config_type=BloomConfig,
     read_config=read_config,
     trace=trace,
     sources=sources,

@@ -59,6 +59,8 @@ class Family:
     Attributes:
         name: the module's name.
         model_types: values of `model_type` in config.json.
+        config_type: the configuration's class; what it can't be, its own __post_init__ refuses with ConfigError, since
+            packed directories hold its fields.
         read_config: parsed config.json -> configuration; raises ConfigError for what the family does not compute.
         trace: (configuration, builder): records one token step in the builder.
         sources: configuration -> where each weight of the program stands in a Hugging Face checkpoint.
@@ -70,6 +72,7 @@ class Family:
 
     name: str
     model_types: tuple[str, ...]
+    config_type: type[ModelConfig]
     read_config: Callable[[Mapping[str, Any]], ModelConfig]
     trace: Callable[[Any, Builder], None]
     sources: Callable[[Any], Sources]

@@ -39,6 +39,11 @@ class Gpt2Config(ModelConfig):
     activation: Activation
     tied_head: bool
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_positions != self.max_context:
+            raise ConfigError(f"a context of {self.max_context} needs as many positions, not {self.num_positions}")
+
 
 def read_config(raw: Mapping[str, Any]) -> Gpt2Config:
     """Reads config.json.
@@ -180,6 +185,7 @@ def _preset(hidden_size: int, layers: int, heads: int) -> Mapping[str, Any]:
 FAMILY = Family(
     name="gpt2",
     model_types=("gpt2",),
+    config_type=Gpt2Config,
     read_config=read_config,
     trace=trace,
     sources=sources,

@@ -61,6 +61,16 @@ class LlamaConfig(ModelConfig):
     tied_head: bool
     permuted: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 2 * len(self.frequencies) != self.head_dim or len(self.windows) != self.num_layers:
+            raise ConfigError(
+                f"{len(self.frequencies)} frequencies and {len(self.windows)} windows don't fit {self.num_layers} "
+                f"layers with heads of {self.head_dim} elements"
+            )
+        if not all(window is None or window >= 1 for window in self.windows):
+            raise ConfigError("an attention window is below 1, so that a row would not see itself")
+
 
 def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
     """Reads config.json of any member of the family, as transformers 4 or 5 writes it.
@@ -315,6 +325,7 @@ _PRESETS = {
 FAMILY = Family(
     name="llama",
     model_types=("llama", "mistral", "qwen2", "qwen3"),
+    config_type=LlamaConfig,
     read_config=read_config,
     trace=trace,
     sources=sources,

@@ -1,0 +1,178 @@
+"""`anthesis complete`: a whole data set, row by row, that survives being killed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anthesis.cli import options
+from anthesis.cli.completing import CompletingBar
+from anthesis.cli.loading import LoadingBar
+from anthesis.cli.terminal import dim
+from anthesis.errors import RequestError
+from anthesis.units import duration
+
+if TYPE_CHECKING:
+    from anthesis.dataset import Summary
+    from anthesis.llm import LLM
+
+DATA = "Data set"
+TERMINATED = 128 + signal.SIGTERM
+
+ModelAndDataset = Annotated[
+    list[str],
+    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="A file, or owner/name of the Hub."),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="FILE", rich_help_panel=DATA, show_default=False, help="JSON lines, a row each."
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option("--column", metavar="NAME", rich_help_panel=DATA, help="Left out: the first that holds text."),
+]
+Split = Annotated[str | None, typer.Option("--split", metavar="NAME", rich_help_panel=DATA, help="Of a Hub data set.")]
+Subset = Annotated[
+    str | None, typer.Option("--subset", metavar="NAME", rich_help_panel=DATA, help="Of a Hub data set with several.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(metavar="N", parser=options.whole_number, rich_help_panel=DATA, help="Rows at most; raise it later."),
+]
+RowTokens = Annotated[
+    int,
+    typer.Option(
+        "--prompt-tokens",
+        metavar="N",
+        parser=options.whole_number,
+        rich_help_panel=options.SAMPLING,
+        help="Of a row, from its beginning.",
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(metavar="N", parser=options.whole_number, rich_help_panel=options.MODEL, help="Rows at once."),
+]
+
+
+def complete(
+    model_and_dataset: ModelAndDataset,
+    output: Output,
+    column: Column = None,
+    split: Split = None,
+    subset: Subset = None,
+    limit: Limit = None,
+    prompt_tokens: RowTokens = 16,
+    max_new_tokens: options.MaxNewTokens = 50,
+    ignore_eos: options.IgnoreEos = False,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    stop: options.Stop = None,
+    batch: Batch = None,
+    seed: options.Seed = None,
+    weights: options.Weights = "native",
+    device: options.Device = "auto",
+    tp: options.Tp = 1,
+    threads: options.Threads = None,
+    max_context: options.MaxContext = None,
+    cache: options.Cache = "auto",
+    cache_memory: options.CacheMemory = None,
+    prefill_chunk: options.PrefillChunk = None,
+) -> None:
+    """Complete every row of a data set: the first 16 tokens of its text, and 50 new ones.
+
+    Killed and started again, the same command goes on where it was.
+
+    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl
+    \f
+    Raises:
+        RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
+    """
+    if len(model_and_dataset) > 2:
+        raise RequestError(f"one model and one data set at most; there are {len(model_and_dataset)} names")
+    model = model_and_dataset[0] if len(model_and_dataset) == 2 else None
+    from anthesis.dataset import Request, open_dataset
+    from anthesis.dataset import complete as complete_dataset
+    from anthesis.dataset.summary import summary_path
+
+    if not all(stop or ()):
+        raise RequestError("--stop is empty, which would stop at once; give a text")
+    sampling: dict[str, Any] = {
+        "ignore_eos": ignore_eos,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()),
+    }
+    request = Request(
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        batch=batch,
+        seed=seed,
+        sampling=sampling,
+    )
+    dataset = open_dataset(model_and_dataset[-1], column=column, split=split, subset=subset)
+    _say(f"data set {dataset.description}: {dataset.note or f'column {dataset.column}'}")
+
+    def open_llm() -> LLM:
+        from anthesis.llm import LLM
+
+        with LoadingBar() as loading:
+            return LLM(
+                model,
+                weights=weights,
+                device=device,
+                tp=tp,
+                threads=threads,
+                max_context=max_context,
+                cache=cache,
+                cache_memory=cache_memory,
+                prefill_chunk=prefill_chunk,
+                seed=seed or 0,
+                on_weight=loading,
+            )
+
+    # a scheduler's way to end a job: as with Ctrl-C, what is done is kept and noted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        with CompletingBar() as bar:
+            summary = complete_dataset(request, dataset, output, open_llm, threads=threads, progress=bar)
+    except (KeyboardInterrupt, SystemExit):
+        _say(f"interrupted; the rows in {output} are whole, and the same command goes on with them")
+        raise
+    for line in _closing_lines(summary, output, summary_path(output)):
+        print(dim(line, sys.stderr), file=sys.stderr)
+    if summary.counts.rows == summary.counts.failed_rows:
+        raise typer.Exit(1)
+
+
+def _closing_lines(summary: Summary, output: Path, summary_file: Path) -> list[str]:
+    counts, session = summary.counts, summary.sessions[-1]
+    failed = f", {counts.failed_rows:,} of them with an error instead" if counts.failed_rows else ""
+    lines = [f"{counts.rows:,} rows in {output}{failed}: {counts.completion_tokens:,} tokens generated and counted"]
+    done, run_s = session.counts, session.run_s
+    if done.rows:
+        lines.append(
+            f"this session: {done.rows:,} rows in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
+            f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
+        )
+    model = summary.model
+    kinds = "+".join(model.weight_kinds)
+    made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"
+    return [*lines, f"{made_by} · times in {summary_file}"]
+
+
+def _say(text: str) -> None:
+    print(dim(f"anthesis: {text}", sys.stderr), file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""`anthesis report`: result files as one table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anthesis.cli import options
+from anthesis.cli.document import check_output, write_text
+
+Results = Annotated[
+    list[Path],
+    typer.Argument(metavar="RESULT...", show_default=False, help="Of bench -o; a summary or output of complete."),
+]
+Format = Annotated[
+    str, typer.Option("--format", metavar="NAME", rich_help_panel=options.OUTPUT, help="table md csv json")
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", rich_help_panel=options.OUTPUT, help="Write to FILE instead."),
+]
+
+
+def report(results: Results, form: Format = "table", output: TextFile = None) -> None:
+    """Show results of bench and summaries of complete as one table.
+
+    csv and json hold every figure, in SI units; table and md are for people.
+
+    [dim]$[/] anthesis report results/*.json --format md
+    """
+    from anthesis.report import read_lines, render
+
+    render([], form)  # an unknown format is better said before files are read
+    if output is not None:
+        check_output(output)
+    text = render([line for path in results for line in read_lines(path)], form)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(text, output)

@@ -1,0 +1,7 @@
+"""Whole data sets: rows in, completions out, and a run that goes on where it was after any interruption."""
+
+from anthesis.dataset.complete import Request, complete
+from anthesis.dataset.read import DataSet, Row, open_dataset
+from anthesis.dataset.summary import Summary, read_summary
+
+__all__ = ["DataSet", "Request", "Row", "Summary", "complete", "open_dataset", "read_summary"]

@@ -1,0 +1,186 @@
+"""The output of a data-set run: a file that only grows, by whole rows, and that one process writes.
+
+A row is a line of JSON. Whatever ends a run - kill -9, a full disk, a power cut - leaves the rows before it whole, and
+at most one torn line at the end, which the next start cuts off. So the file is its own record of how far the run is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anthesis.atomic import sync_directory
+from anthesis.dataset.summary import Counts
+from anthesis.errors import AnthesisError, RequestError
+
+SYNC_S = 2.0
+"""A power cut costs no more than the rows of this time."""
+
+_SCAN_BYTES = 1 << 24
+"""More than a line of ours has."""
+
+
+def row_line(row: int, **fields: Any) -> bytes:
+    """The line of one row.
+
+    Args:
+        row: its number, from 0.
+        fields: the rest of the object, in order.
+    """
+    return json.dumps({"row": row, **fields}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+class OutputFile:
+    """The file, locked for this process; close it.
+
+    Args:
+        path: to go on with, or to make.
+
+    Attributes:
+        counts: of the rows in it.
+        torn_bytes: of a last line that was not whole, which `recover` cut off.
+
+    Raises:
+        RequestError: it can't be written to, or another process is writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.counts = Counts()
+        self.torn_bytes = 0
+        _check_place(path)
+        self._is_new = not path.exists()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise RequestError(f"-o {path} can't be written to: {error.strerror}; name another file") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._file), path.stat()):
+                raise BlockingIOError  # another process has just given it up, and taken it away
+            if self._is_new:
+                sync_directory(path.resolve().parent)
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise RequestError(
+                f"another process is writing {path}; wait for it, or name another file with -o"
+            ) from error
+        except OSError as error:
+            os.close(self._file)
+            raise RequestError(f"-o {path} can't be locked: {error.strerror}; name another file") from error
+        self._end = 0
+        self._synced = time.monotonic()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file as it stands."""
+        return os.fstat(self._file).st_size
+
+    def recover(self) -> None:
+        """Counts the rows that are there, and cuts off what a run that was killed left of a row.
+
+        Raises:
+            RequestError: the file holds something that is not of such a run.
+        """
+        size = self.size
+        with os.fdopen(os.dup(self._file), "rb", 1 << 20) as file:
+            file.seek(0)
+            while line := file.readline(_SCAN_BYTES):
+                counted = _counted(line, self.counts.rows)
+                if counted is None:
+                    break
+                self.counts += counted
+                self._end += len(line)
+            if line and not _is_remnant(line, file):
+                raise RequestError(
+                    f"{self._path}: line {self.counts.rows + 1} is not row {self.counts.rows} of this run, so somebody "
+                    "else wrote to it; move the file away, or name another one with -o"
+                )
+        self.torn_bytes = size - self._end
+        if self.torn_bytes:
+            os.ftruncate(self._file, self._end)
+            os.fsync(self._file)
+
+    def append(self, line: bytes, counts: Counts) -> None:
+        """Adds the next row.
+
+        Raises:
+            AnthesisError: it can't be written (a full disk); the rows before it are whole.
+        """
+        try:
+            left = memoryview(line)
+            while left:
+                written = os.pwrite(self._file, left, self._end + len(line) - len(left))
+                left = left[written:]
+            self._end += len(line)
+            self.counts += counts
+            if time.monotonic() - self._synced > SYNC_S:
+                self.sync()
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise AnthesisError(
+                f"{self._path} could not be written: {error.strerror}; its {self.counts.rows:,} rows are whole. "
+                "Make room, and start the same command again: it goes on where it was"
+            ) from error
+
+    def sync(self) -> None:
+        """Brings all rows to the disk.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file and gives up the lock; a file that was made for nothing is taken away."""
+        if self._file < 0:
+            return
+        if self._is_new and self.size == 0:
+            self._path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = -1
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _check_place(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "no regular file, so a run could not go on with it"
+        raise RequestError(f"-o {path} is {what}; name a file")
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")
+
+
+def _counted(line: bytes, row: int) -> Counts | None:
+    """What a whole line of row `row` counts; None if it is not one."""
+    if not line.endswith(b"}\n") or not line.startswith(b'{"row": %d, ' % row):
+        return None
+    try:
+        found: Mapping[str, Any] = json.loads(line)
+        return Counts(
+            rows=1,
+            failed_rows=int(found["error"] is not None),
+            prompt_tokens=found["prompt_tokens"],
+            completion_tokens=found["completion_tokens"],
+        )
+    except (ValueError, KeyError, RecursionError):
+        return None
+
+
+def _is_remnant(line: bytes, rest: Any) -> bool:
+    """Whether this can be the torn end of a run: no line break follows; a power cut may leave zeros."""
+    while line:
+        if b"\n" in line:
+            return False
+        line = rest.read(_SCAN_BYTES)
+    return True

@@ -1,0 +1,144 @@
+"""The file beside a completed data set: which request the rows belong to, how far it is, and how long it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from anthesis.atomic import replace_file
+from anthesis.bench.result import Device, Machine, Model
+from anthesis.errors import RequestError
+from anthesis.json_text import parse_object
+from anthesis.records import from_document, to_document
+
+SCHEMA_VERSION = 1
+KIND = "complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What is in the output, or came into it during a session.
+
+    Attributes:
+        rows: all of them, those with an error included.
+        failed_rows: those with an error.
+        prompt_tokens: of all rows.
+        completion_tokens: generated and counted.
+    """
+
+    rows: int = 0
+    failed_rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            rows=self.rows + other.rows,
+            failed_rows=self.failed_rows + other.failed_rows,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One start of the command.
+
+    Attributes:
+        started_at: UTC, ISO 8601.
+        load_s: loading the model.
+        run_s: from the first row to the last, or to the last note of a session that was killed.
+        counts: rows written in this session.
+        batch: rows at once.
+        threads: asked for, or None for the device's choice.
+        process_peak_memory_bytes: the most this process ever held.
+        ended: "finished", "interrupted" (a signal), "failed", or "running": still, or killed.
+    """
+
+    started_at: str
+    load_s: float
+    run_s: float
+    counts: Counts
+    batch: int
+    threads: int | None
+    process_peak_memory_bytes: int
+    ended: Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The document.
+
+    Attributes:
+        request: all that the bytes of the output depend on, but for `limit`, which says where it ends.
+        limit: most rows, or None for all.
+        finished: every row is there.
+        counts: of the whole output.
+        sessions: one for each start that came as far as loading the model.
+        model, device, machine, versions: what ran last.
+        schema_version: of this document.
+        kind: "complete".
+    """
+
+    request: dict[str, Any]
+    limit: int | None
+    finished: bool
+    counts: Counts
+    sessions: tuple[Session, ...]
+    model: Model
+    device: Device
+    machine: Machine
+    versions: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+    kind: str = KIND
+
+    def write(self, path: Path) -> None:
+        """Replaces the file.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        replace_file(path, json.dumps(to_document(self), indent=2, ensure_ascii=False) + "\n")
+
+    @staticmethod
+    def from_document(document: Mapping[str, Any]) -> Summary:
+        """A summary from its JSON document.
+
+        Raises:
+            RequestError: it is no summary, of another schema version, or damaged.
+        """
+        if document.get("kind") != KIND:
+            raise RequestError('it is no summary of `anthesis complete`: it has no "kind": "complete"')
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise RequestError(
+                f"the summary has schema_version {document.get('schema_version')!r}, and this version reads "
+                f"{SCHEMA_VERSION}; go on with the version that wrote it"
+            )
+        try:
+            return from_document(Summary, dict(document), "the summary")
+        except ValueError as error:
+            raise RequestError(f"{error}; it is damaged") from error
+
+
+def summary_path(output: Path) -> Path:
+    """Where the summary of an output stands."""
+    return output.with_name(f"{output.name}.summary.json")
+
+
+def read_summary(path: Path) -> Summary:
+    """Reads a summary file.
+
+    Raises:
+        RequestError: it can't be read, or is no summary.
+    """
+    try:
+        return Summary.from_document(parse_object(path.read_bytes()))
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} is {error}") from error

@@ -1,0 +1,170 @@
+"""One line of a report: what a `bench` row and a `complete` summary have in common, and what each has alone.
+
+This is the one schema of all formats: a column of csv and a key of json is an attribute of `Line`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anthesis.bench.result import Measurement, Report, Row
+from anthesis.dataset.summary import KIND as COMPLETE
+from anthesis.dataset.summary import Counts, Summary, summary_path
+from anthesis.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A measured point, or a completed data set; None where a figure has no meaning or is not known.
+
+    Attributes:
+        source: the file it comes from.
+        kind: "bench" or "complete".
+        started_at: UTC, ISO 8601.
+        model: what ran.
+        is_random: its weights are made up.
+        device, processor: where.
+        weights, cache: kinds of the matrices, and dtype of the key-value cache.
+        tp: devices among which the model was split.
+        batch: sequences at once.
+        prompt_tokens, new_tokens: asked for, for each sequence.
+        generated_tokens: counted: in a run of all sequences, or for the whole data set.
+        first_token_s: median.
+        token_s, token_p95_s: from one token to the next: median, and what 95 % stay below.
+        total_s: median of the runs; for a data set the sum of its sessions.
+        prefill_tokens_per_s, decode_tokens_per_s: medians of the runs.
+        tokens_per_s: generated tokens / total_s; of the runs the median.
+        share_of_bandwidth: median.
+        rows, failed_rows, rows_per_s: of a data set.
+        finished: a data set is whole.
+        peak_memory_bytes: of the process.
+        error: why there is no measurement.
+    """
+
+    source: str
+    kind: str
+    started_at: str | None
+    model: str | None
+    is_random: bool | None = None
+    device: str | None = None
+    processor: str | None = None
+    weights: str | None = None
+    cache: str | None = None
+    tp: int | None = None
+    batch: int | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    generated_tokens: int | None = None
+    first_token_s: float | None = None
+    token_s: float | None = None
+    token_p95_s: float | None = None
+    total_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    tokens_per_s: float | None = None
+    share_of_bandwidth: float | None = None
+    rows: int | None = None
+    failed_rows: int | None = None
+    rows_per_s: float | None = None
+    finished: bool | None = None
+    peak_memory_bytes: int | None = None
+    error: str | None = None
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines that a result file gives.
+
+    Args:
+        path: what `bench -o` wrote, the summary of a data-set run, or its output, beside which the summary stands.
+
+    Raises:
+        RequestError: it can't be read, or is neither.
+    """
+    beside = summary_path(path)
+    path = beside if beside.is_file() else path
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if not isinstance(document, dict):
+            raise RequestError("it is neither a result of `anthesis bench` nor a summary of `anthesis complete`")
+        if document.get("kind") == COMPLETE:
+            return [_of_summary(Summary.from_document(document), str(path))]
+        report = Report.from_document(document)
+        return [_of_row(row, report, str(path)) for row in report.rows]
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error}") from error
+
+
+def _of_row(row: Row, report: Report, source: str) -> Line:
+    shared: dict[str, Any] = {
+        "source": source,
+        "kind": report.kind,
+        "started_at": report.started_at,
+        "processor": report.machine.processor,
+        "tp": row.point.tp,
+        "batch": row.point.batch,
+    }
+    if row.measurement is None:
+        model = report.request.get("model")
+        return Line(**shared, model=model, weights=row.point.weights, error=row.error)
+    return Line(**shared, **_of_measurement(row.measurement))
+
+
+def _of_measurement(measured: Measurement) -> dict[str, Any]:
+    speed, traffic, model = measured.speed, measured.traffic, measured.model
+    between, decode = speed.between_tokens_s, speed.decode_tokens_per_s
+    share = None if traffic is None else traffic.share_of_bandwidth
+    return {
+        "model": model.description,
+        "is_random": model.is_random,
+        "device": measured.device.name,
+        "weights": "+".join(model.weight_kinds),
+        "cache": model.cache_dtype,
+        "prompt_tokens": len(measured.configuration.prompt_token_ids),
+        "new_tokens": measured.configuration.new_tokens,
+        "generated_tokens": speed.generated_tokens,
+        "first_token_s": speed.first_token_s.median,
+        "token_s": None if between is None else between.median,
+        "token_p95_s": None if between is None else between.p95,
+        "total_s": speed.total_s.median,
+        "prefill_tokens_per_s": speed.prefill_tokens_per_s.median,
+        "decode_tokens_per_s": None if decode is None else decode.median,
+        "tokens_per_s": speed.tokens_per_s.median,
+        "share_of_bandwidth": None if share is None else share.median,
+        "peak_memory_bytes": measured.process_peak_memory_bytes,
+    }
+
+
+def _of_summary(summary: Summary, source: str) -> Line:
+    timed = sum((session.counts for session in summary.sessions), Counts())
+    run_s = sum(session.run_s for session in summary.sessions)
+    last = summary.sessions[-1] if summary.sessions else None
+    return Line(
+        source=source,
+        kind=summary.kind,
+        started_at=summary.sessions[0].started_at if summary.sessions else None,
+        model=summary.model.description,
+        is_random=summary.model.is_random,
+        device=summary.device.name,
+        processor=summary.machine.processor,
+        weights="+".join(summary.model.weight_kinds),
+        cache=summary.model.cache_dtype,
+        batch=None if last is None else last.batch,
+        prompt_tokens=summary.request.get("prompt_tokens"),
+        new_tokens=summary.request.get("max_new_tokens"),
+        generated_tokens=summary.counts.completion_tokens,
+        total_s=run_s or None,
+        # rows that a killed session wrote after its last note have no time, and are left out of the rates
+        tokens_per_s=timed.completion_tokens / run_s if run_s else None,
+        rows=summary.counts.rows,
+        failed_rows=summary.counts.failed_rows,
+        rows_per_s=timed.rows / run_s if run_s else None,
+        finished=summary.finished,
+        peak_memory_bytes=max((session.process_peak_memory_bytes for session in summary.sessions), default=None),
+    )
