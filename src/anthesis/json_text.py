@@ -41,6 +41,9 @@ def parse_json(data: bytes, *, unique_keys: bool = False) -> Any:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error}") from None
+    except ValueError as error:
+        # Python's own, of a number with thousands of digits; ours has a reason already
+        raise ValueError(f"not valid JSON: {error}" if "digits" in str(error) else str(error)) from None
 
 
 def parse_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:

@@ -127,8 +127,14 @@ def complete(
     _say(f"data set {dataset.description}: {dataset.note or f'column {dataset.column}'}")
 
     def open_llm() -> LLM:
+        from anthesis.checkpoint import open_checkpoint
         from anthesis.llm import LLM
 
+        with open_checkpoint(model, weights=weights) as checkpoint:
+            if checkpoint.tokenizer_source is None:  # better said before the weights are loaded
+                raise RequestError(
+                    f"{checkpoint.description} has no tokenizer, so it can't read the texts of a data set"
+                )
         with LoadingBar() as loading:
             return LLM(
                 model,

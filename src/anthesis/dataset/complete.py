@@ -264,7 +264,7 @@ class _Run:
         self._batch = self._choose_batch()
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
-        self._counts = Counts()
+        self._before = file.counts
         past = () if before is None else before.sessions
         self._summary = Summary(
             request=wanted,
@@ -319,7 +319,13 @@ class _Run:
                 f"batch is {batch}; the memory for the cache holds {fits} rows of {limit} tokens: ask for fewer, or "
                 "give more --cache-memory"
             )
-        told = "as asked for" if self._request.batch else f"the memory for the cache holds {fits}"
+        told = (
+            "as asked for"
+            if self._request.batch
+            else f"the memory for the cache holds {fits}, more than {BATCH} gain little"
+        )
+        if batch < BATCH and not self._request.batch:
+            told = "no more fit the memory for the cache"
         logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
         return batch
 
@@ -331,7 +337,7 @@ class _Run:
             at_end = False
             while True:
                 while not at_end and self._has_room(waiting):
-                    if limit is not None and first + len(waiting) + self._counts.rows >= limit:
+                    if limit is not None and self._file.counts.rows + len(waiting) >= limit:
                         at_end = True
                     else:
                         number, row = next(rows, (0, None))
@@ -391,14 +397,13 @@ class _Run:
             error=slot.error,
         )
         self._file.append(line, counts)
-        self._counts += counts
 
     def _tell(self, num_read: int) -> None:
         now = time.perf_counter()
         self._progress(
             Progress(
                 done=self._file.counts,
-                session=self._counts,
+                session=self._file.counts - self._before,
                 run_s=now - self._begin_s,
                 total_rows=self._total_rows(num_read),
             )
@@ -419,7 +424,7 @@ class _Run:
         session = replace(
             self._summary.sessions[-1],
             run_s=time.perf_counter() - self._begin_s,
-            counts=self._counts,
+            counts=self._file.counts - self._before,
             process_peak_memory_bytes=process_peak_memory_bytes(),
             ended=ended,
         )

@@ -128,6 +128,8 @@ class TextFile(_LinesDataSet):
     def _find_column(self, column: str | None) -> tuple[str | None, str | None]:
         if column is not None:
             raise RequestError(f"{self._path} is plain text, which has no column {column!r}; leave --column out")
+        if self._path.stat().st_size == 0:
+            raise RequestError(f"{self._path} is empty; there is nothing to complete")
         return None, "each line of the text is a row"
 
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:

@@ -82,14 +82,14 @@ class OutputFile:
         return os.fstat(self._file).st_size
 
     def recover(self) -> None:
-        """Counts the rows that are there, and cuts off what a run that was killed left of a row.
+        """Counts the rows that are not counted yet, and cuts off what a run that was killed left of a row.
 
         Raises:
             RequestError: the file holds something that is not of such a run.
         """
         size = self.size
         with os.fdopen(os.dup(self._file), "rb", 1 << 20) as file:
-            file.seek(0)
+            file.seek(self._end)
             while line := file.readline(_SCAN_BYTES):
                 counted = _counted(line, self.counts.rows)
                 if counted is None:

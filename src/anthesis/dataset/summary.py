@@ -42,6 +42,14 @@ class Counts:
             completion_tokens=self.completion_tokens + other.completion_tokens,
         )
 
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(
+            rows=self.rows - other.rows,
+            failed_rows=self.failed_rows - other.failed_rows,
+            prompt_tokens=self.prompt_tokens - other.prompt_tokens,
+            completion_tokens=self.completion_tokens - other.completion_tokens,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:

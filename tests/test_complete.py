@@ -1,0 +1,326 @@
+"""`anthesis complete`: killed at any moment, on a full disk, by two at once; the same bytes in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anthesis import LLM
+from anthesis.dataset.output import OutputFile, row_line
+from anthesis.dataset.summary import Counts, read_summary, summary_path
+from anthesis.errors import RequestError
+from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, succeed
+from text_model import text_model
+
+DEVICE = ("--device", "reference")
+WORDS = ["quick", "brown", "fox", "lazy", "dog", "jumps", "über", "日本語", "print", "return"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(text_model(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Rows of uneven lengths, every tenth of them broken in some way."""
+    rng = random.Random(0)
+    broken = ["{", "[]", '{"content": 3}', '{"content": ""}', '{"other": "x"}']
+    with path.open("w") as file:
+        for i in range(count):
+            text = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
+            file.write((broken[i // 10 % 5] if i % 10 == 9 else json.dumps({"content": text})) + "\n")
+    return path
+
+
+def arguments(model: str, data: Path, output: Path, *more: str) -> tuple[str, ...]:
+    return ("complete", model, str(data), "-o", str(output), "--column", "content", "-n", "8", *DEVICE, *more)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def interrupt(run: tuple[str, ...], output: Path, after_rows: int, how: signal.Signals) -> int:
+    """Starts a run, sends it a signal once so many rows are out, and gives the exit code; 0 if it was through first."""
+    process = subprocess.Popen(command(*run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while count_lines(output) < after_rows and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(how)
+        process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode
+
+
+def check_interrupted(directory: Path, model: str, rows: int, moments: int) -> None:
+    data = write_rows(directory / "data.jsonl", rows)
+    whole, broken = directory / "whole.jsonl", directory / "broken.jsonl"
+    succeed(*arguments(model, data, whole))
+    assert count_lines(whole) == rows
+    run = arguments(model, data, broken, "--batch", "16")
+    rng = random.Random(1)
+    codes: list[int] = []
+    for after in sorted(rng.sample(range(rows), moments)):
+        codes.append(interrupt(run, broken, after, signal.SIGKILL))
+    codes += [interrupt(run, broken, rng.randrange(rows), how) for how in (signal.SIGTERM, signal.SIGINT)]
+    assert codes.count(-signal.SIGKILL) >= moments * 3 // 4  # some were through before
+    succeed(*run)
+    assert broken.read_bytes() == whole.read_bytes()
+    summary = read_summary(summary_path(broken))
+    assert summary.finished
+    assert (summary.counts.rows, summary.counts.failed_rows) == (rows, rows // 10)
+
+
+def test_killed_and_started_again(tmp_path: Path, model: str) -> None:
+    check_interrupted(tmp_path, model, rows=120, moments=4)
+
+
+@pytest.mark.slow
+def test_500_rows_killed_at_20_moments(tmp_path: Path, model: str) -> None:
+    check_interrupted(tmp_path, model, rows=500, moments=20)
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_can_be_caught_is_noted(tmp_path: Path, model: str, how: signal.Signals, code: int) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 400), tmp_path / "out.jsonl"
+    run = arguments(model, data, output)
+    assert interrupt(run, output, 20, how) == code
+    summary = read_summary(summary_path(output))
+    assert (summary.finished, summary.sessions[-1].ended) == (False, "interrupted")
+    assert summary.counts.rows == count_lines(output) >= 20
+
+
+def test_rows_are_what_generate_gives(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 20), tmp_path / "out.jsonl"
+    succeed(*arguments(model, data, output, "--prompt-tokens", "5"))
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(20))
+    with LLM(model, device="reference") as llm:
+        for row, line in zip(rows, data.read_text().splitlines(), strict=True):
+            if row["row"] % 10 == 9:
+                assert (row["prompt"], row["completion"], row["finish_reason"]) == (None, None, None)
+                assert row["error"]
+                continue
+            ids = llm.encode(json.loads(line)["content"])[:5]
+            (expected,) = llm.generate([ids], max_new_tokens=8)
+            assert row == {
+                "row": row["row"],
+                "prompt": llm.tokenizer.decode(ids) if llm.tokenizer else None,
+                "completion": expected.text,
+                "prompt_tokens": len(ids),
+                "completion_tokens": len(expected.token_ids),
+                "finish_reason": expected.finish_reason,
+                "error": None,
+            }
+
+
+def test_drawn_rows_go_on_with_their_seed(tmp_path: Path, model: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 30)
+    drawn = ("--temperature", "1", "--top-k", "50")
+    outputs = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    succeed(*arguments(model, data, outputs[0], *drawn, "--limit", "12"))
+    succeed(*arguments(model, data, outputs[0], *drawn))
+    seed = read_summary(summary_path(outputs[0])).request["seed"]
+    succeed(*arguments(model, data, outputs[1], *drawn, "--seed", str(seed), "--batch", "3"))
+    succeed(*arguments(model, data, outputs[2], *drawn))
+    assert outputs[0].read_bytes() == outputs[1].read_bytes() != outputs[2].read_bytes()
+
+
+def test_an_output_of_another_request_is_left_alone(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 10), tmp_path / "out.jsonl"
+    succeed(*arguments(model, data, output, "--limit", "5"))
+    before = output.read_bytes()
+    other = text_model(tmp_path / "other", intermediate_size=32)
+    for run, message in (
+        (arguments(model, data, output, "--prompt-tokens", "3"), "prompt_tokens was 16 and is 3 now"),
+        (arguments(model, data, output, "--temperature", "1"), "temperature was 0.0 and is 1.0 now"),
+        (arguments(model, data, output, "--weights", "bf16"), "model.weights was 'fp32' and is 'bf16' now"),
+        (arguments(str(other), data, output), "the content of its model is another one now"),
+        (arguments(model, data, output, "--limit", "3"), "holds 5 rows already, more than --limit 3"),
+        (arguments(model, write_rows(tmp_path / "more.jsonl", 11), output), "data_set.name was 'data.jsonl'"),
+    ):
+        assert message in fail_last(*run)
+        assert output.read_bytes() == before
+    data.write_text(data.read_text() + '{"content": "one more"}\n')
+    assert "the content of its data set is another one now" in fail_last(*arguments(model, data, output))
+    summary_path(output).unlink()
+    assert "no out.jsonl.summary.json beside it" in fail_last(*arguments(model, data, output))
+    assert output.read_bytes() == before
+
+
+def fail_last(*run: str, code: int = 2) -> str:
+    """The last line on stderr of a command that must fail."""
+    result = anthesis(*run)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 400), tmp_path / "out.jsonl"
+    run = arguments(model, data, output)
+    first = subprocess.Popen(command(*run), stderr=subprocess.DEVNULL)
+    try:
+        while count_lines(output) < 5:
+            time.sleep(0.01)
+        assert f"another process is writing {output}" in fail_last(*run)
+    finally:
+        first.kill()
+        first.wait()
+    succeed(*run)
+    assert count_lines(output) == 400
+
+
+def test_what_a_power_cut_leaves_is_cut_off_and_nothing_else(tmp_path: Path) -> None:
+    rows = [
+        row_line(i, prompt="p", completion="c\n", prompt_tokens=2, completion_tokens=3, error=None) for i in range(3)
+    ]
+    path, whole = tmp_path / "out.jsonl", b"".join(rows)
+    for tail in (b"", *(rows[2][:n] for n in range(1, len(rows[2]))), bytes(5000), rows[2][:9] + bytes(70_000)):
+        path.write_bytes(rows[0] + rows[1] + tail)
+        with OutputFile(path) as file:
+            file.recover()
+            assert (file.counts.rows, file.counts.completion_tokens, file.torn_bytes) == (2, 6, len(tail))
+            file.append(rows[2], Counts(rows=1))
+        assert path.read_bytes() == whole
+    for foreign in (rows[0] + rows[2], rows[0] + b"note\n", whole + b"a\nb", b"\n" + whole, rows[1]):
+        path.write_bytes(foreign)
+        with OutputFile(path) as file, pytest.raises(RequestError, match="somebody else wrote"):
+            file.recover()
+        assert path.read_bytes() == foreign
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system may be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_costs_no_row(tmp_path: Path, model: str, small_disk: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 300)
+    whole, output, ballast = tmp_path / "whole.jsonl", small_disk / "out.jsonl", small_disk / "ballast"
+    succeed(*arguments(model, data, whole))
+    assert whole.stat().st_size < 80_000  # it fits, without the ballast
+    ballast.write_bytes(bytes(60_000))
+    message = fail_last(*arguments(model, data, output), code=1)
+    assert "No space left on device" in message
+    assert "start the same command again" in message
+    done = output.read_bytes()
+    assert done
+    assert whole.read_bytes().startswith(done)
+    ballast.unlink()
+    succeed(*arguments(model, data, output))
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path, model: str) -> None:
+    data, whole, output = write_rows(tmp_path / "data.jsonl", 60), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    succeed(*arguments(model, data, whole))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    result = subprocess.run(
+        command(*arguments(model, data, output)), capture_output=True, text=True, preexec_fn=limit, timeout=TIMEOUT_S
+    )
+    assert result.returncode == 1
+    assert "File too large" in result.stderr.splitlines()[-1]
+    assert whole.read_bytes().startswith(output.read_bytes())
+    succeed(*arguments(model, data, output))
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("-o", "{tmp}"), "is a directory"),
+        (("-o", "{tmp}/none/out.jsonl"), "there is no directory"),
+        (("-o", "/dev/full"), "no regular file"),
+        (("-o", "{tmp}/a.jsonl", "--batch", "0"), "batch is 0"),
+        (("-o", "{tmp}/a.jsonl", "--limit", "0"), "limit is 0"),
+        (("-o", "{tmp}/a.jsonl", "--top-k", "3"), "temperature"),
+        (("-o", "{tmp}/a.jsonl", "--column", "x"), "no column 'x'"),
+        ((), "Missing option"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, model: str, more: tuple[str, ...], message: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 3)
+    more = tuple(word.format(tmp=tmp_path) for word in more)
+    assert message in fail_last("complete", model, str(data), *more, *DEVICE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_vanished_input(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 10), tmp_path / "out.jsonl"
+    succeed(*arguments(model, data, output, "--limit", "4"))
+    data.unlink()
+    before = output.read_bytes()
+    assert "no such data set" in fail(*arguments(model, data, output))
+    assert output.read_bytes() == before
+
+
+def test_a_model_without_tokenizer_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 3)
+    message = fail_last(*arguments("random:bloomz-560m", data, tmp_path / "out.jsonl"), code=2)
+    assert "has no tokenizer" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_every_row_failed(tmp_path: Path, model: str) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"content": "x"}\n' + '{"content": ""}\n' * 3)
+    output = tmp_path / "out.jsonl"
+    assert anthesis(*arguments(model, data, output)).returncode == 0
+    data.write_text('{"content": ""}\n' * 3)
+    output.unlink()
+    assert anthesis(*arguments(model, data, output)).returncode == 1
+    assert count_lines(output) == 3
+
+
+def test_a_terminal_shows_a_bar_and_a_pipe_plain_lines(tmp_path: Path, model: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 100)
+    terminal = Terminal(command(*arguments(model, data, tmp_path / "a.jsonl")))
+    assert terminal.finish() == 0
+    for part in ("━", "rows/s", "tokens/s", "left", "100 rows"):
+        assert part in terminal.output
+    plain = anthesis(*arguments(model, data, tmp_path / "b.jsonl")).stderr
+    assert "\x1b" not in plain
+    assert "100 rows in" in plain
+    assert "batch 64" in plain
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, model: str) -> None:
+    """Of the rows only a few are read ahead, so the 20,000 that fail at once take no more than 200."""
+    code = (
+        "import resource, sys\nfrom anthesis.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    peaks = []
+    for count in (200, 20_000):
+        data = tmp_path / f"{count}.jsonl"
+        data.write_text('{"content": "fox"}\n' + '{"content": 1}\n' * count)
+        run = [sys.executable, "-c", code, *arguments(model, data, tmp_path / f"{count}.out.jsonl")]
+        result = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ)
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stderr.split()[-1]))
+    assert peaks[1] - peaks[0] < 10_000  # KiB
