@@ -25,7 +25,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 ModelAndDataset = Annotated[
     list[str],
-    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="A file, or owner/name of the Hub."),
+    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="File, or owner/name of the Hub."),
 ]
 Output = Annotated[
     Path,
@@ -52,7 +52,7 @@ RowTokens = Annotated[
         metavar="N",
         parser=options.whole_number,
         rich_help_panel=options.SAMPLING,
-        help="Of a row, from its beginning.",
+        help="Of a row's beginning.",
     ),
 ]
 Batch = Annotated[

@@ -13,7 +13,7 @@ from anthesis.cli.document import check_output, write_text
 
 Results = Annotated[
     list[Path],
-    typer.Argument(metavar="RESULT...", show_default=False, help="Of bench -o; a summary or output of complete."),
+    typer.Argument(metavar="RESULT...", show_default=False, help="Of bench -o, or of complete."),
 ]
 Format = Annotated[
     str, typer.Option("--format", metavar="NAME", rich_help_panel=options.OUTPUT, help="table md csv json")

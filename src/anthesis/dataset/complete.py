@@ -304,9 +304,9 @@ class _Run:
             if ended == "finished":
                 self._note(ended)
             else:
-                with suppress(
-                    OSError, AnthesisError
-                ):  # a full disk has been told of already, and an older summary is there
+                # a full disk has been told of already, and an older summary is there
+                with suppress(OSError, AnthesisError):
+                    self._file.recover()  # a signal may come between a row and its being counted
                     self._note(ended)
         return self._summary
 
@@ -319,13 +319,11 @@ class _Run:
                 f"batch is {batch}; the memory for the cache holds {fits} rows of {limit} tokens: ask for fewer, or "
                 "give more --cache-memory"
             )
-        told = (
-            "as asked for"
-            if self._request.batch
-            else f"the memory for the cache holds {fits}, more than {BATCH} gain little"
-        )
-        if batch < BATCH and not self._request.batch:
-            told = "no more fit the memory for the cache"
+        told = f"the memory for the cache holds {fits}, and more than {BATCH} gain little"
+        if self._request.batch is not None:
+            told = "as asked for"
+        elif batch < BATCH:
+            told = "the memory for the cache holds no more"
         logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
         return batch
 
