@@ -1,0 +1,111 @@
+"""`anthesis report`: one schema in four formats, of results of `bench` and summaries of `complete`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from anthesis.dataset import read_summary
+from anthesis.report import FORMATS, Line, read_lines, render
+from command_line import anthesis, fail, succeed, tiny_model
+from text_model import text_model
+
+DEVICE = ("--device", "reference")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A result of `bench` with a row that failed, and the output of `complete` with rows that failed."""
+    directory = tmp_path_factory.mktemp("results")
+    bench, rows, data = directory / "bench.json", directory / "rows.jsonl", directory / "data.jsonl"
+    measured = ("bench", tiny_model(directory), "--batch", "1,2", "--weights", "fp32,int4", "-n", "3", "--runs", "2")
+    text = (directory / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 24')
+    (directory / "config.json").write_text(text)  # a width that int4's groups don't divide
+    assert anthesis(*measured, "--warmup", "1", "-o", str(bench), *DEVICE).returncode == 1
+    data.write_text("".join(json.dumps({"t": text}) + "\n" for text in ("the fox", "", "a|dog", "x y z")))
+    succeed("complete", str(text_model(directory / "m")), str(data), "-o", str(rows), "-n", "4", *DEVICE)
+    return bench, rows
+
+
+def test_lines_hold_what_the_files_say(results: tuple[Path, Path]) -> None:
+    bench, rows = results
+    document = json.loads(bench.read_text())
+    lines = read_lines(bench)
+    assert [(line.batch, line.weights) for line in lines] == [(1, "fp32"), (2, "fp32"), (1, "int4"), (2, "int4")]
+    for line, row in zip(lines[:2], document["rows"], strict=False):
+        speed = row["measurement"]["speed"]
+        assert line.first_token_s == speed["first_token_s"]["median"]
+        assert line.tokens_per_s == speed["tokens_per_s"]["median"]
+        assert (line.generated_tokens, line.new_tokens, line.is_random) == (3 * (line.batch or 0), 3, True)
+        assert line.error is None
+    assert all("int4" in (line.error or "") and line.tokens_per_s is None for line in lines[2:])
+    (line,) = read_lines(rows)
+    summary = read_summary(rows.with_name("rows.jsonl.summary.json"))
+    assert read_lines(Path(line.source)) == [line]
+    assert (line.kind, line.rows, line.failed_rows, line.finished) == ("complete", 4, 1, True)
+    assert line.generated_tokens == summary.counts.completion_tokens > 0
+    assert line.rows_per_s == pytest.approx(4 / summary.sessions[0].run_s)
+
+
+def test_csv_and_json_hold_the_same_in_full(results: tuple[Path, Path]) -> None:
+    lines = [line for path in results for line in read_lines(path)]
+    document = json.loads(render(lines, "json"))
+    assert (document["kind"], document["schema_version"]) == ("report", 1)
+    assert [Line(**line) for line in document["lines"]] == lines
+    table = list(csv.DictReader(io.StringIO(render(lines, "csv"))))
+    assert list(table[0]) == [field.name for field in fields(Line)]
+    for found, line in zip(table, document["lines"], strict=True):
+        assert found == {key: "" if value is None else str(value) for key, value in line.items()}
+
+
+def test_the_table_and_markdown_say_once_what_is_the_same(results: tuple[Path, Path]) -> None:
+    table = succeed("report", *map(str, results))
+    assert table.startswith("processor: ")
+    heading = next(line for line in table.splitlines() if line.startswith("kind"))
+    at = table.splitlines().index(heading)
+    assert "rows/s" in heading
+    assert [line.split()[0] for line in table.splitlines()[at + 1 : at + 6]] == ["bench"] * 4 + ["complete"]
+    assert "random weights" in table
+    markdown = succeed("report", str(results[0]), "--format", "md")
+    assert re.search(r"^- kind: bench$", markdown, re.MULTILINE)
+    grid = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert len(grid) == 6
+    assert len({line.replace("\\|", "").count("|") for line in grid}) == 1
+
+
+def test_a_file_is_written_whole(results: tuple[Path, Path], tmp_path: Path) -> None:
+    for form in FORMATS:
+        target = tmp_path / f"report.{form}"
+        assert succeed("report", str(results[1]), "--format", form, "-o", str(target)) == ""
+        assert target.read_text() == succeed("report", str(results[1]), "--format", form)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't be read: No such file"),
+        ("{", "is not JSON"),
+        ("[1]", "neither a result"),
+        ('{"kind": "bench", "schema_version": 7}', "schema_version 7"),
+        ('{"kind": "complete", "schema_version": 1}', "the summary lacks request, limit"),
+        ('{"kind": "bench", "schema_version": 1, "rows": 3}', "the result lacks started_at"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_files_that_are_no_result(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    line = fail("report", str(path))
+    assert str(path) in line
+    assert message in line
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    assert "known are: table, md, csv, json" in fail("report", str(tmp_path / "x"), "--format", "xml")
