@@ -17,9 +17,13 @@ PACKAGES := $(shell find src -name __init__.py)
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-demo: $(STAMPS)/demo ## Generate text with the embedded default model, then measure how fast that goes
+demo: $(STAMPS)/demo ## Generate text with the embedded default model, measure how fast that goes, complete a data set
 	$(BIN)/anthesis generate -p "DeepSpeed is a machine learning framework" -n 100
-	$(BIN)/anthesis bench -p "DeepSpeed is a machine learning framework" -n 100
+	$(BIN)/anthesis bench -p "DeepSpeed is a machine learning framework" -n 100 -o results/bench.json
+	@rm -f results/news.jsonl results/news.jsonl.summary.json
+	$(BIN)/anthesis complete examples/news.jsonl --column content -o results/news.jsonl
+	head -n 3 results/news.jsonl
+	$(BIN)/anthesis report results/bench.json results/news.jsonl
 
 test: check ## Style, types, and every test that takes no more than a few seconds
 	$(BIN)/python -m pytest -m "not slow"
@@ -61,6 +65,7 @@ $(STAMPS)/model: constraints.txt | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/demo: $(STAMPS)/core $(STAMPS)/model
+	@mkdir -p results
 	@touch $@
 
 # PyTorch by itself first: resolved together with the rest, pip may prefer a build that brings CUDA along.

@@ -12,8 +12,8 @@ from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import dim
+from anthesis.columns import aligned
 from anthesis.errors import RequestError
-from anthesis.report.columns import aligned
 from anthesis.units import amount, duration
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from anthesis.cli.terminal import dim
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from anthesis.dataset.complete import Progress
+    from anthesis.dataset.run import Progress
 
 LINE_S = 10.0
 BAR_S = 0.1

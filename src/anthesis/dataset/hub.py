@@ -65,7 +65,11 @@ class ParquetDataSet:
             raise RequestError(f"{path} has no rows; there is nothing to complete")
 
     def rows(self, skip: int) -> Iterator[Row]:
-        """See `DataSet.rows`."""
+        """See `DataSet.rows`.
+
+        Raises:
+            DataSetError: the file can't be read any more.
+        """
         number = 0
         try:
             for group in range(self._file.num_row_groups):
@@ -128,7 +132,11 @@ class HubDataSet:
         }
 
     def rows(self, skip: int) -> Iterator[Row]:
-        """See `DataSet.rows`."""
+        """See `DataSet.rows`.
+
+        Raises:
+            DataSetError: the cache can't be read any more.
+        """
         texts = self._data.select_columns([self.column])
         for start in range(skip, len(texts), CHUNK_ROWS):
             try:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from anthesis.columns import aligned
 from anthesis.errors import RequestError
-from anthesis.report.columns import aligned
 from anthesis.report.line import Line
 from anthesis.units import amount, duration
 

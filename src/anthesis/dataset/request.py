@@ -1,0 +1,44 @@
+"""What is asked for each row of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from anthesis.engine.sampling import SamplingParams
+from anthesis.errors import RequestError
+from anthesis.llm import MAX_SEQUENCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to do with each row.
+
+    Attributes:
+        prompt_tokens: of the row's beginning that make the prompt. Only the text's first characters are looked at, 64
+            for each of these tokens and at least 65,536.
+        max_new_tokens: to generate at most.
+        limit: most rows; None: all.
+        batch: rows at once; None: chosen by the memory.
+        seed: of drawn tokens; row r draws with seed + r. None: a new one, or that of the run to go on with.
+        sampling: the other arguments of `LLM.generate`.
+
+    Raises:
+        RequestError: a number out of its range.
+    """
+
+    prompt_tokens: int = 16
+    max_new_tokens: int = 50
+    limit: int | None = None
+    batch: int | None = None
+    seed: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "limit", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; it must be at least 1")
+        if self.batch is not None and self.batch > MAX_SEQUENCES:
+            raise RequestError(f"batch is {self.batch}; at most {MAX_SEQUENCES} sequences run at once")
+        SamplingParams(max_new_tokens=self.max_new_tokens, seed=self.seed or 0, **self.sampling)

@@ -1,0 +1,295 @@
+"""One session of a data-set run: rows join the engine and leave it as they finish, and are written in their order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from anthesis.bench.loaded import device_of, model_of
+from anthesis.bench.machine import process_peak_memory_bytes, this_machine, versions
+from anthesis.completion import Handle
+from anthesis.dataset.output import OutputFile, row_line
+from anthesis.dataset.read import DataSet, Row
+from anthesis.dataset.request import Request
+from anthesis.dataset.summary import Counts, Session, Summary
+from anthesis.errors import AnthesisError, RequestError
+from anthesis.llm import LLM
+
+logger = logging.getLogger("anthesis")
+
+BATCH = 64
+"""Rows at once where memory allows more: beyond it each row's share of reading the weights is small already."""
+
+READ_AHEAD = 4
+"""Rows that were read and are not written, at most, in batches: a slow row holds back those behind it."""
+
+MIN_TEXT_CHARACTERS = 1 << 16
+TEXT_CHARACTERS_PER_TOKEN = 64
+NOTE_S = 10.0
+"""Seconds between two notes in the summary of how far a session is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: what is in the output.
+        session: of that, what this session has done.
+        run_s: since its first row.
+        total_rows: of the whole output; estimated from the bytes that were read, where nobody has counted the rows,
+            and None before there is anything to estimate it from.
+    """
+
+    done: Counts
+    session: Counts
+    run_s: float
+    total_rows: float | None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end at the rate of this session, or None."""
+        if self.total_rows is None or not self.session.rows:
+            return None
+        return max(0.0, self.total_rows - self.done.rows) * self.run_s / self.session.rows
+
+
+@dataclass
+class _Slot:
+    """A row that was read and is not written yet: on its way through the engine, or failed already."""
+
+    row: int
+    handle: Handle | None
+    error: str | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.handle is None or self.handle.finished
+
+
+class Run:
+    """One session: reads rows ahead, keeps the engine full, writes what is done, in order.
+
+    Args:
+        request: what to do with each row.
+        dataset: the rows.
+        file: the output, recovered.
+        summary_file: where the summary stands.
+        llm: the model.
+        wanted: all that the rows depend on, for the summary.
+        before: the summary of the sessions before, or None.
+        threads: that the model was asked to use, for the summary.
+        progress: told after rows were written, and now and then.
+
+    Raises:
+        RequestError: the model can't read texts, or its cache can't hold the batch.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        dataset: DataSet,
+        file: OutputFile,
+        summary_file: Path,
+        llm: LLM,
+        wanted: dict[str, Any],
+        before: Summary | None,
+        threads: int | None,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        if llm.tokenizer is None:
+            raise RequestError(f"{llm.description} has no tokenizer, so it can't read the texts of a data set")
+        self._request, self._dataset, self._file, self._llm = request, dataset, file, llm
+        self._decode = llm.tokenizer.decode
+        self._summary_file, self._progress = summary_file, progress
+        self._seed = wanted["seed"]
+        self._batch = self._choose_batch()
+        self._begin_s = time.perf_counter()
+        self._noted_s = self._begin_s
+        self._before = file.counts
+        past = () if before is None else before.sessions
+        self._summary = Summary(
+            request=wanted,
+            limit=request.limit,
+            finished=False,
+            counts=file.counts,
+            # a session that wrote no last note was killed
+            sessions=(
+                *past,
+                Session(
+                    started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    load_s=llm.load_s,
+                    run_s=0.0,
+                    counts=Counts(),
+                    batch=self._batch,
+                    threads=threads,
+                    process_peak_memory_bytes=process_peak_memory_bytes(),
+                    ended="running",
+                ),
+            ),
+            model=model_of(llm),
+            device=device_of(llm),
+            machine=this_machine(),
+            versions=versions(),
+        )
+
+    def run(self) -> Summary:
+        """Completes what is left, and gives the summary as it stands in its file then."""
+        self._write_summary()  # before the first row: from now on it can be told whose rows they are
+        ended: Any = "failed"
+        try:
+            self._complete_rows()
+            ended = "finished"
+        except (KeyboardInterrupt, SystemExit):
+            ended = "interrupted"
+            raise
+        finally:
+            if ended == "finished":
+                self._note(ended)
+            else:
+                # a full disk has been told of already, and an older summary is there
+                with suppress(OSError, AnthesisError):
+                    self._file.recover()  # a signal may come between a row and its being counted
+                    self._note(ended)
+        return self._summary
+
+    def _choose_batch(self) -> int:
+        limit = self._request.prompt_tokens + self._request.max_new_tokens
+        fits = self._llm.max_batch(limit)
+        batch = self._request.batch or min(BATCH, fits)
+        if batch > fits:
+            raise RequestError(
+                f"batch is {batch}; the memory for the cache holds {fits} rows of {limit} tokens: ask for fewer, or "
+                "give more --cache-memory"
+            )
+        told = f"the memory for the cache holds {fits}, and more than {BATCH} gain little"
+        if self._request.batch is not None:
+            told = "as asked for"
+        elif batch < BATCH:
+            told = "the memory for the cache holds no more"
+        logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
+        return batch
+
+    def _complete_rows(self) -> None:
+        first, limit = self._file.counts.rows, self._request.limit
+        rows = enumerate(self._dataset.rows(first), first)
+        waiting: deque[_Slot] = deque()
+        try:
+            at_end = False
+            while True:
+                while not at_end and self._has_room(waiting):
+                    if limit is not None and self._file.counts.rows + len(waiting) >= limit:
+                        at_end = True
+                    else:
+                        number, row = next(rows, (0, None))
+                        at_end = row is None
+                        if row is not None:
+                            waiting.append(self._start(number, row))
+                while waiting and waiting[0].is_done:
+                    self._write(waiting.popleft())
+                if not waiting and at_end:
+                    return
+                self._llm.step()
+                self._tell(self._file.counts.rows + len(waiting))
+        finally:
+            for slot in waiting:
+                if slot.handle is not None:
+                    slot.handle.close()
+
+    def _has_room(self, waiting: deque[_Slot]) -> bool:
+        if len(waiting) >= READ_AHEAD * self._batch:
+            return False
+        return sum(not slot.is_done for slot in waiting) < self._batch
+
+    def _start(self, number: int, row: Row) -> _Slot:
+        if row.error is not None:
+            return _Slot(number, None, row.error)
+        assert row.text is not None
+        request = self._request
+        text = row.text[: max(MIN_TEXT_CHARACTERS, TEXT_CHARACTERS_PER_TOKEN * request.prompt_tokens)]
+        if not text.strip():
+            return _Slot(number, None, "the text is empty")
+        seed = None if self._seed is None else (self._seed + number) % 2**64
+        try:
+            ids = self._llm.encode(text)[: request.prompt_tokens]
+            handle = self._llm.submit(ids, max_new_tokens=request.max_new_tokens, seed=seed, **request.sampling)
+        except RequestError as error:
+            return _Slot(number, None, str(error))
+        return _Slot(number, handle, None)
+
+    def _write(self, slot: _Slot) -> None:
+        if slot.handle is None:
+            self._append(slot, Counts(rows=1, failed_rows=1), None, None, None)
+            return
+        done = slot.handle.completion
+        counts = Counts(rows=1, prompt_tokens=len(done.prompt_token_ids), completion_tokens=len(done.token_ids))
+        self._append(slot, counts, self._decode(done.prompt_token_ids), done.text, done.finish_reason)
+
+    def _append(
+        self, slot: _Slot, counts: Counts, prompt: str | None, completion: str | None, reason: str | None
+    ) -> None:
+        line = row_line(
+            slot.row,
+            prompt=prompt,
+            completion=completion,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.completion_tokens,
+            finish_reason=reason,
+            error=slot.error,
+        )
+        self._file.append(line, counts)
+
+    def _tell(self, num_read: int) -> None:
+        now = time.perf_counter()
+        self._progress(
+            Progress(
+                done=self._file.counts,
+                session=self._file.counts - self._before,
+                run_s=now - self._begin_s,
+                total_rows=self._total_rows(num_read),
+            )
+        )
+        if now - self._noted_s > NOTE_S:
+            self._noted_s = now
+            self._note("running")
+
+    def _total_rows(self, num_read: int) -> float | None:
+        share = self._dataset.share_read()
+        total: float | None = self._dataset.num_rows
+        if total is None and share:
+            total = num_read / share
+        limit = self._request.limit
+        return total if limit is None else min(limit, total or limit)
+
+    def _note(self, ended: Any) -> None:
+        session = replace(
+            self._summary.sessions[-1],
+            run_s=time.perf_counter() - self._begin_s,
+            counts=self._file.counts - self._before,
+            process_peak_memory_bytes=process_peak_memory_bytes(),
+            ended=ended,
+        )
+        self._summary = replace(
+            self._summary,
+            counts=self._file.counts,
+            finished=ended == "finished",
+            sessions=(*self._summary.sessions[:-1], session),
+        )
+        self._file.sync()
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        try:
+            self._summary.write(self._summary_file)
+        except OSError as error:
+            raise AnthesisError(
+                f"{self._summary_file} could not be written: {error.strerror}; the rows that are there are whole. "
+                "Make room, and start the same command again: it goes on where it was"
+            ) from error
