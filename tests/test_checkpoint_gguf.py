@@ -11,7 +11,8 @@ import pytest
 
 from anthesis.checkpoint import open_checkpoint
 from anthesis.checkpoint.default import default_model
-from anthesis.checkpoint.gguf import GgufStore
+from anthesis.checkpoint.gguf import _EXACT, GgufStore
+from anthesis.checkpoint.gguf_header import BLOCKS
 from anthesis.checkpoint.stored import StoredWeights
 from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
 from anthesis.models.family import Source
@@ -27,11 +28,17 @@ def random_blocks(name, rows=N, width=K, seed=0):
     size, nbytes = gguf.GGML_QUANT_SIZES[TYPES[name]]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (rows, width // size, nbytes), np.uint8)
-    places = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
-              "Q2_K": [80, 82]}[name]  # fmt: skip
+    places = {"Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82],
+              "Q3_K": [108], "IQ1_M": [], "NVFP4": []}.get(name, [0])  # fmt: skip
     for at in places:
         scales = rng.uniform(-1e-2, 1e-2, blocks.shape[:2]).astype(np.float16)
         blocks[:, :, at : at + 2] = scales[..., None].view(np.uint8)
+    if name == "IQ1_M":  # whose scale is in the high halves of four bytes
+        bits = np.float16(0.01).view(np.uint16)
+        for i, at in enumerate((49, 51, 53, 55)):
+            blocks[:, :, at] = blocks[:, :, at] & 15 | (bits >> (4 * i) & 15) << 4
+    if name == "NVFP4":  # four scales of eight bits, of which some stand for NaN
+        blocks[:, :, :4] &= 63
     return blocks.reshape(rows, -1)
 
 
@@ -86,6 +93,61 @@ def test_nearly_held_types(tmp_path, name, kind, error):
     assert np.sqrt(np.mean((found.dequantize() - expected) ** 2) / np.mean(expected**2)) < error
     exact = store.read("w", slice(0, N), slice(0, K), transpose=False, exact=True)
     np.testing.assert_array_equal(exact.values, true)
+
+
+def stored_blocks(name):
+    """Normal numbers, quantised where the gguf package can do it, else random blocks: (N, bytes of a row) uint8."""
+    numbers = np.random.default_rng(0).standard_normal((N, K)).astype(np.float32)
+    try:
+        return gguf.quants.quantize(numbers, TYPES[name]).view(np.uint8)
+    except NotImplementedError:
+        return random_blocks(name)
+
+
+UNREAD = ("I8", "I16", "I32", "I64", "F64")
+ERRORS = {"Q4_K": 5e-4, "Q5_K": 6e-3, "Q6_K": 6e-3}
+"""Largest relative error, in the mean over squares, of what is not held exactly; of bf16 it is 2e-3."""
+
+
+def test_the_list_of_types_is_that_of_the_gguf_package():
+    known = {number: (name, *gguf.GGML_QUANT_SIZES[TYPES[name]]) for number, (name, _, _) in BLOCKS.items()}
+    assert known == BLOCKS
+    assert all(TYPES[name] == number for number, (name, _, _) in BLOCKS.items())
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in BLOCKS.values() if name not in UNREAD])
+def test_every_type(tmp_path, name):
+    blocks = stored_blocks(name)
+    store = GgufStore(write(tmp_path / "a.gguf", {"w": (name, blocks), "v": (name, blocks[0])}))
+    whole = slice(0, N), slice(0, K)
+    try:
+        true = true_numbers(name, blocks)
+    except NotImplementedError:
+        for tensor_name in ("w", "v"):
+            with pytest.raises(CheckpointError, match=rf"tensor {tensor_name} is of type {name}, .*another quantis"):
+                store.read(tensor_name, *whole, transpose=False, exact=True)
+        return
+    assert np.isfinite(true).all()
+    assert true.std() > 0
+    exact = store.read("w", *whole, transpose=False, exact=True)
+    np.testing.assert_array_equal(exact.dequantize().view(np.uint32), true.view(np.uint32))
+    native = store.read("w", *whole, transpose=False, exact=False)
+    assert native.kind.name == store.tensors["w"].kind
+    if name in _EXACT:
+        np.testing.assert_array_equal(native.dequantize().view(np.uint32), true.view(np.uint32))
+    else:
+        error = np.sqrt(np.mean((native.dequantize() - true) ** 2) / np.mean(true**2))
+        assert error < ERRORS.get(name, 2e-3)
+    vector = store.read("v", slice(3, 100), slice(None), transpose=False, exact=False)
+    np.testing.assert_array_equal(vector.dequantize(), true[0, 3:100])
+    assert vector.kind.name == (store.tensors["w"].kind if name in ("F16", "BF16") else "fp32")
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_types_that_are_no_weights(tmp_path, name):
+    size = gguf.GGML_QUANT_SIZES[TYPES[name]][1]
+    store = GgufStore(write(tmp_path / "a.gguf", {"w": (name, np.zeros((N, K * size), np.uint8))}))
+    assert store.tensors["w"].kind is None
 
 
 def load(store, weights, shape=(N, K), start=(0, 0), full=(N, K), rows=None):
@@ -218,11 +280,22 @@ def tensor(shape=(32,), type_number=0, offset=0, rank=None):
         (b"PK\x03\x04" * 20, "not a GGUF file"),
         (header(version=1), "version 1"),
         (header(version=3 << 24), "big-endian"),
-        (header(tensors=2**63), "tensors can't fit"),
-        (header(keys=2**63), "keys"),
-        (header(keys=1, body=struct.pack("<Q", 2**62) + bytes(50)), "ends after the file"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 2**60)), "strings"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 10, 2**61)), "values of k"),
+        (header(tensors=2**63), "9,223,372,036,854,775,808 tensors, at most"),
+        (header(tensors=1 << 17), "131072 tensors can't fit"),
+        (header(tensors=(1 << 17) + 1), "131,073 tensors, at most"),
+        (header(keys=2**63), "keys, at most"),
+        (header(keys=1 << 16), "65536 keys and .* can't fit"),
+        (header(keys=(1 << 16) + 1), "65,537 keys, at most"),
+        (header(keys=1, body=struct.pack("<Q", 2**62) + bytes(50)), "bytes in a key's name, at most 65,535"),
+        (header(keys=1, body=struct.pack("<Q", 65_536) + bytes(70_000)), "65,536 bytes in a key's name"),
+        (header(keys=1, body=struct.pack("<Q", 65_535) + bytes(50)), "a key's name.* ends after the file"),
+        (header(tensors=1, body=struct.pack("<Q", 65_536) + bytes(70_000)), "65,536 bytes in a tensor's name"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 1 << 21)), "k .2097152 strings. can't fit"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, (1 << 21) + 1)), "2,097,153 strings in k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, 1 << 22)), "4194304 values of k can't fit"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, (1 << 22) + 1)), "4,194,305 values in k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 2**60)), "strings in k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 10, 2**61)), "values in k"),
         (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(20)), "type 9"),
         (header(tensors=1, body=tensor(shape=(2**47, 2**47)) + bytes(64)), "the.tensor"),
         (header(tensors=1, body=tensor(shape=(0, 4)) + bytes(64)), "the.tensor"),

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import threading
@@ -17,29 +19,37 @@ import pytest
 from anthesis.checkpoint import open_checkpoint
 from anthesis.checkpoint.hub import looks_like_hub_id
 from anthesis.errors import RequestError
+from command_line import Terminal
 
 SCRIPT = """
-import sys, warnings
+import os, sys, warnings
 from anthesis.checkpoint.hub import hub_path
+from huggingface_hub.utils import are_progress_bars_disabled
+sys.modules.update(dict.fromkeys(os.environ.get("WITHOUT", "").split(), None))
 warnings.showwarning = lambda message, *_, **__: print("warning:", message)
 from anthesis.errors import AnthesisError
+before = are_progress_bars_disabled()
 try:
     print(hub_path(sys.argv[1]))
 except AnthesisError as error:
     print(type(error).__name__, error)
+assert are_progress_bars_disabled() == before
 """
 
 
-def hub_path(model, cache, **environment):
+def environment_of(cache, **more):
     variables = {
         key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
     }
-    variables |= {"HF_HOME": str(cache), "HF_HUB_CACHE": str(cache)} | environment
+    return variables | {"HF_HOME": str(cache), "HF_HUB_CACHE": str(cache)} | more
+
+
+def hub_path(model, cache, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, model], env=variables, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Retrying" not in done.stderr
+        [sys.executable, "-c", SCRIPT, model], env=environment_of(cache, **environment), capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 
 
@@ -77,8 +87,12 @@ def test_a_cached_model_needs_no_network(tmp_path):
 
 
 @contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers as the Hub does for one repository, at one commit; gives its address and what was asked."""
+def hub(files: dict[str, bytes], **way) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers as the Hub does for one repository, at one commit; gives its address and what was asked.
+
+    `way` changes how: refuse={path's beginning: (status, error code)}, stop=(bytes of a body, event to wait for before
+    the connection is closed), once for the first body that is longer.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -86,14 +100,22 @@ def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
+            wanted = self.headers.get("Range", "")
+            asked.append(f"{self.command} {self.path} {wanted}".strip())
             headers, status, body = {"X-Repo-Commit": COMMIT}, 200, b""
-            name = self.path.partition(f"/resolve/{COMMIT}/")[2]
-            if name in files:
+            name = self.path.split("/", 5)[-1] if "/resolve/" in self.path else ""
+            refused = next((why for start, why in way.get("refuse", {}).items() if self.path.startswith(start)), None)
+            if refused:
+                status, headers["X-Error-Code"] = refused
+            elif name in files:
                 body = files[name]
-                headers["ETag"] = f'"{hashlib.sha1(body).hexdigest()}"'
+                headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
+                if wanted:
+                    first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                    headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+                    status, body = 206, body[first:]
             elif name or not self.path.startswith("/api/models/owner/"):
-                status, headers["X-Error-Code"] = 404, "EntryNotFound"
+                status, headers["X-Error-Code"] = 404, "EntryNotFound" if name else "RepoNotFound"
             elif "/tree/" in self.path:
                 body = json.dumps(
                     [{"type": "file", "path": f, "size": len(files[f]), "oid": "0"} for f in files]
@@ -105,7 +127,14 @@ def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "GET":
+                return
+            if "stop" in way and len(body) > way["stop"][0]:
+                size, event = way.pop("stop")
+                self.wfile.write(body[:size])
+                event.wait(60)
+                self.close_connection = True
+            else:
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
@@ -118,6 +147,116 @@ def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+MODEL = dict.fromkeys(("config.json", *EXPECTED), b"{}")
+LARGE = random.Random(0).randbytes(24 << 20)  # huggingface_hub writes 10 MiB at a time
+CHUNK = 10 << 20
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_killed_download_goes_on_where_it_was(tmp_path, damaged):
+    killed = threading.Event()
+    with hub(MODEL | {"model.safetensors": LARGE}, stop=(15 << 20, killed)) as (address, asked):
+        command = [sys.executable, "-c", SCRIPT, "owner/whole"]
+        process = subprocess.Popen(command, env=environment_of(tmp_path, HF_ENDPOINT=address), stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        partial = tmp_path / "models--owner--whole" / "blobs" / f"{hashlib.sha256(LARGE).hexdigest()}.incomplete"
+        while not partial.exists() or partial.stat().st_size < CHUNK:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        killed.set()
+        if damaged:
+            with partial.open("r+b") as file:
+                file.write(b"else")
+        assert partial.stat().st_size == CHUNK
+        asked.clear()
+        path = Path(hub_path("owner/whole", tmp_path, HF_ENDPOINT=address))
+        weights = [line for line in asked if line.startswith("GET") and "model.safetensors" in line]
+        assert weights[0].endswith(f"model.safetensors bytes={CHUNK}-")
+        assert len(weights) == 1 + damaged  # what has the wrong checksum is fetched anew
+        assert (path / "model.safetensors").read_bytes() == LARGE
+        assert not partial.exists()
+        asked.clear()
+        assert hub_path("owner/whole", tmp_path, HF_ENDPOINT=address) == str(path)
+        assert asked == []
+
+
+def test_a_connection_that_is_cut_is_taken_up_again(tmp_path):
+    cut = threading.Event()
+    cut.set()
+    with hub({"a.gguf": LARGE}, stop=(15 << 20, cut)) as (address, asked):
+        path = hub_path("owner/one", tmp_path, HF_ENDPOINT=address)
+        assert Path(path).read_bytes() == LARGE
+        assert any(f"a.gguf bytes={CHUNK}-" in line for line in asked)
+
+
+def test_a_progress_bar_in_a_terminal_only(tmp_path):
+    with hub(MODEL | {"model.safetensors": LARGE}) as (address, _):
+        sized = 'stty cols 100 rows 30; exec "$@"'  # tqdm draws nothing in a terminal of no width
+        command = ["sh", "-c", sized, "sh", sys.executable, "-c", SCRIPT, "owner/whole"]
+        seen = Terminal(command, **environment_of(tmp_path / "a", HF_ENDPOINT=address))
+        assert seen.finish() == 0
+        assert re.search(r"model.safetensors: +\d+%.*MB/s", seen.output)
+        hub_path("owner/whole", tmp_path / "b", HF_ENDPOINT=address)  # which asserts that stderr is empty
+
+
+BINS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+
+
+def test_pytorch_weights_are_fetched_where_there_are_no_others(tmp_path):
+    index = json.dumps({"weight_map": dict(zip("ab", BINS, strict=True))}).encode()
+    sharded = MODEL | dict.fromkeys(BINS, b"w") | {"pytorch_model.bin.index.json": index}
+    others = dict.fromkeys(("tf_model.h5", "training_args.bin", "optimizer.bin", "pytorch_lora.bin"), b"x")
+    for i, files in enumerate((sharded, MODEL | {"pytorch_model.bin": b"w"})):
+        with hub(files | others) as (address, asked):
+            path = hub_path("owner/bins", tmp_path / str(i), HF_ENDPOINT=address)
+            assert {file.name for file in Path(path).iterdir()} == set(files)
+            assert hub_path("owner/bins", tmp_path / str(i), HF_HUB_OFFLINE="1") == path
+            assert asked
+    with hub(sharded | {"model.safetensors": b"w"}) as (address, _):
+        path = hub_path("owner/both", tmp_path / "both", HF_ENDPOINT=address)
+        assert not set(BINS) & {file.name for file in Path(path).iterdir()}
+    with hub(sharded) as (address, asked):
+        found = hub_path("owner/bins", tmp_path / "none", HF_ENDPOINT=address, WITHOUT="torch")
+        assert found.startswith("UnsupportedError owner/bins holds PyTorch weights")
+        assert "anthesis[torch]" in found
+        assert not any(".bin" in line for line in asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "refuse", "messages"),
+    [
+        ("owner/m", {"/api/": (401, "RepoNotFound")}, ["no file, directory or Hub model 'owner/m'", "set HF_TOKEN"]),
+        ("owner/m", {"/api/": (404, "RepoNotFound")}, ["check the name", "set HF_TOKEN"]),
+        ("owner/m", {"/api/": (403, "GatedRepo")}, ["is gated: ask for access at https://", "then set HF_TOKEN"]),
+        ("owner/m", {"/owner/m/resolve": (403, "GatedRepo")}, ["is gated: ask for access"]),
+        ("owner/m/a.gguf", {"/owner/m/resolve": (401, "GatedRepo")}, ["is gated: ask for access"]),
+        ("owner/m", {"/owner/m/resolve": (403, "")}, ["the Hub refuses owner/m", "403", "HF_TOKEN is valid"]),
+        ("owner/m", {"/owner/m/resolve": (404, "EntryNotFound")}, ["changed while it was fetched", "again"]),
+        ("owner/m", {"/owner/m/resolve": (500, "")}, ["could not be reached", "500"]),
+        ("owner/m/b.gguf", {}, ["owner/m has no file 'b.gguf'; it has a.gguf, c.gguf"]),
+        ("else/m", {}, ["no file, directory or Hub model 'else/m'"]),
+    ],
+)
+def test_what_the_hub_refuses(tmp_path, model, refuse, messages):
+    files = MODEL | {"model.safetensors": b"w", "a.gguf": b"g", "c.gguf": b"g"}
+    with hub(files, refuse=refuse) as (address, _):
+        found = hub_path(model, tmp_path, HF_ENDPOINT=address)
+    assert found.startswith(("RequestError", "CheckpointError"))
+    assert "\n" not in found
+    for message in messages:
+        assert message in found
+
+
+def test_repositories_without_a_model(tmp_path):
+    with hub({"README.md": b"x", "pytorch_model.bin": b"w"}) as (address, _):
+        assert "needs config.json with" in hub_path("owner/m", tmp_path, HF_ENDPOINT=address)
+        assert "nor any other GGUF file" in hub_path("owner/m/a.gguf", tmp_path, HF_ENDPOINT=address)
+    with hub(MODEL | {"a.gguf": b"g", "b.gguf": b"g", "pytorch_model.bin": b"w"}) as (address, _):
+        assert "choose one, as owner/m/FILE: a.gguf, b.gguf" in hub_path("owner/m", tmp_path, HF_ENDPOINT=address)
 
 
 def test_a_copy_of_the_weights_alone_is_completed_once(tmp_path):

@@ -1,7 +1,9 @@
 """Directories with safetensors: every slice, completeness, damage, what is refused."""
 
 import json
+import os
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from anthesis.checkpoint import open_checkpoint
-from anthesis.checkpoint.safetensors import SafetensorsStore
+from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
+from anthesis.checkpoint.store import map_file
 from anthesis.checkpoint.stored import StoredWeights
 from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
 from anthesis.models import family_of_config
@@ -191,7 +194,7 @@ def test_what_is_refused(tmp_path, raw):
     with pytest.raises(CheckpointError, match="holds no weights"):
         open_checkpoint(str(directory))
     (directory / "pytorch_model-00001-of-00002.bin").write_bytes(b"x")
-    with pytest.raises(UnsupportedError, match="safetensors"):
+    with pytest.raises(CheckpointError, match=r"there are pytorch_model-00001-of-00002.bin, without an index"):
         open_checkpoint(str(directory))
     (directory / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"neither config.json"):
@@ -244,6 +247,43 @@ def test_headers_that_lie(tmp_path, entries, message):
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
     with pytest.raises(CheckpointError, match=message):
         SafetensorsStore(tmp_path)
+
+
+def test_hostile_json(tmp_path):
+    path, file = tmp_path / "config.json", tmp_path / "model.safetensors"
+    for data, message in (
+        (b"[" * 100_000, "JSON"),
+        (b'{"a": [' + b"0," * (1 << 20) + b"0]}", "too many values"),
+        (b'{"a": "' + bytes(1 << 24), "too long"),
+        (b"[1]", "a JSON object is needed, not an array"),
+        (b'{"a": "\xff"}', "UTF-8"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=message):
+            read_json(path)
+        file.write_bytes(struct.pack("<Q", len(data)) + data)
+        with pytest.raises(CheckpointError, match=message.replace("too long", "at most 16,777,216")):
+            SafetensorsStore(tmp_path)
+    for data in (b'{"w": 1, "w": 2}', b'{"w": {"dtype": "F32", "dtype": "F16"}}'):
+        file.write_bytes(struct.pack("<Q", len(data)) + data)
+        with pytest.raises(CheckpointError, match="occurs twice"):
+            SafetensorsStore(tmp_path)
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 36)
+    with pytest.raises(CheckpointError, match="too long"):
+        read_json(path)
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to: to open it would be to wait forever
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("/dev/tty")):
+        for opening in (read_json, map_file):
+            with pytest.raises(CheckpointError, match=str(path)):
+                opening(path)
+    with pytest.raises(CheckpointError, match=r"pipe: a directory, pipe or device"):
+        read_json(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="No such file"):
+        map_file(tmp_path / "none")
 
 
 def test_truncation_and_damage(tmp_path):

@@ -201,13 +201,12 @@ def test_a_crafted_file_is_read_where_it_is_right(tmp_path):
         ("builtins.getattr", "{}", "getattr"),
     ],
 )
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4])
 def test_a_pickle_that_would_run_code(tmp_path, function, arguments, asked, protocol):
     module_name, _, name = function.rpartition(".")
     call = Calls(getattr(__import__(module_name, fromlist=["x"]), name), arguments.format(tmp_path / "touched"))
     archive(tmp_path / SINGLE, {"first": 1, "w": call}, protocol=protocol)
-    message = refused(tmp_path, asked, "nothing of it was run")
-    assert "the tensor w" in message or protocol == 4
+    refused(tmp_path, asked, "nothing of it was run", *["the tensor w"] * (protocol != 4))
     assert not (tmp_path / "touched").exists()
 
 
@@ -225,6 +224,10 @@ def test_code_behind_an_allowed_name_or_a_storage(tmp_path):
 def test_a_torchscript_program(tmp_path):
     archive(tmp_path / SINGLE, {"w": tensor()}, **{"constants.pkl": pickle.dumps(())})
     refused(tmp_path, "TorchScript")
+    with zipfile.ZipFile(tmp_path / SINGLE, "w") as file:
+        for name in ("Archive/data.pkl", "Archive/CONSTANTS.pkl"):
+            file.writestr(name, b"")
+    refused(tmp_path, "TorchScript")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_a_torchscript_program(tmp_path):
         ({"size": (1 << 20, 1 << 20), "stride": (0, 0)}, "w of shape"),  # expand
         ({"size": (2, 4), "stride": (0, 1)}, "save its clone"),
         ({"size": (1 << 40, 1 << 40), "stride": (0, 0)}, "w"),  # whose product overflows
-        ({"size": (1 << 32, 1 << 32), "stride": (0, 0)}, "w of shape"),  # to 0
+        ({"size": (1 << 32, 1 << 32), "stride": (0, 0)}, ""),  # to 0
         ({"size": (3, 2)}, "torch can't load it"),
         ({"size": (1 << 30, 2)}, "torch can't load it"),
         ({"size": (2, 2), "offset": 1 << 40}, "torch can't load it"),
@@ -283,15 +286,18 @@ def test_what_is_no_tensor(tmp_path):
 
 
 def test_pickles_that_overtax_whoever_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_OPERATIONS", 10_000)
     for found, message in (
         (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "tuples"),  # as a key its hash overflows the stack
         (b"\x80\x02})" + b"q\x00h\x00\x86" * 200 + b"K\x01s.", "tuples"),
-        (b"\x80\x02" + b"(" * 3_000_000 + b".", "operations"),
+        (b"\x80\x02" + b"(" * 30_000 + b".", "operations"),
         (b"\x80\x02}r\xff\xff\xff\xffs.", "damaged"),  # a place in the memo beyond all bounds
         (b"\x80\x02X\xff\xff\xff\x7fabc.", "damaged"),  # a text of 2 GiB
         (b"\x80\x02\x8b\xff\xff\xff\x7f1.", "damaged"),  # a number of 2 GiB
         (b"\x80\x02", "damaged"),
         (b"", "damaged"),
+        (b"}.", "pickle protocol 0"),
+        (b"\x80\x7f}.", "pickle protocol 127"),
     ):
         archive(tmp_path / SINGLE, found)
         refused(tmp_path, message)
@@ -350,8 +356,7 @@ def test_every_truncation_and_random_damage(tmp_path):
     good = good.read_bytes()
     for size in range(len(good)):
         path.write_bytes(good[:size])
-        refused_or_not = pytest.raises(AnthesisError, match=SINGLE)
-        with refused_or_not:
+        with pytest.raises(AnthesisError, match=SINGLE):
             TorchBinStore(tmp_path)
     for _ in range(1500):
         broken = bytearray(good)

@@ -14,10 +14,10 @@ from anthesis.checkpoint.gguf import GgufStore
 from anthesis.checkpoint.hub import hub_path, looks_like_hub_id
 from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
 from anthesis.checkpoint.random import RandomWeights
-from anthesis.checkpoint.safetensors import SafetensorsStore, has_safetensors, read_json
+from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
 from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
-from anthesis.checkpoint.torch_bin import TorchBinStore, has_bin
+from anthesis.checkpoint.torch_bin import TorchBinStore, holds_only_bin
 from anthesis.config import ConfigReader, ModelConfig
 from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError
 from anthesis.fingerprint import sampled_sha256
@@ -265,8 +265,7 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
         ends = dict.fromkeys((*config.eos_token_ids, *generation.token_ids("eos_token_id")))
         config = replace(config, eos_token_ids=tuple(ends))
     config = _with_possible_ends(name, config)
-    bins = has_bin(path) and not has_safetensors(path)
-    store: TensorStore = TorchBinStore(path) if bins else SafetensorsStore(path)
+    store: TensorStore = TorchBinStore(path) if holds_only_bin(path) else SafetensorsStore(path)
     _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
     has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))

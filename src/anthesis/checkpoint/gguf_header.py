@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 
 from anthesis.errors import CheckpointError, UnsupportedError
 
+MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 17
+MAX_STRINGS, MAX_NUMBERS = 1 << 21, 1 << 22
+"""Of one array: several times the largest vocabulary in use. Eight bytes in the file can become a string of fifty."""
+MAX_NAME_BYTES = 65_535
+"""Of a key or tensor, as the format says of keys."""
+
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {
     0: "u1",
@@ -99,11 +105,13 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], di
         )
     tensor_count = cursor.integer(8, "the number of tensors")
     key_count = cursor.integer(8, "the number of keys")
+    cursor.allow(key_count, MAX_KEYS, "keys")
+    cursor.allow(tensor_count, MAX_TENSORS, "tensors")
     cursor.expect(key_count * 13 + tensor_count * 32, f"{key_count} keys and {tensor_count} tensors")
 
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
-        key = cursor.string("a key's name")
+        key = cursor.name("a key's name")
         if key in metadata:
             raise CheckpointError(f"{path}: damaged: the key {key!r} occurs twice")
         metadata[key] = cursor.value(cursor.integer(4, f"the type of {key}"), key)
@@ -154,10 +162,21 @@ class _Cursor:
                 f"after byte {self.at}"
             )
 
+    def allow(self, count: int, most: int, what: str) -> None:
+        if count > most:
+            raise CheckpointError(
+                f"{self.path}: damaged, or made to exhaust memory: {count:,} {what}, at most {most:,} are read"
+            )
+
     def integer(self, size: int, what: str) -> int:
         self.expect(size, what)
         self.at += size
         return int.from_bytes(self.data[self.at - size : self.at], "little")
+
+    def name(self, what: str) -> str:
+        self.expect(8, what)
+        self.allow(int.from_bytes(self.data[self.at : self.at + 8], "little"), MAX_NAME_BYTES, f"bytes in {what}")
+        return self.string(what)
 
     def string(self, what: str) -> str:
         return self.strings(1, what)[0]
@@ -189,7 +208,9 @@ class _Cursor:
         if kind == _ARRAY:
             kind, count = self.integer(4, f"the type of {key}"), self.integer(8, f"the length of {key}")
             if kind == _STRING:
+                self.allow(count, MAX_STRINGS, f"strings in {key}")
                 return self.strings(count, key)
+            self.allow(count, MAX_NUMBERS, f"values in {key}")
             return self.numbers(kind, count, key)
         return self.numbers(kind, 1, key)[0].item()
 
@@ -204,7 +225,7 @@ class _Cursor:
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.string("a tensor's name")
+    name = cursor.name("a tensor's name")
     rank = cursor.integer(4, f"the number of dimensions of {name}")
     if not 1 <= rank <= 4:
         raise CheckpointError(f"{cursor.path}: damaged: the tensor {name} has {rank} dimensions")

@@ -7,10 +7,13 @@ the cache's `.no_exist`, where `huggingface_hub` notes that a commit lacks a fil
 only: then the small files are fetched once, of the same commit, and what does not exist is noted. Layout of the cache:
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Variables of `huggingface_hub` (HF_HOME, HF_TOKEN,
 HF_HUB_OFFLINE, HF_ENDPOINT, ...) have their effect.
+
+Weights are fetched by `_fetch_blob`, since `huggingface_hub` (2.4) begins a download that was cut off from its start.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import socket
@@ -18,11 +21,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
-from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME, safetensors_files
+from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME
+from anthesis.checkpoint.torch_bin import INDEX_NAME as BIN_INDEX_NAME
+from anthesis.checkpoint.torch_bin import SINGLE_NAME as BIN_SINGLE_NAME
+from anthesis.checkpoint.torch_bin import check_torch, weight_files
 from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -30,7 +37,10 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_
                 "merges.txt", "chat_template*", "added_tokens.json", INDEX_NAME)  # fmt: skip
 _EXPECTED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _WEIGHT_FILES = (SINGLE_NAME, "model-*-of-*.safetensors")
+_BIN_FILES = (BIN_SINGLE_NAME, "pytorch_model-*-of-*.bin")
 _CONNECT_S = 5.0
+_MAX_PLAIN_BYTES = 50_000_000_000
+"""Of a file that the Hub gives out over plain HTTP."""
 
 
 def looks_like_hub_id(model: str) -> bool:
@@ -62,15 +72,28 @@ def hub_path(model: str) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps huggingface_hub from logging its own tries: what comes of them is said by our errors and warnings."""
+    """Keeps huggingface_hub from logging its own tries, of which our errors and warnings say what comes of them.
+
+    Its progress bars stay, but in a terminal only: they are no text for a file (HF_HUB_DISABLE_PROGRESS_BARS decides
+    otherwise).
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
 
+    without_bars = not (
+        sys.stderr.isatty() or are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
+    )
     before = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.CRITICAL)
+    if without_bars:
+        disable_progress_bars()
     try:
         yield
     finally:
         hub_logging.set_verbosity(before)
+        if without_bars:
+            enable_progress_bars()
 
 
 def _check_reachable() -> None:
@@ -135,10 +158,14 @@ def _complete(repository: str, snapshot: Path) -> None:
     )
 
 
-def _cached(repository: str, file: str | None) -> Path | None:
+def _cache_folder(repository: str) -> Path:
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def _cached(repository: str, file: str | None) -> Path | None:
+    folder = _cache_folder(repository)
     if not (folder / "refs" / "main").is_file():
         return None
     directory = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
@@ -146,7 +173,7 @@ def _cached(repository: str, file: str | None) -> Path | None:
         return directory / file if (directory / file).is_file() else None
     if (directory / "config.json").is_file():
         try:
-            safetensors_files(directory)
+            weight_files(directory)
         except AnthesisError:  # an incomplete copy
             return None
         return directory
@@ -160,6 +187,7 @@ def _fetched(repository: str, file: str | None) -> Path:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -168,10 +196,17 @@ def _fetched(repository: str, file: str | None) -> Path:
 
     try:
         _check_reachable()
-        names = HfApi().list_repo_files(repository)
-        if file is None and "config.json" in names and (SINGLE_NAME in names or INDEX_NAME in names):
-            return Path(snapshot_download(repository, allow_patterns=[*_SMALL_FILES, *_WEIGHT_FILES]))
-        return Path(hf_hub_download(repository, file or _only_gguf(repository, names)))
+        info = HfApi().model_info(repository)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        patterns = () if file else _weight_patterns(repository, names)
+        if patterns == _BIN_FILES:
+            check_torch(repository)
+        file = None if patterns else _one_gguf(repository, names, file)
+        for name in [file] if file else [name for name in names if any(fnmatch(name, p) for p in patterns)]:
+            _fetch_blob(repository, info.sha or "main", name)
+        if file:
+            return Path(hf_hub_download(repository, file))
+        return Path(snapshot_download(repository, allow_patterns=[*_SMALL_FILES, BIN_INDEX_NAME, *patterns]))
     except GatedRepoError as error:
         raise RequestError(
             f"{repository} is gated: ask for access at https://huggingface.co/{repository}, then set HF_TOKEN"
@@ -191,7 +226,15 @@ def _fetched(repository: str, file: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(_unreachable(repository, error)) from error
     except EntryNotFoundError as error:
-        raise RequestError(f"{repository} has no file {file!r}") from error
+        raise CheckpointError(
+            f"{repository} was changed while it was fetched ({_first_line(error)}): run the same command again"
+        ) from error
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", None) not in (401, 403):
+            raise CheckpointError(_unreachable(repository, error)) from error
+        raise RequestError(
+            f"the Hub refuses {repository} ({_first_line(error)}): check that HF_TOKEN is valid and may read it"
+        ) from error
     except _network_errors() as error:
         raise CheckpointError(_unreachable(repository, error)) from error
 
@@ -216,15 +259,73 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _only_gguf(repository: str, names: list[str]) -> str:
-    files = [name for name in names if name.endswith(".gguf") and "/" not in name]
+def _weight_patterns(repository: str, names: list[str]) -> tuple[str, ...]:
+    """Which files hold the weights of a repository that is a directory for us; none where it is not."""
+    if "config.json" not in names:
+        return ()
+    if SINGLE_NAME in names or INDEX_NAME in names:
+        return _WEIGHT_FILES
+    has_bin = BIN_SINGLE_NAME in names or BIN_INDEX_NAME in names
+    return _BIN_FILES if has_bin and not _ggufs(names) else ()
+
+
+def _ggufs(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".gguf") and "/" not in name]
+
+
+def _one_gguf(repository: str, names: list[str], file: str | None) -> str:
+    files = _ggufs(names)
+    if file in files:
+        return file
+    if file:
+        there = f"; it has {', '.join(files)}" if files else ", nor any other GGUF file"
+        raise RequestError(f"{repository} has no file {file!r}{there}")
     if len(files) == 1:
         return files[0]
     if files:
         raise RequestError(f"{repository} has several GGUF files; choose one, as {repository}/FILE: {', '.join(files)}")
-    if any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
-        raise UnsupportedError(
-            f"{repository} has only legacy PyTorch weights (.bin), which are not read yet: convert them to "
-            "safetensors, for instance with transformers' save_pretrained"
-        )
-    raise UnsupportedError(f"{repository} has neither {SINGLE_NAME} nor {INDEX_NAME} nor a .gguf file")
+    raise UnsupportedError(
+        f"{repository} holds no model that is read: it needs config.json with {SINGLE_NAME}, {INDEX_NAME}, "
+        f"{BIN_SINGLE_NAME} or {BIN_INDEX_NAME}, or a .gguf file; choose another repository"
+    )
+
+
+def _fetch_blob(repository: str, commit: str, name: str) -> None:
+    """Fetches a file into the cache's blobs, where huggingface_hub then finds it; goes on where a try was cut off."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    url = hf_hub_url(repository, name, revision=commit)
+    found = get_hf_file_metadata(url)
+    if not found.size or found.size > _MAX_PLAIN_BYTES or not re.fullmatch(r"\w+", found.etag or ""):
+        return  # huggingface_hub does it its own way
+    folder = _cache_folder(repository)
+    blob = folder / "blobs" / str(found.etag)
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    lock = Path(constants.HF_HUB_CACHE) / ".locks" / folder.name / f"{blob.name}.lock"  # huggingface_hub's own
+    for directory in (blob.parent, lock.parent):
+        directory.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        if partial.exists() and partial.stat().st_size > found.size:
+            partial.unlink()
+        with partial.open("ab") as file:
+            had = file.tell()
+            if had < found.size:
+                headers = build_hf_headers()
+                http_get(url, file, resume_size=had, headers=headers, expected_size=found.size, displayed_filename=name)
+        # The tag of a large file is its SHA-256; two tries' bytes joined deserve the look.
+        if had and len(blob.name) == 64 and _sha256(partial) != blob.name:
+            partial.unlink()  # so that huggingface_hub fetches it anew
+        else:
+            partial.replace(blob)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()

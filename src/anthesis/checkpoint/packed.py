@@ -226,6 +226,9 @@ class PackedStore:
                 )
             if not isinstance(header[name], dict) or not header[name].items() >= place.element_entry().items():
                 raise CheckpointError(_differs(path, name, header[name], place.element_entry()))
+        unexpected = header.keys() - places.keys()
+        if unexpected:
+            raise CheckpointError(f"{path}: holds {min(unexpected)}, which {MODEL_NAME} does not name")
         for name, place in places.items():  # after that: one array of another size moves all those behind it
             if header[name] != place.header_entry():
                 raise CheckpointError(_differs(path, name, header[name], place.header_entry()))
@@ -234,9 +237,6 @@ class PackedStore:
                     f"{path}: truncated: {name} ends at byte {start + place.end} and the file at {data.size}; "
                     "copy or convert it again"
                 )
-        unexpected = header.keys() - places.keys()
-        if unexpected:
-            raise CheckpointError(f"{path}: holds {min(unexpected)}, which {MODEL_NAME} does not name")
         self._weights: dict[str, WeightTensor] = {}
         self.tensors: dict[str, StoredTensor] = {}
         for name, weight in model.tensors.items():

@@ -25,7 +25,7 @@ from typing import Any
 import ml_dtypes
 from numpy.typing import NDArray
 
-from anthesis.checkpoint.safetensors import check_promises, read_up_to, shards, take
+from anthesis.checkpoint.safetensors import check_promises, has_safetensors, read_up_to, safetensors_files, shards, take
 from anthesis.checkpoint.store import Rows, StoredTensor, open_regular
 from anthesis.errors import CheckpointError, UnsupportedError
 from anthesis.quantize import WeightTensor
@@ -34,8 +34,8 @@ INDEX_NAME = "pytorch_model.bin.index.json"
 SINGLE_NAME = "pytorch_model.bin"
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_OPERATIONS = 1 << 21
-"""Of a pickle: enough for 30,000 tensors, and two seconds of looking at it."""
+MAX_OPERATIONS = 1 << 20
+"""Of a pickle: enough for 20,000 tensors, and a few seconds of looking at it."""
 
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of an archive: enough for 60,000 entries."""
@@ -49,9 +49,11 @@ _ALLOWED = frozenset(
     {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
     | {f"torch.{name}Storage" for name in _STORAGES}
 )
-_TENSOR_KINDS = {"QInt": "quantised", "QUInt": "quantised", "_qtensor": "quantised", "sparse": "sparse",
-                 "nested": "nested", "Complex": "complex", "meta": "without data (meta)", "tensor_v3": "of an uncommon dtype", "tensor": "of a special kind",
-                 "Parameter": "of a special kind", "torch.storage": "of an uncommon dtype"}  # fmt: skip
+_TENSOR_KINDS = {
+    "QInt": "quantised", "QUInt": "quantised", "_qtensor": "quantised", "sparse": "sparse", "nested": "nested",
+    "Complex": "complex", "meta": "without data (meta)", "tensor_v3": "of an uncommon dtype",
+    "tensor": "of a special kind", "Parameter": "of a special kind", "torch.storage": "of an uncommon dtype",
+}  # fmt: skip
 _OTHER_GLOBALS = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
 _LOCAL, _END, _LOCATOR = Struct("<4s5H3I2H"), Struct("<4s4H2IH"), Struct("<4sIQI")
 _END64_BYTES = 56
@@ -62,18 +64,20 @@ _LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, Va
                 AssertionError, ArithmeticError, EOFError, OSError)  # fmt: skip
 
 
-def has_bin(directory: Path) -> bool:
-    """Whether a directory holds PyTorch weights by their usual names."""
-    return (directory / SINGLE_NAME).is_file() or (directory / INDEX_NAME).is_file()
+def holds_only_bin(directory: Path) -> bool:
+    """Whether a directory holds PyTorch weights by their usual names, and no safetensors, which are preferred."""
+    return any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)) and not has_safetensors(directory)
 
 
-def bin_files(directory: Path) -> tuple[Path, ...]:
-    """The PyTorch files that make up the checkpoint in a directory.
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The files, safetensors or else PyTorch's, that make up the checkpoint in a directory.
 
     Raises:
         CheckpointError: there are none, or one that the index names is missing.
     """
-    return shards(directory, SINGLE_NAME, INDEX_NAME, ".bin")[0]
+    if holds_only_bin(directory):
+        return shards(directory, SINGLE_NAME, INDEX_NAME, ".bin")[0]
+    return safetensors_files(directory)
 
 
 def check_torch(what: str) -> None:
@@ -221,7 +225,7 @@ def _check_entries(file: FileIO, archive: zipfile.ZipFile) -> str:
     names = {entry.filename.lower() for entry in entries}  # torch finds them whatever their case
     if len(names) != len(entries):
         raise ValueError("two entries have the same name")
-    if f"{prefix}/constants.pkl" in names:
+    if f"{prefix}/constants.pkl".lower() in names:
         raise ValueError("a TorchScript program, not a model's weights")
     if min((entry.header_offset for entry in entries), default=0):
         raise ValueError("something precedes the archive")
@@ -247,11 +251,14 @@ def _check_pickle(data: bytes) -> None:
     stack: list[int] = []  # of each object how deeply it nests tuples; -1 is a mark
     memo: dict[int, int] = {}
     argument: Any
+    protocol = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if count > MAX_OPERATIONS:
             raise ValueError(f"its data.pkl has more than {MAX_OPERATIONS:,} operations")
         if isinstance(argument, str) and operation.name != "GLOBAL":
             texts = [*texts[-1:], argument] if argument != "storage" else texts
+        if operation.name == "PROTO":
+            protocol = argument
         if operation.name in _OTHER_GLOBALS:
             raise ValueError(_refusal(".".join(texts[-2:]), ""))
         if operation.name == "GLOBAL" and (asked := argument.replace(" ", ".")) not in _ALLOWED:
@@ -273,6 +280,8 @@ def _check_pickle(data: bytes) -> None:
         elif operation.name == "MEMOIZE":
             memo[len(memo)] = depth
         stack += [-1 if kind is pickletools.markobject else depth for kind in operation.stack_after]
+    if protocol not in (2, 3):
+        raise ValueError(f"its data.pkl is of pickle protocol {protocol}, not 2, in which torch.save writes")
 
 
 def _refusal(asked: str, name: str) -> str:
