@@ -90,12 +90,12 @@ def test_a_file_is_written_whole(results: tuple[Path, Path], tmp_path: Path) -> 
     ("content", "message"),
     [
         (None, "can't be read: No such file"),
-        ("{", "is not JSON"),
-        ("[1]", "neither a result"),
+        ("{", "not valid JSON"),
+        ("[1]", "a JSON object is needed, not an array"),
         ('{"kind": "bench", "schema_version": 7}', "schema_version 7"),
         ('{"kind": "complete", "schema_version": 1}', "the summary lacks request, limit"),
         ('{"kind": "bench", "schema_version": 1, "rows": 3}', "the result lacks started_at"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_files_that_are_no_result(tmp_path: Path, content: str | None, message: str) -> None:

@@ -5,7 +5,6 @@ This is the one schema of all formats: a column of csv and a key of json is an a
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from anthesis.bench.result import Measurement, Report, Row
 from anthesis.dataset.summary import KIND as COMPLETE
 from anthesis.dataset.summary import Counts, Summary, summary_path
 from anthesis.errors import RequestError
+from anthesis.json_text import parse_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,7 @@ def read_lines(path: Path) -> list[Line]:
     beside = summary_path(path)
     path = beside if beside.is_file() else path
     try:
-        document = json.loads(path.read_text("utf-8"))
-        if not isinstance(document, dict):
-            raise RequestError("it is neither a result of `anthesis bench` nor a summary of `anthesis complete`")
+        document = parse_object(path.read_bytes())
         if document.get("kind") == COMPLETE:
             return [_of_summary(Summary.from_document(document), str(path))]
         report = Report.from_document(document)
@@ -97,8 +95,8 @@ def read_lines(path: Path) -> list[Line]:
         raise RequestError(f"{path}: {error}") from error
     except OSError as error:
         raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} is no result: {error}") from error
 
 
 def _of_row(row: Row, report: Report, source: str) -> Line:

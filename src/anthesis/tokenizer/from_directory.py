@@ -7,17 +7,20 @@ alone: beside it, `add_bos_token` and `add_eos_token` in tokenizer_config.json m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anthesis.errors import TokenizerError
+from anthesis.json_text import parse_object
 from anthesis.tokenizer.chat import ChatTemplate
 from anthesis.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+MAX_TOKENIZER_BYTES = 128 << 20
+"""Several times the largest in use."""
 
 
 def tokenizer_from_directory(directory: Path, usable_vocab_size: int | None) -> Tokenizer:
@@ -43,6 +46,10 @@ def _load_backend(directory: Path) -> Backend:
 
     path = directory / "tokenizer.json"
     try:
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise TokenizerError(
+                f"{path} has {path.stat().st_size:,} bytes; no tokenizer has more than {MAX_TOKENIZER_BYTES:,}"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TokenizerError(_no_tokenizer_json(directory)) from None
@@ -69,14 +76,11 @@ def _no_tokenizer_json(directory: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in an optional JSON file; empty where there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a JSON {type(content).__name__}; an object is needed")
-    return content
 
 
 def _content(token: object) -> str | None:
