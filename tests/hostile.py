@@ -9,27 +9,33 @@ import csv
 import functools
 import io
 import json
-import resource
+import re
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import gguf
 import numpy as np
 
+from anthesis.bench.result import Report
 from anthesis.checkpoint import open_checkpoint
 from anthesis.checkpoint.convert import write_packed
 from anthesis.dataset import open_dataset
+from anthesis.dataset.summary import Summary
 from anthesis.errors import AnthesisError
 from anthesis.models import trace
-from anthesis.report import read_lines
+from anthesis.report import FORMATS, read_lines, render
 from anthesis.tokenizer import open_tokenizer
 from text_model import text_model
 
 MAX_S = 1.0
 MAX_TAKEN_KIB = 200_000
+SHARD = "model-00001-of-00001.safetensors"
 
 
 def check(kind: str, data: bytes) -> bool:
@@ -39,27 +45,39 @@ def check(kind: str, data: bytes) -> bool:
         directory = Path(name)
         place(kind, directory).write_bytes(data)
         message = ""
-        begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before, begin = forget_peak_kib(), time.process_time()
         try:
             KINDS[kind][1](directory)
             was_read = True
         except AnthesisError as error:
             was_read, message = False, str(error)
         took_s = time.process_time() - begin
-        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        taken = peak_kib() - before
         assert took_s < MAX_S, f"{kind}: {took_s:.1f} s"
         assert len(message) < 2000, f"an error of {len(message)} characters"
         assert taken < MAX_TAKEN_KIB, f"{kind}: {taken} KiB"
         return was_read
 
 
+def peak_kib() -> int:
+    """The most memory that the process held at once."""
+    return int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0])
+
+
+def forget_peak_kib() -> int:
+    """Makes the peak what the process holds now, and gives it: a later one is not hidden by an earlier one."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_kib()
+
+
 def place(kind: str, directory: Path) -> Path:
     """The file that the bytes become, in a directory that holds all other files it needs."""
     file = KINDS[kind][0]
     source = {"packed": packed_model, "weights": packed_model}.get(kind, plain_model)()
-    if kind in ("config", "generation", "tokenizer", "tokenizer config", "safetensors", "packed", "weights"):
+    if KINDS[kind][1] is open_model and kind != "gguf":
         for other in source.iterdir():
-            (directory / other.name).write_bytes(other.read_bytes())
+            name = SHARD if kind == "index" and other.suffix == ".safetensors" else other.name
+            (directory / name).write_bytes(other.read_bytes())
     return directory / file
 
 
@@ -90,9 +108,15 @@ def packed_model() -> Path:
 
 
 def open_model(path: Path) -> None:
-    """Opens a model as `LLM` does, and loads every weight."""
+    """Opens a model as `LLM` does, encodes and decodes a text, and loads every weight."""
     with open_checkpoint(str(path)) as checkpoint:
-        open_tokenizer(checkpoint.tokenizer_source, usable_vocab_size=checkpoint.config.vocab_size)
+        tokenizer = open_tokenizer(checkpoint.tokenizer_source, usable_vocab_size=checkpoint.config.vocab_size)
+        if tokenizer is not None:
+            tokenizer.decode(tokenizer.encode("a b\n\u00e9"))
+            stream = tokenizer.stream()
+            for token_id in range(min(tokenizer.size, 8)):
+                stream.push(token_id)
+            stream.finish()
         weights = trace(checkpoint.config, "argmax", checkpoint.kind_of).of_kind("weight")
         checkpoint.check(weights)
         for value in weights:
@@ -114,6 +138,13 @@ def read_rows(name: str) -> Callable[[Path], None]:
             pass
 
     return read
+
+
+def read_result(directory: Path) -> None:
+    """Reads what `anthesis report` shows, in all of its forms."""
+    lines = read_lines(directory / "result.json")
+    for form in FORMATS:
+        render(lines, form)
 
 
 def _gguf() -> bytes:
@@ -167,6 +198,31 @@ def open_bin(directory: Path) -> None:
             store.read(name, slice(0, 1), slice(None), transpose=False, exact=False)
 
 
+def _index() -> bytes:
+    with open_checkpoint(str(plain_model())) as checkpoint:
+        names = checkpoint._weights._store.tensors  # type: ignore[union-attr]
+    return json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, SHARD)}).encode()
+
+
+def _example(cls: Any) -> Any:
+    """What a document of this type looks like; see `anthesis.records`."""
+    origin, arguments = get_origin(cls), get_args(cls)
+    if origin in (Union, types.UnionType):
+        return _example(arguments[0])
+    if origin is Literal:
+        return arguments[0]
+    if is_dataclass(cls):
+        hints = get_type_hints(cls)
+        defaults = {field.name: field.default for field in fields(cls)}
+        return {
+            name: default if isinstance(default, int | str) else _example(hints[name])
+            for name, default in defaults.items()
+        }
+    if origin is tuple:
+        return [_example(arguments[0])]
+    return {} if dict in (cls, origin) else None if cls is Any else cls(1)
+
+
 def _csv() -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows([["id", "text"], [1, 'a "quoted", text'], [2, "two\nlines"]])
@@ -189,11 +245,15 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
     "csv": _csv,
     "text": lambda: "one\nzwölf\n".encode(),
     "parquet": _parquet,
-    "result": lambda: json.dumps({"kind": "bench", "schema_version": 1, "rows": [], "machine": {}}).encode(),
+    "tsv": lambda: _csv().replace(b",", b"\t"),
+    "index": _index,
+    "result": lambda: json.dumps(_example(Report)).encode(),
+    "summary": lambda: json.dumps(_example(Summary)).encode(),
 }
 
 KINDS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "safetensors": ("model.safetensors", open_model),
+    "index": ("model.safetensors.index.json", open_model),
     "config": ("config.json", open_model),
     "random config": ("config.json", trace_random),
     "generation": ("generation_config.json", open_model),
@@ -205,7 +265,9 @@ KINDS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "weights": ("weights.safetensors", open_model),
     "jsonl": ("data.jsonl", read_rows("data.jsonl")),
     "csv": ("data.csv", read_rows("data.csv")),
+    "tsv": ("data.tsv", read_rows("data.tsv")),
     "text": ("data.txt", read_rows("data.txt")),
     "parquet": ("data.parquet", read_rows("data.parquet")),
-    "result": ("result.json", lambda directory: len(read_lines(directory / "result.json")) and None),
+    "result": ("result.json", read_result),
+    "summary": ("result.json", read_result),
 }

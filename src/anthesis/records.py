@@ -64,9 +64,9 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if is_dataclass(cls):
         return _build_dataclass(cls, _checked(isinstance(value, dict), value, where, "an object"), where)
     if cls is float:
-        return float(_checked(isinstance(value, int | float) and not isinstance(value, bool), value, where, "a number"))
+        return float(_checked(_is_number(value, int | float), value, where, "a number"))
     if cls is int:
-        return _checked(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
+        return _checked(_is_number(value, int), value, where, "a whole number")
     assert cls in (bool, str), f"{where} is annotated {cls}, which documents don't know"
     return _checked(isinstance(value, cls), value, where, "true or false" if cls is bool else "a string")
 
@@ -82,6 +82,12 @@ def _build_dataclass(cls: Any, value: dict[str, Any], where: str) -> Any:
 
 def _has_default(field: Field[Any]) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    """Whether it is of this kind, and not an integer beyond 64 bits, which nothing counts to and no float may hold."""
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    return fits and (isinstance(value, float) or abs(value) < 1 << 64)
 
 
 def _checked(fine: bool, value: Any, where: str, needed: str) -> Any:

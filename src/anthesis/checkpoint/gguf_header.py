@@ -115,14 +115,15 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], di
         if key in metadata:
             raise CheckpointError(f"{path}: damaged: the key {key!r} occurs twice")
         metadata[key] = cursor.value(cursor.integer(4, f"the type of {key}"), key)
-    if metadata.get("split.count", 0) not in (0, 1):
+    parts = metadata.get("split.count", 0)
+    if not isinstance(parts, int) or parts not in (0, 1):
         raise UnsupportedError(
-            f"{path}: one of {metadata['split.count']} parts; split GGUF files are not read: "
+            f"{path}: one of {parts!r:.60} parts; split GGUF files are not read: "
             "join them with `llama-gguf-split --merge`"
         )
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment % 8:
-        raise CheckpointError(f"{path}: damaged: general.alignment is {alignment!r}")
+        raise CheckpointError(f"{path}: damaged: general.alignment is {alignment!r:.60}")
 
     found = [_tensor_info(cursor) for _ in range(tensor_count)]
     start = -(-cursor.at // alignment) * alignment

@@ -157,12 +157,13 @@ class StoredWeights:
                 continue
             shape = value.full_shape or value.static_shape
             rows = shape[0] if source.rows is None else int(source.rows.max()) + 1
-            rows_needed[source.name] = max(rows, rows_needed.get(source.name, 0))
             found = stored.shape[::-1] if source.transpose else stored.shape
             if len(found) != len(shape) or found[1:] != shape[1:] or found[0] < rows:
                 wanted = (rows, *shape[1:])
                 wanted = wanted[::-1] if source.transpose else wanted
                 wrong.append(f"{stored.name} has the shape {list(stored.shape)}, not {list(wanted)}")
+                continue
+            rows_needed[source.name] = max(rows, rows_needed.get(source.name, 0))
         for name, rows in rows_needed.items():
             stored, axis = self._stored[name], -1 if self._is_transposed(name) else 0
             if stored.shape[axis] > rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -162,7 +163,8 @@ class CsvFile(_LinesDataSet):
                     f"{self._path} has no header with the names of its columns: {error or 'it is empty'}"
                 )
             if len(set(names)) != len(names):
-                raise DataSetError(f"{self._path} has two columns of one name in its header: {', '.join(names)}")
+                twice = Counter(names).most_common(1)[0][0]
+                raise DataSetError(f"{self._path} has two columns of one name in its header: {twice!r:.100}")
             if any(_surrogates(name) for name in names):
                 raise DataSetError(f"{self._path}: the header is not UTF-8; convert the file")
             self._names = names

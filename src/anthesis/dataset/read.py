@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,13 +123,18 @@ def choose_column(
     Raises:
         RequestError: no such column, or none with text.
     """
-    names = ", ".join(is_text) or "none"
+    names = _listed(is_text) or "none"
     if column is not None:
         if column not in is_text:
-            raise RequestError(f"{where} has no column {column!r} in {looked_at}; its columns are: {names}")
+            raise RequestError(f"{where} has no column {column!r:.100} in {looked_at}; its columns are: {names}")
         return column, None
     texts = [name for name, text in is_text.items() if text]
     if not texts:
         raise RequestError(f"{where} has no column with text in {looked_at}; its columns are: {names}")
-    others = ", ".join(name for name in is_text if name != texts[0])
-    return texts[0], f"column {texts[0]}, the first with text" + (f" (others: {others})" if others else "")
+    others = _listed(name for name in is_text if name != texts[0])
+    return texts[0], f"column {texts[0]:.100}, the first with text" + (f" (others: {others})" if others else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= 500 else f"{text[:497]}..."

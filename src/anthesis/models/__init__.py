@@ -45,7 +45,7 @@ def family_of_config(raw: Mapping[str, Any]) -> Family:
         if model_type in family.model_types:
             return family
     known = ", ".join(sorted(t for family in families() for t in family.model_types))
-    raise ConfigError(f"unknown architecture model_type = {model_type!r}; known are: {known}")
+    raise ConfigError(f"unknown architecture model_type = {model_type!r:.60}; known are: {known}")
 
 
 def family_of_gguf(architecture: object) -> Family:
@@ -55,10 +55,10 @@ def family_of_gguf(architecture: object) -> Family:
         ConfigError: an unknown architecture; the message lists the known ones.
     """
     for family in families():
-        if family.gguf and architecture in family.gguf.architectures:
+        if family.gguf and isinstance(architecture, str) and architecture in family.gguf.architectures:
             return family
     known = ", ".join(sorted(a for family in families() if family.gguf for a in family.gguf.architectures))
-    raise ConfigError(f"unknown GGUF architecture {architecture!r}; known are: {known}")
+    raise ConfigError(f"unknown GGUF architecture {architecture!r:.60}; known are: {known}")
 
 
 def preset(name: str) -> Mapping[str, Any]:

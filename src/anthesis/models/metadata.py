@@ -34,7 +34,7 @@ class GgufReader:
         """
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; one integer is needed")
+            raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r:.60}; one integer is needed")
         return value
 
     def size(self, field: str, key: str, default: int | None = None) -> int:
@@ -64,13 +64,13 @@ class GgufReader:
         """
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r}; a string is needed")
+            raise ConfigError(f"GGUF metadata has {self.architecture}.{key} = {value!r:.60}; a string is needed")
         return value
 
     def vocab_size(self) -> int:
         """Rows of the embedding: as stated, else the number of tokens in the vocabulary."""
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        return self.size("vocab_size", "vocab_size", None if tokens is None else len(tokens))
+        return self.size("vocab_size", "vocab_size", len(tokens) if isinstance(tokens, list | tuple) else None)
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Ids that end a sequence or a turn.
@@ -93,7 +93,7 @@ class GgufReader:
     def _token_id(self, key: str) -> int:
         value = self.metadata[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"GGUF metadata has {key} = {value!r}; a token id is needed")
+            raise ConfigError(f"GGUF metadata has {key} = {value!r:.60}; a token id is needed")
         return value
 
     def _get(self, key: str, default: Any) -> Any:

@@ -1,11 +1,12 @@
 """Chat templates: the Jinja programs that write a conversation as one text.
 
-A template comes with the downloaded model, so it is somebody else's program: it runs in Jinja's immutable sandbox, and
-with limits on its running time, its output, and the size of what it multiplies or adds up.
+A template comes with the downloaded model, so it is somebody else's program. It runs in the sandbox of
+`anthesis.tokenizer.sandbox`, which asks the budget kept here before it lets the template take time or memory.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,54 @@ from anthesis.errors import RequestError, TokenizerError
 if TYPE_CHECKING:
     from jinja2 import Template
 
+MAX_SOURCE_CHARACTERS = 3 << 14
 MAX_RENDER_S = 5.0
-MAX_OUTPUT_CHARACTERS = 1 << 24
+MAX_MADE_BYTES = 100 << 20
+MAX_OUTPUT_CHARACTERS = 1 << 23
+MAX_DATE_FORMAT_CHARACTERS = 100
+MAX_REASON_CHARACTERS = 300
+
+
+class Budget:
+    """What one rendering may still take: time, and memory for all that it makes, even if it lets go of it again."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + MAX_RENDER_S
+        self._bytes_left: float = MAX_MADE_BYTES
+
+    def check_time(self) -> None:
+        """Ends a rendering that takes too long.
+
+        Raises:
+            TokenizerError: it does.
+        """
+        if time.monotonic() > self._deadline:
+            raise TokenizerError(f"the model's chat template ran for more than {MAX_RENDER_S:g} seconds")
+
+    def allow(self, n_bytes: float, what: str) -> None:
+        """Ends a rendering that has no time, or no room for so much more.
+
+        Args:
+            what: the operator, filter or method that would make so much.
+
+        Raises:
+            TokenizerError: it has none.
+        """
+        self.check_time()
+        if n_bytes > self._bytes_left:
+            raise TokenizerError(
+                f"the model's chat template goes too far with {what!r}: "
+                f"the text and lists that it makes could take more than {MAX_MADE_BYTES >> 20} MiB"
+            )
+
+    def spend(self, n_bytes: float, what: str) -> None:
+        """Takes some of the room, or ends the rendering."""
+        self.allow(n_bytes, what)
+        self._bytes_left -= n_bytes
+
 
 # Per rendering and not per template, which threads may share.
-_deadline: ContextVar[float] = ContextVar("chat template deadline")
+budget: ContextVar[Budget] = ContextVar("budget of a chat template's rendering")
 
 
 class ChatTemplate:
@@ -49,15 +93,13 @@ class ChatTemplate:
             RequestError: no messages, or malformed ones.
             TokenizerError: the template is wrong, refused the messages, or met a limit.
         """
-        from jinja2 import TemplateError
-
         _check_messages(messages)
-        _deadline.set(time.monotonic() + MAX_RENDER_S)
+        budget.set(Budget())
         try:
             if self._compiled is None:
                 self._compiled = _compile(self._source)
-            pieces: list[str] = []
-            size = 0
+            # Not a list of the pieces: a template can write millions.
+            text, n_characters = io.StringIO(), 0
             for piece in self._compiled.generate(
                 **self._special_tokens,
                 messages=[dict(message) for message in messages],
@@ -65,25 +107,14 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
             ):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MAX_OUTPUT_CHARACTERS:
-                    raise TokenizerError(f"the chat template wrote more than {MAX_OUTPUT_CHARACTERS} characters")
-            return "".join(pieces)
-        # A template is a program: besides Jinja's errors it can raise what its operations on plain values raise.
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-            MemoryError,
-        ) as error:
-            if isinstance(error, TokenizerError):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+                n_characters += text.write(piece)
+                if n_characters > MAX_OUTPUT_CHARACTERS:
+                    raise TokenizerError(f"the model's chat template wrote more than {MAX_OUTPUT_CHARACTERS} characters")
+            return text.getvalue()
+        except TokenizerError:
+            raise
+        except Exception as error:  # a template is a program, so it can raise nearly anything; so can its compilation
+            reason = " ".join(str(error)[:MAX_REASON_CHARACTERS].split()) or type(error).__name__
             line = getattr(error, "lineno", None)
             where = f" in line {line}" if line else ""
             raise TokenizerError(f"the model's chat template failed{where} on these messages: {reason}") from error
@@ -102,10 +133,10 @@ def _check_messages(messages: Sequence[object]) -> None:
 def _compile(source: str) -> Template:
     """The template, with the names that transformers offers to templates and with the limits built in."""
     from jinja2 import TemplateRuntimeError, nodes
-    from jinja2.ext import Extension, loopcontrols
+    from jinja2.ext import Extension
     from jinja2.parser import Parser
-    from jinja2.runtime import Context
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from anthesis.tokenizer.sandbox import LimitedEnvironment, limited_filter, written
 
     class GenerationBlock(Extension):
         """`{% generation %}` marks the assistant's words for training; here it is just its contents."""
@@ -116,21 +147,13 @@ def _compile(source: str) -> Template:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    class LimitedEnvironment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**"])
-
-        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-            if _result_size(operator, left, right) > MAX_OUTPUT_CHARACTERS:
-                raise TemplateRuntimeError(f"the result of {operator} would be too large")
-            return super().call_binop(context, operator, left, right)
-
-        def check_time(self) -> str:
-            if time.monotonic() > _deadline.get():
-                raise TemplateRuntimeError(f"it ran for more than {MAX_RENDER_S:g} seconds")
-            return ""
-
     def raise_exception(message: str) -> None:
-        raise TemplateRuntimeError(message)
+        raise TemplateRuntimeError(written(message))
+
+    def strftime_now(form: str) -> str:
+        if len(form) > MAX_DATE_FORMAT_CHARACTERS:
+            raise TemplateRuntimeError(f"it formats a date with more than {MAX_DATE_FORMAT_CHARACTERS} characters")
+        return datetime.now().strftime(form)
 
     def to_json(
         value: Any,
@@ -142,28 +165,10 @@ def _compile(source: str) -> Template:
         # Jinja's own filter escapes for HTML, which a prompt is not.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    program = environment.parse(source)
-    # Only a loop or a macro can run long, so each of their bodies begins with a look at the clock.
-    for node in program.find_all((nodes.For, nodes.Macro)):
-        assert isinstance(node, (nodes.For, nodes.Macro))
-        clock = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(clock).set_lineno(node.lineno))
-    program.set_environment(environment)
-    return environment.from_string(program)
-
-
-def _result_size(operator: str, left: Any, right: Any) -> int:
-    """How large the result of a Jinja operator would be: characters, items, or bits."""
-    if operator == "**":
-        bits = left.bit_length() if isinstance(left, int) else 1
-        return bits * right if isinstance(right, int) else 1
-    if operator == "+":
-        return sum(len(side) for side in (left, right) if isinstance(side, (str, list, tuple)))
-    for sized, count in ((left, right), (right, left)):
-        if isinstance(sized, (str, list, tuple)) and isinstance(count, int):
-            return len(sized) * count
-    return sum(side.bit_length() for side in (left, right) if isinstance(side, int))
+    if len(source) > MAX_SOURCE_CHARACTERS:
+        raise TemplateRuntimeError(f"it is {len(source)} characters long; {MAX_SOURCE_CHARACTERS} are allowed")
+    environment = LimitedEnvironment()
+    environment.add_extension(GenerationBlock)
+    environment.filters["tojson"] = limited_filter("tojson", to_json)
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    return environment.compile_limited(source)

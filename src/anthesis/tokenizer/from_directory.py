@@ -7,12 +7,14 @@ alone: beside it, `add_bos_token` and `add_eos_token` in tokenizer_config.json m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anthesis.errors import TokenizerError
 from anthesis.json_text import parse_object
+from anthesis.tokenizer.backend import library_errors
 from anthesis.tokenizer.chat import ChatTemplate
 from anthesis.tokenizer.tokenizer import Tokenizer
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENIZER_BYTES = 128 << 20
 """Several times the largest in use."""
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def tokenizer_from_directory(directory: Path, usable_vocab_size: int | None) -> Tokenizer:
@@ -55,10 +58,8 @@ def _load_backend(directory: Path) -> Backend:
         raise TokenizerError(_no_tokenizer_json(directory)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
-    try:
+    with library_errors(f"{path} is no tokenizer; download it again"):
         return Backend.from_str(text)
-    except Exception as error:  # the library raises nothing narrower for a file it can't parse
-        raise TokenizerError(f"{path} is no tokenizer: {error}; download it again") from error
 
 
 def _no_tokenizer_json(directory: Path) -> str:
@@ -87,7 +88,8 @@ def _content(token: object) -> str | None:
     """A token is written as its text, or as an object with the text in `content`."""
     if isinstance(token, Mapping):
         token = token.get("content")
-    return token if isinstance(token, str) else None
+    # JSON can spell half a character, which no vocabulary holds
+    return token if isinstance(token, str) and not _HALF_CHARACTER.search(token) else None
 
 
 def _special_token_names(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, str]:
@@ -104,12 +106,12 @@ def _mark_special(backend: Backend, config: Mapping[str, Any], names: Mapping[st
     """
     from tokenizers import AddedToken
 
-    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or ()
-    listed = config.get("added_tokens_decoder") or {}
+    extra = _entries(config, "additional_special_tokens") or _entries(config, "extra_special_tokens")
+    listed = _entries(config, "added_tokens_decoder")
     called_special = [
         *names.values(),
-        *(_content(token) for token in (extra.values() if isinstance(extra, Mapping) else extra)),
-        *(_content(token) for token in listed.values() if isinstance(token, Mapping) and token.get("special")),
+        *map(_content, extra),
+        *(_content(token) for token in listed if isinstance(token, Mapping) and token.get("special")),
     ]
     already = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     missing = [
@@ -118,6 +120,14 @@ def _mark_special(backend: Backend, config: Mapping[str, Any], names: Mapping[st
         if token is not None and token not in already and backend.token_to_id(token) is not None
     ]
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
+
+
+def _entries(config: Mapping[str, Any], name: str) -> list[object]:
+    """What a list, or an object, of tokenizer_config.json holds."""
+    found = config.get(name) or []
+    if not isinstance(found, list | dict):
+        raise TokenizerError(f"tokenizer_config.json has {name} = {found!r:.60}; a list or an object is needed")
+    return list(found.values()) if isinstance(found, dict) else found
 
 
 def _token_id(backend: Backend, token: str | None) -> int | None:
@@ -135,6 +145,6 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
         raise TokenizerError(f"cannot read {path}: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, Mapping)]
+        template = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -6,10 +6,11 @@ than holding them, so a name that is not known here is refused: a guess would en
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from anthesis.errors import TokenizerError
+from anthesis.tokenizer.backend import library_errors
 from anthesis.tokenizer.chat import ChatTemplate
 from anthesis.tokenizer.pretokenizers import BYTE_LEVEL_RULES
 from anthesis.tokenizer.tokenizer import Tokenizer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
+_MAX_PIECE_CHARACTERS = 1024
+"""Of SentencePiece, whose own limit is 16 by default; the ways to cut all of them take time by the square."""
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], usable_vocab_size: int | None) -> Tokenizer:
@@ -32,13 +35,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], usable_vocab_size: int | No
     """
     reader = _Reader(metadata)
     model = metadata.get("tokenizer.ggml.model")
+    model = model if isinstance(model, str) else repr(model)
     if model == "gpt2":
         backend, add_bos = _byte_level_bpe(reader), reader.rules_name() in ("llama3", "llama-v3", "llama-bpe", "tekken")
     elif model == "llama":
         backend, add_bos = _sentencepiece_bpe(reader), True
     else:
         raise TokenizerError(
-            f"the GGUF file's tokenizer.ggml.model is {model!r}; read here are 'gpt2' (byte-level BPE) and 'llama' "
+            f"the GGUF file's tokenizer.ggml.model is {model!r:.60}; read here are 'gpt2' (byte-level BPE) and 'llama' "
             "(SentencePiece BPE); give prompts as token ids, or use a directory with tokenizer.json"
         )
     _add_whole_tokens(backend, reader)
@@ -58,38 +62,49 @@ class _Reader:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-        self.tokens: list[str] = list(self.array("tokens"))
-        types = self._metadata.get("tokenizer.ggml.token_type")
-        self.types: list[int] = [_NORMAL] * len(self.tokens) if types is None else [int(kind) for kind in types]
+        self.tokens: list[str] = self.array("tokens", str)
+        has_types = metadata.get("tokenizer.ggml.token_type") is not None
+        self.types: list[float] = self.array("token_type", float) if has_types else [_NORMAL] * len(self.tokens)
         if len(self.types) != len(self.tokens):
             raise TokenizerError(
                 f"the GGUF file has {len(self.tokens)} tokens but {len(self.types)} token types; download it again"
             )
 
-    def array(self, name: str) -> Sequence[Any]:
+    def array(self, name: str, of: type[str] | type[float]) -> list[Any]:
+        """An array that is not empty, of texts or of numbers."""
         if not self.has(name):
             raise TokenizerError(f"the GGUF file lacks tokenizer.ggml.{name}; download it again or convert it anew")
-        values: Sequence[Any] = self._metadata[f"tokenizer.ggml.{name}"]
-        return values
+        values = self._metadata[f"tokenizer.ggml.{name}"]
+        values = values.tolist() if hasattr(values, "tolist") else values
+        allowed = str if of is str else (int, float)
+        if not isinstance(values, list | tuple) or not all(isinstance(value, allowed) for value in values):
+            raise TokenizerError(
+                f"the GGUF file has tokenizer.ggml.{name} = {values!r:.60}; an array of "
+                f"{'texts' if of is str else 'numbers'} is needed; convert the model anew"
+            )
+        return list(values)
 
     def has(self, name: str) -> bool:
-        values = self._metadata.get(f"tokenizer.ggml.{name}")
-        return values is not None and len(values) > 0
+        """Whether the key is present, and not an empty array."""
+        value = self._metadata.get(f"tokenizer.ggml.{name}")
+        return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
 
     def flag(self, name: str, default: bool) -> bool:
-        value = self._metadata.get(f"tokenizer.ggml.{name}")
-        return default if value is None else bool(value)
+        value = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        if not isinstance(value, int):
+            raise TokenizerError(f"the GGUF file has tokenizer.ggml.{name} = {value!r:.60}; true or false is needed")
+        return bool(value)
 
     def token_id(self, name: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{name}_token_id")
         if value is None:
             return None
-        if not 0 <= int(value) < len(self.tokens):
+        if not isinstance(value, int) or not 0 <= value < len(self.tokens):
             raise TokenizerError(
-                f"the GGUF file has tokenizer.ggml.{name}_token_id = {value}, but only {len(self.tokens)} tokens; "
-                "convert the model anew"
+                f"the GGUF file has tokenizer.ggml.{name}_token_id = {value!r:.60}, but only {len(self.tokens)} "
+                "tokens; convert the model anew"
             )
-        return int(value)
+        return value
 
     def added_token(self, name: str, default: bool) -> int | None:
         """The id of the token that `add_{name}_token` (by default `default`) asks for, or None where it does not."""
@@ -117,12 +132,13 @@ class _Reader:
     def rules_name(self) -> str:
         """The name of the rules for splitting text before BPE."""
         name = self._metadata.get("tokenizer.ggml.pre")
-        if name not in BYTE_LEVEL_RULES:
+        if not isinstance(name, str) or name not in BYTE_LEVEL_RULES:
             raise TokenizerError(
-                f"the GGUF file's tokenizer.ggml.pre is {name!r}; known are: {', '.join(sorted(BYTE_LEVEL_RULES))}; "
-                "give prompts as token ids, or use a directory with tokenizer.json"
+                f"the GGUF file's tokenizer.ggml.pre is {name!r:.60}; known are: "
+                f"{', '.join(sorted(BYTE_LEVEL_RULES))}; give prompts as token ids, or use a directory with "
+                "tokenizer.json"
             )
-        return str(name)
+        return name
 
     def vocabulary(self) -> dict[str, int]:
         """Token -> id, without the rows that only pad the embedding to a round size."""
@@ -130,7 +146,7 @@ class _Reader:
         vocabulary = dict(used)
         if len(vocabulary) != len(used):
             twice = next(token for token, i in used if vocabulary[token] != i)
-            raise TokenizerError(f"the GGUF file lists the token {twice!r} twice; convert the model anew")
+            raise TokenizerError(f"the GGUF file lists the token {twice!r:.60} twice; convert the model anew")
         return vocabulary
 
 
@@ -141,14 +157,14 @@ def _byte_level_bpe(reader: _Reader) -> Backend:
     from tokenizers.models import BPE
 
     rules = BYTE_LEVEL_RULES[reader.rules_name()]
-    merges = [tuple(merge.split(" ")) for merge in reader.array("merges")]
+    merges = [tuple(merge.split(" ")) for merge in reader.array("merges", str)]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong is not None:
-        raise TokenizerError(f"the GGUF file has the merge {' '.join(wrong)!r}; two tokens are needed; convert it anew")
-    try:
+        raise TokenizerError(
+            f"the GGUF file has the merge {' '.join(wrong)!r:.60}; two tokens are needed; convert it anew"
+        )
+    with library_errors("the GGUF file's vocabulary and merges do not fit together"):
         model = BPE(vocab=reader.vocabulary(), merges=merges, ignore_merges=rules.whole_words_first)
-    except Exception as error:  # the library raises nothing narrower for merges of unknown tokens
-        raise TokenizerError(f"the GGUF file's vocabulary and merges do not fit together: {error}") from error
     backend = Backend(model)
     if rules.nfc:
         backend.normalizer = normalizers.NFC()
@@ -179,8 +195,14 @@ def _sentencepiece_bpe(reader: _Reader) -> Backend:
     spaced = next((token for token, i in vocabulary.items() if reader.types[i] == _NORMAL and " " in token), None)
     if spaced is not None:
         raise TokenizerError(
-            f"the GGUF file's SentencePiece token {spaced!r} holds a space, which is not read here; "
+            f"the GGUF file's SentencePiece token {spaced!r:.60} holds a space, which is not read here; "
             "use a directory with tokenizer.json"
+        )
+    longest = max(vocabulary, key=len, default="")
+    if len(longest) > _MAX_PIECE_CHARACTERS:
+        raise TokenizerError(
+            f"the GGUF file's SentencePiece token {longest!r:.60} has {len(longest)} characters; at most "
+            f"{_MAX_PIECE_CHARACTERS} are read; convert the model anew"
         )
     unknown = [token for token, i in vocabulary.items() if reader.types[i] == _UNKNOWN]
     model = BPE(
@@ -203,7 +225,7 @@ def _sentencepiece_bpe(reader: _Reader) -> Backend:
 
 
 def _merges_by_score(vocabulary: Mapping[str, int], reader: _Reader) -> list[tuple[str, str]]:
-    scores = [float(score) for score in reader.array("scores")]
+    scores = [float(score) for score in reader.array("scores", float)]
     if len(scores) != len(reader.tokens):
         raise TokenizerError(
             f"the GGUF file has {len(reader.tokens)} tokens but {len(scores)} scores; download it again"

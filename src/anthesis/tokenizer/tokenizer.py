@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from anthesis.errors import RequestError
+from anthesis.tokenizer.backend import library_errors
 from anthesis.tokenizer.chat import ChatTemplate
 from anthesis.tokenizer.detokenize import TextStream, detokenizer_factory
 
@@ -75,6 +76,7 @@ class Tokenizer:
         Raises:
             RequestError: text that is not valid Unicode (a lone surrogate), or that needs an id the model has no
                 embedding for.
+            TokenizerError: the tokenizer is damaged.
         """
         try:
             text.encode()
@@ -83,7 +85,8 @@ class Tokenizer:
                 f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
                 "character; decode it from its bytes again"
             ) from None
-        ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with library_errors("the tokenizer is damaged, so it can't encode the text"):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         limit = self._usable_vocab_size
         if limit is not None and ids and max(ids) >= limit:
             raise RequestError(
@@ -97,10 +100,12 @@ class Tokenizer:
 
         Raises:
             RequestError: an id that is negative or not below `size`.
+            TokenizerError: the tokenizer is damaged.
         """
         for token_id in token_ids:
             self._check(token_id)
-        return self._backend.decode(list(token_ids), skip_special_tokens=True)
+        with library_errors("the tokenizer is damaged, so it can't decode the tokens"):
+            return self._backend.decode(list(token_ids), skip_special_tokens=True)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A fresh incremental decoder, for one sequence.
