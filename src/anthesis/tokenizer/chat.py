@@ -109,7 +109,9 @@ class ChatTemplate:
             ):
                 n_characters += text.write(piece)
                 if n_characters > MAX_OUTPUT_CHARACTERS:
-                    raise TokenizerError(f"the model's chat template wrote more than {MAX_OUTPUT_CHARACTERS} characters")
+                    raise TokenizerError(
+                        f"the model's chat template wrote more than {MAX_OUTPUT_CHARACTERS} characters"
+                    )
             return text.getvalue()
         except TokenizerError:
             raise
@@ -136,7 +138,8 @@ def _compile(source: str) -> Template:
     from jinja2.ext import Extension
     from jinja2.parser import Parser
 
-    from anthesis.tokenizer.sandbox import LimitedEnvironment, limited_filter, written
+    from anthesis.tokenizer.sandbox import LimitedEnvironment, limited_filter
+    from anthesis.tokenizer.sizes import written
 
     class GenerationBlock(Extension):
         """`{% generation %}` marks the assistant's words for training; here it is just its contents."""

@@ -35,10 +35,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], usable_vocab_size: int | No
     """
     reader = _Reader(metadata)
     model = metadata.get("tokenizer.ggml.model")
-    model = model if isinstance(model, str) else repr(model)
-    if model == "gpt2":
+    name = model if isinstance(model, str) else ""  # an array would be compared element by element
+    if name == "gpt2":
         backend, add_bos = _byte_level_bpe(reader), reader.rules_name() in ("llama3", "llama-v3", "llama-bpe", "tekken")
-    elif model == "llama":
+    elif name == "llama":
         backend, add_bos = _sentencepiece_bpe(reader), True
     else:
         raise TokenizerError(

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from itertools import chain
 from string import Formatter
@@ -26,95 +25,26 @@ from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
 
 from anthesis.tokenizer.chat import budget
-
-MAX_NESTED_CHARACTERS = 1 << 23
-MAX_NESTED_LEVELS = 32
-MAX_COMPARISONS = 1 << 28
-
-# The most that these take: an item of a new list, a reference to one that exists, and a call.
-ITEM_BYTES, REFERENCE_BYTES, CALL_BYTES = 96, 8, 512
-# A character; one that is quoted, as in "\U000e0001", among wide ones; and the longest escape for HTML, "&#34;".
-CHARACTER_BYTES, QUOTED_BYTES, HTML_CHARACTERS = 4, 40, 5
-
-CONTAINERS: tuple[type[Collection[Any]], ...] = (
-    list,
-    tuple,
-    dict,
-    set,
-    frozenset,
-    type({}.keys()),
-    type({}.values()),
-    type({}.items()),
+from anthesis.tokenizer.sizes import (
+    CALL_BYTES,
+    CHARACTER_BYTES,
+    ITEM_BYTES,
+    MAX_NESTED_LEVELS,
+    QUOTED_BYTES,
+    REFERENCE_BYTES,
+    check_bits,
+    html_factor,
+    items_bytes,
+    keep,
+    listed,
+    nested_characters,
+    text_bytes,
+    written,
 )
-PLAIN: tuple[type, ...] = (str, int, float, complex, bytes, range, Undefined, type(None), *CONTAINERS)
 
-
-# --- sizes -----------------------------------------------------------------------------------------------------------
-
-
-def _nested_characters(value: object, level: int = 0) -> int:
-    """How long plain data would be, written out; with 8 for each thing in it."""
-    if isinstance(value, str):
-        return len(value)
-    if level and not isinstance(value, PLAIN):
-        raise TemplateRuntimeError(f"it puts a {type(value).__name__} into a list, where only plain data may be")
-    if not isinstance(value, CONTAINERS):
-        return 8
-    if level == MAX_NESTED_LEVELS:
-        raise TemplateRuntimeError(f"it nests lists more than {MAX_NESTED_LEVELS} levels deep")
-    total = 8
-    for item in chain(value, value.values()) if isinstance(value, dict) else value:
-        total += 8 + (len(item) if isinstance(item, str) else _nested_characters(item, level + 1))
-        if total > MAX_NESTED_CHARACTERS:
-            raise TemplateRuntimeError(f"it makes a list that is too large: over {MAX_NESTED_CHARACTERS} characters")
-    return total
-
-
-def _text_bytes(value: object) -> int:
-    """The most that a value takes as text."""
-    if isinstance(value, str):
-        return CHARACTER_BYTES * len(value)
-    if isinstance(value, MethodType) and isinstance(value.__self__, str):  # it is written with that text
-        value = [value.__self__]
-    return QUOTED_BYTES * _nested_characters(value)
-
-
-def _keep(value: Any, what: str, item_bytes: int = ITEM_BYTES) -> Any:
-    """Pays for what an operation made, and refuses what is against the two rules."""
-    if isinstance(value, str):
-        budget.get().spend(sys.getsizeof(value), what)
-    elif isinstance(value, int):
-        _check_bits(value.bit_length())
-    elif isinstance(value, CONTAINERS):
-        _nested_characters(value)
-        budget.get().spend(item_bytes * (len(value) + 8), what)
-    return value
-
-
-def _check_bits(bits: int) -> None:
-    if bits > 64:
-        raise TemplateRuntimeError("it makes a number that is too large: it has more than 64 bits")
-
-
-def written(value: object) -> str:
-    """A value as text."""
-    if not isinstance(value, str):
-        budget.get().allow(_text_bytes(value), "string")
-        return str(_keep(str(value), "string"))
-    return value
-
-
-def _list(items: Iterable[Any], what: str) -> list[Any]:
-    budget.get().allow(_items_bytes(items), what)
-    return list(items)
-
-
-def _html(*values: object) -> int:
-    """How many times longer a text gets at most, by what is escaped to go with Markup."""
-    return HTML_CHARACTERS if Markup in map(type, values) else 1
+MAX_COMPARISONS = 1 << 28
 
 
 # --- estimates: each takes the arguments of a method or a filter and tells the most that its result could take --------
@@ -124,14 +54,9 @@ def _nothing(*_: object, **__: object) -> int:
     return 0
 
 
-def _items_bytes(items: object, *_: object, **__: object) -> int:
-    """Of a list of all items, which of a text are its characters. What an iterator yields was paid for before."""
-    return ITEM_BYTES * (len(items) + 1) if isinstance(items, Sized) else ITEM_BYTES
-
-
 def _copied_bytes(*values: object, **named: object) -> int:
     # upper() makes up to three characters of one.
-    return 3 * sum(_text_bytes(value) for value in chain(values, named.values()))
+    return 3 * sum(text_bytes(value) for value in chain(values, named.values()))
 
 
 def _searched_bytes(value: object, sought: object = None, *_: object) -> int:
@@ -139,7 +64,7 @@ def _searched_bytes(value: object, sought: object = None, *_: object) -> int:
     text = written(value)
     if isinstance(sought, str) and len(text) * len(sought) > MAX_COMPARISONS:
         raise TemplateRuntimeError(f"it searches {len(text)} characters for {len(sought)}, which takes too long")
-    return _text_bytes(text)
+    return text_bytes(text)
 
 
 def _split_bytes(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
@@ -149,17 +74,17 @@ def _split_bytes(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
 
 def _padded_bytes(text: str, *arguments: object, **named: object) -> int:
     width = max(n for n in (8, *arguments, *named.values()) if isinstance(n, int))
-    return _text_bytes(text) + CHARACTER_BYTES * width * (1 + text.count("\t"))
+    return text_bytes(text) + CHARACTER_BYTES * width * (1 + text.count("\t"))
 
 
 def _replaced_bytes(value: object, old: object, new: object, count: object = None) -> int:
     text = written(value)
-    return _text_bytes(text) + text.count(written(old)) * _text_bytes(new)
+    return text_bytes(text) + text.count(written(old)) * text_bytes(new)
 
 
 def _joined_bytes(separator: str, joined: Iterable[object]) -> int:
-    items = _list(joined, "join")
-    return CHARACTER_BYTES * len(separator) * len(items) + sum(map(_text_bytes, items))
+    items = listed(joined, "join")
+    return CHARACTER_BYTES * len(separator) * len(items) + sum(map(text_bytes, items))
 
 
 def _columns(indent: str | int | None) -> int:
@@ -173,7 +98,7 @@ def _percent_bytes(text: str, values: object) -> float:
     if re.search(r"%[^%a-zA-Z]*\*", text):
         return math.inf  # a width that is not in the text
     widths = sum(map(int, re.findall(r"\d+(?=[.a-zA-Z%])", text)))
-    return CHARACTER_BYTES * (len(text) + widths) + QUOTED_BYTES * text.count("%") * _nested_characters([values])
+    return CHARACTER_BYTES * (len(text) + widths) + QUOTED_BYTES * text.count("%") * nested_characters([values])
 
 
 def _format_bytes(text: str, values: object) -> float:
@@ -183,7 +108,7 @@ def _format_bytes(text: str, values: object) -> float:
     widths = sum(map(int, re.findall(r"\d+", " ".join(specs))))
     if "{" in "".join(specs):
         return math.inf  # a width that is not in the text
-    return CHARACTER_BYTES * (len(text) + widths) + QUOTED_BYTES * len(specs) * _nested_characters([values])
+    return CHARACTER_BYTES * (len(text) + widths) + QUOTED_BYTES * len(specs) * nested_characters([values])
 
 
 def _json_bytes(
@@ -195,16 +120,16 @@ def _json_bytes(
 ) -> int:
     """Around each thing, which counts 8 characters, may be separators, and a line's indent for each of its levels."""
     around = CHARACTER_BYTES * (MAX_NESTED_LEVELS * _columns(indent) + sum(map(len, separators or ())))
-    return (QUOTED_BYTES + around // 8) * _nested_characters(value)
+    return (QUOTED_BYTES + around // 8) * nested_characters(value)
 
 
 def _operation_bytes(operator: str, left: Any, right: Any) -> float:
     if operator == "+" and isinstance(left, str):
-        return _text_bytes(left) + _text_bytes(right)
+        return text_bytes(left) + text_bytes(right)
     if operator == "%" and isinstance(left, str):
         return _percent_bytes(left, right)
     if operator == "**" and isinstance(left, int) and isinstance(right, int):
-        _check_bits((left.bit_length() - 1) * right)
+        check_bits((left.bit_length() - 1) * right)
     if operator == "*":
         for repeated, count in ((left, right), (right, left)):
             if isinstance(repeated, (str, list, tuple)) and isinstance(count, int):
@@ -242,16 +167,16 @@ LEFT_OUT_FILTERS = ("batch", "pprint", "slice", "striptags", "urlize", "wordwrap
 FILTERS: dict[str, Callable[..., float]] = {
     **dict.fromkeys(("abs", "attr", "count", "d", "default", "first", "float", "int", "last", "length"), _nothing),
     **dict.fromkeys(("capitalize", "lower", "safe", "truncate", "upper"), _copied_bytes),
-    "center": lambda value, width=80: _text_bytes(value) + CHARACTER_BYTES * width,
+    "center": lambda value, width=80: text_bytes(value) + CHARACTER_BYTES * width,
     "format": lambda value, *values, **named: _percent_bytes(written(value), (values, named)),
     # Each character may be a line.
-    "indent": lambda value, width=4, *_, **__: _text_bytes(value) * (ITEM_BYTES + _columns(width)),
+    "indent": lambda value, width=4, *_, **__: text_bytes(value) * (ITEM_BYTES + _columns(width)),
     "join": lambda value, d="", attribute=None: _joined_bytes(written(d), value),
     "replace": _replaced_bytes,
     "round": lambda value, precision=0, method="": _operation_bytes("**", 10, precision),
-    "string": _text_bytes,
+    "string": text_bytes,
     "sort": lambda items, reverse=False, case_sensitive=False, attribute=None: (
-        _items_bytes(items) * (1 + written(attribute).count(","))
+        items_bytes(items) * (1 + written(attribute).count(","))
     ),
     "sum": lambda items, attribute=None, start=0: 0 if isinstance(start, (int, float)) else math.inf,  # adds lists
     "tojson": _json_bytes,
@@ -262,27 +187,27 @@ FILTERS: dict[str, Callable[..., float]] = {
 def limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The filter with the limits of its name."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0  # before it stands the context or the environment
-    estimate = FILTERS.get(name, _items_bytes)
+    estimate = FILTERS.get(name, items_bytes)
 
     @wraps(function)  # with jinja_pass_arg
     def limited(*args: Any, **named: Any) -> Any:
         passed, value, rest = args[:first], args[first], args[first + 1 :]
         if isinstance(value, Iterator):
             # To know how much it is; and chains of iterators would overflow the stack.
-            value = _keep(_list(value, name), name)
+            value = keep(listed(value, name), name)
         n_bytes = estimate(value, *rest, **named)
         budget.get().allow(n_bytes, name)
         result = function(*passed, value, *rest, **named)
         if isinstance(result, Iterator):
             budget.get().spend(n_bytes, name)
-        return _keep(result, name)
+        return keep(result, name)
 
     return limited
 
 
 def _concatenated(*values: object) -> str:
-    budget.get().allow(sum(map(_text_bytes, values)), "~")
-    return str(_keep("".join(map(str, values)), "~"))
+    budget.get().allow(sum(map(text_bytes, values)), "~")
+    return str(keep("".join(map(str, values)), "~"))
 
 
 def _timely(value: object) -> object:
@@ -299,9 +224,9 @@ def _round(context: Context, n_bytes: int) -> str:
 # What Limits inserts into the parsed template: filters, as they are called fastest, with names no template can write.
 INSERTED = {
     "~": _concatenated,
-    "[]": lambda value: _keep(value, "[]", REFERENCE_BYTES),
+    "[]": lambda value: keep(value, "[]", REFERENCE_BYTES),
     "==": _timely,
-    "*": lambda value: _keep(_list(value, "*"), "*"),
+    "*": lambda value: keep(listed(value, "*"), "*"),
     "for": _round,
 }
 
@@ -309,8 +234,11 @@ INSERTED = {
 class Limits(NodeTransformer):
     """Puts our functions around those parts of a parsed template that Jinja runs without asking its environment."""
 
+    _pieces = 0  # of text that the visited part of the template writes
+
     def generic_visit(self, node: nodes.Node, *args: Any, **named: Any) -> nodes.Node:
         """The node, or one around it, after those in it."""
+        pieces_before = self._pieces
         super().generic_visit(node)
         if isinstance(node, nodes.Concat):
             return _inserted("~", *node.nodes)
@@ -321,11 +249,13 @@ class Limits(NodeTransformer):
         if isinstance(node, nodes.Compare):
             node.expr = _inserted("==", node.expr)
         elif isinstance(node, nodes.For):
-            pieces = sum(len(output.nodes) for output in node.find_all(nodes.Output))
-            n_bytes = nodes.Const(REFERENCE_BYTES * (1 + pieces), lineno=node.lineno)
+            pieces = 1 + self._pieces - pieces_before
+            n_bytes = nodes.Const(REFERENCE_BYTES * pieces, lineno=node.lineno)
             node.body.insert(0, nodes.ExprStmt(_inserted("for", n_bytes), lineno=node.lineno))
+        elif isinstance(node, nodes.Output):
+            self._pieces += len(node.nodes)
         elif isinstance(node, nodes.Const) and isinstance(node.value, int):
-            _check_bits(node.value.bit_length())
+            check_bits(node.value.bit_length())
         elif isinstance(node, nodes.ScopedEvalContextModifier):
             raise TemplateRuntimeError("it uses autoescape, which is for HTML")
         elif isinstance(node, (nodes.Call, nodes.Filter, nodes.Test)) and node.dyn_args is not None:
@@ -366,8 +296,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """What the operator makes of the two."""
-        budget.get().allow(_html(left, right) * _operation_bytes(operator, left, right), operator)
-        return _keep(self.binop_table[operator](left, right), operator, REFERENCE_BYTES)
+        budget.get().allow(html_factor(left, right) * _operation_bytes(operator, left, right), operator)
+        return keep(self.binop_table[operator](left, right), operator, REFERENCE_BYTES)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805
         """What a function, a macro or a method returns."""
@@ -379,17 +309,17 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateRuntimeError(f"it calls {name}, which is unsafe")
         arguments = {key: value for key, value in named.items() if key not in ("_loop_vars", "_block_vars", "caller")}
         if __obj is Cycler or (isinstance(__obj, Macro) and (__obj.catch_varargs or __obj.catch_kwargs)):
-            _nested_characters((args, arguments))  # it makes lists of them
+            nested_characters((args, arguments))  # it makes lists of them
         if isinstance(owner, str):
             if name == "join":
-                args = tuple(_list(items, "join") for items in args)
-            budget.get().allow(_html(owner) * TEXT_METHODS[name](owner, *args, **arguments), name)
+                args = tuple(listed(items, "join") for items in args)
+            budget.get().allow(html_factor(owner) * TEXT_METHODS[name](owner, *args, **arguments), name)
         else:
             budget.get().spend(CALL_BYTES, name)
         result = super().call(__context, __obj, *args, **named)
         if isinstance(__obj, (Macro, BlockReference, LoopContext)):
             return result  # and paid for when it was put together
-        return _keep(result, name)
+        return keep(result, name)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Of str.format and str.format_map, Jinja's safe ones."""
@@ -400,7 +330,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         @wraps(function)
         def limited(*args: Any, **named: Any) -> str:
             text = value.__self__
-            budget.get().allow(_html(text) * _format_bytes(text, (args, named)), "format")
+            budget.get().allow(html_factor(text) * _format_bytes(text, (args, named)), "format")
             return function(*args, **named)
 
         return limited
