@@ -6,7 +6,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import typer
@@ -105,6 +104,8 @@ def _device(name: str) -> dict[str, Any]:
 
 def _packages() -> dict[str, dict[str, str | None]]:
     """Versions of the packages each extra needs, "" being the core; None for one that is not installed."""
+    from importlib import metadata  # here, since the help of all commands would wait for it
+
     packages: dict[str, dict[str, str | None]] = {"": {}}
     for requirement in metadata.requires("anthesis") or ():
         name = re.match(r"[A-Za-z0-9._-]+", requirement)
@@ -116,6 +117,8 @@ def _packages() -> dict[str, dict[str, str | None]]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
