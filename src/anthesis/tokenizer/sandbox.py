@@ -20,10 +20,12 @@ from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
 from jinja2 import Template, TemplateRuntimeError, Undefined, nodes, pass_context
+from jinja2.compiler import CodeGenerator
 from jinja2.ext import loopcontrols
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Cycler, Joiner, Namespace
+from jinja2.utils import Cycler, Joiner
+from jinja2.utils import Namespace as JinjaNamespace
 from jinja2.visitor import NodeTransformer
 
 from anthesis.tokenizer.chat import budget
@@ -57,6 +59,16 @@ def _nothing(*_: object, **__: object) -> int:
 def _copied_bytes(*values: object, **named: object) -> int:
     # upper() makes up to three characters of one.
     return 3 * sum(text_bytes(value) for value in chain(values, named.values()))
+
+
+def _split_text_bytes(value: object) -> int:
+    """Of a text that becomes a list of its characters or words on the way."""
+    return ITEM_BYTES * nested_characters(value)
+
+
+def _sorted_bytes(items: object, *_: object, **__: object) -> int:
+    """With what it sorts by: each text in lower case."""
+    return items_bytes(items) + 3 * CHARACTER_BYTES * nested_characters(items)
 
 
 def _searched_bytes(value: object, sought: object = None, *_: object) -> int:
@@ -167,6 +179,8 @@ LEFT_OUT_FILTERS = ("batch", "pprint", "slice", "striptags", "urlize", "wordwrap
 FILTERS: dict[str, Callable[..., float]] = {
     **dict.fromkeys(("abs", "attr", "count", "d", "default", "first", "float", "int", "last", "length"), _nothing),
     **dict.fromkeys(("capitalize", "lower", "safe", "truncate", "upper"), _copied_bytes),
+    **dict.fromkeys(("dictsort", "groupby", "unique"), _sorted_bytes),
+    **dict.fromkeys(("e", "escape", "forceescape", "title", "urlencode", "wordcount"), _split_text_bytes),
     "center": lambda value, width=80: text_bytes(value) + CHARACTER_BYTES * width,
     "format": lambda value, *values, **named: _percent_bytes(written(value), (values, named)),
     # Each character may be a line.
@@ -176,7 +190,7 @@ FILTERS: dict[str, Callable[..., float]] = {
     "round": lambda value, precision=0, method="": _operation_bytes("**", 10, precision),
     "string": text_bytes,
     "sort": lambda items, reverse=False, case_sensitive=False, attribute=None: (
-        items_bytes(items) * (1 + written(attribute).count(","))
+        _sorted_bytes(items) * (1 + written(attribute).count(","))
     ),
     "sum": lambda items, attribute=None, start=0: 0 if isinstance(start, (int, float)) else math.inf,  # adds lists
     "tojson": _json_bytes,
@@ -238,6 +252,7 @@ class Limits(NodeTransformer):
 
     def generic_visit(self, node: nodes.Node, *args: Any, **named: Any) -> nodes.Node:
         """The node, or one around it, after those in it."""
+        budget.get().check_time()
         pieces_before = self._pieces
         super().generic_visit(node)
         if isinstance(node, nodes.Concat):
@@ -269,7 +284,16 @@ def _inserted(name: str, value: nodes.Expr, *rest: nodes.Expr) -> nodes.Expr:
     return nodes.Filter(value, name, [*rest], [], None, None, lineno=value.lineno)
 
 
-class QuietNamespace(Namespace):
+class TimedGenerator(CodeGenerator):
+    """Jinja's compiler, which takes long for nested loops, with a look at the clock."""
+
+    def visit(self, *args: Any, **named: Any) -> Any:
+        """Compiles one node."""
+        budget.get().check_time()
+        return super().visit(*args, **named)
+
+
+class Namespace(JinjaNamespace):
     """Jinja's, written without what is in it, which can be other namespaces, and so without end."""
 
     def __repr__(self) -> str:
@@ -279,13 +303,14 @@ class QuietNamespace(Namespace):
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with our limits; for use while `budget` is set."""
 
+    code_generator_class = TimedGenerator
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=written, extensions=[loopcontrols])
         filters = {name: function for name, function in self.filters.items() if name not in LEFT_OUT_FILTERS}
         self.filters = {name: limited_filter(name, function) for name, function in filters.items()} | INSERTED
-        self.globals["namespace"] = QuietNamespace
+        self.globals["namespace"] = Namespace
         del self.globals["lipsum"]
 
     def compile_limited(self, source: str) -> Template:
@@ -315,7 +340,8 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
                 args = tuple(listed(items, "join") for items in args)
             budget.get().allow(html_factor(owner) * TEXT_METHODS[name](owner, *args, **arguments), name)
         else:
-            budget.get().spend(CALL_BYTES, name)
+            copied = sum(map(items_bytes, args)) if isinstance(__obj, type) else 0
+            budget.get().spend(CALL_BYTES + items_bytes(args) + items_bytes(arguments) + copied, name)
         result = super().call(__context, __obj, *args, **named)
         if isinstance(__obj, (Macro, BlockReference, LoopContext)):
             return result  # and paid for when it was put together
