@@ -62,7 +62,7 @@ class Handle:
             RequestError: it is not finished yet.
         """
         if not self._sequence.finished:
-            raise RequestError("the request is not finished yet; go on with LLM.step, or iterate over the stream")
+            raise RequestError("the request is not at its end yet; go on with LLM.step, or iterate over the stream")
         return completion_of(self._sequence)
 
     def close(self) -> None:
