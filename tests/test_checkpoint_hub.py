@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from anthesis.checkpoint import open_checkpoint
 from anthesis.checkpoint.hub import looks_like_hub_id
 from anthesis.errors import RequestError
 from command_line import Terminal
+from local_server import served
 
 SCRIPT = """
 import os, sys, warnings
@@ -137,16 +138,8 @@ def hub(files: dict[str, bytes], **way) -> Iterator[tuple[str, list[str]]]:
             else:
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as address:
+        yield address, asked
 
 
 MODEL = dict.fromkeys(("config.json", *EXPECTED), b"{}")

@@ -14,11 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +25,7 @@ from urllib.parse import unquote
 import pytest
 
 from command_line import Terminal
+from local_server import served
 
 if importlib.util.find_spec("datasets") is None:
     pytest.skip("needs the extra datasets", allow_module_level=True)
@@ -162,16 +162,8 @@ def hub(main: str = COMMIT) -> Iterator[tuple[str, list[str]]]:
 
         do_HEAD = do_POST = do_GET  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as address:
+        yield address, asked
 
 
 def environment_of(home: Path, **more: str) -> dict[str, str]:

@@ -21,8 +21,8 @@ MAX_LINES = 400
 
 # Who may import whom: a module imports from its own top-level name and from lines above it. "" is anthesis/__init__.py.
 ORDER = (
-    ("_native", "atomic", "cgroups", "columns", "errors", "fingerprint", "json_text", "units"),
-    ("config", "cores", "fit", "memory", "native", "records"),
+    ("_native", "cgroups", "columns", "errors", "fingerprint", "json_text", "units"),
+    ("atomic", "config", "cores", "fit", "memory", "native", "records"),
     ("host",),
     ("quantize",),
     ("program",),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from anthesis.errors import RequestError
+
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a text to a file, which keeps what it holds until the new content is complete and on the disk.
@@ -24,19 +26,31 @@ def replace_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)
-        sync_directory(target.parent)
+        sync(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    """Brings the names in a directory to the disk.
+def sync(path: Path) -> None:
+    """Brings what a file holds, or the names in a directory, to the disk.
 
     Raises:
-        OSError: it can't be opened.
+        OSError: it can't be opened, or the disk failed.
     """
-    directory = os.open(path, os.O_RDONLY)
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(opened)
     finally:
-        os.close(directory)
+        os.close(opened)
+
+
+def check_place(path: Path) -> None:
+    """Refuses a place for `-o` that can't hold a file.
+
+    Raises:
+        RequestError: a directory, or a place in a directory that is missing.
+    """
+    if path.is_dir():
+        raise RequestError(f"-o {path} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")

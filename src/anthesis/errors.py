@@ -4,11 +4,23 @@ Each message says what was wrong, what was seen, and what to do. The command lin
 `exit_code`; a Python caller catches `AnthesisError`, or the builtin class it also is.
 """
 
+from collections.abc import Sequence
+
 
 class AnthesisError(Exception):
     """Base of all errors that a user can cause."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line, or at least what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class RequestError(AnthesisError, ValueError):

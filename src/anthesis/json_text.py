@@ -58,6 +58,11 @@ def parse_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
     return dict(found)
 
 
+def format_json(document: Mapping[str, Any]) -> str:
+    """A document of ours as text for people and programs, with a line break at its end."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def type_name(value: object) -> str:
     """What JSON calls the type of a parsed value, with its article."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.checkpoint import open_checkpoint
+from anthesis.checkpoint import model_fingerprint, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices import open_device
@@ -101,7 +101,7 @@ class LLM:
             self.max_context = self._context_limit(config.max_context, max_context)
             self.description = checkpoint.description
             self.is_random = checkpoint.is_random
-            self._fingerprint = checkpoint.fingerprint
+            self._path = checkpoint.path
             self.loaded = LoadedModel(checkpoint, config, opened, cache, on_weight)
         self.config = config
         self.device_info = opened.info()
@@ -175,9 +175,7 @@ class LLM:
         """
         if self.tokenizer is None:
             raise RequestError(f"{self.description} has no tokenizer, so there is no text to stream; use generate")
-        params["stop"] = _as_strings(params.get("stop", ()))
-        chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
-        return Stream(self._engine, self._sequence(prompt, chosen, seed, chat))
+        return Stream(self._engine, self._sequence(prompt, _sampling_params(params), seed, chat))
 
     def submit(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Handle:
         """Takes in a request that `step` brings forward together with all others; the parameters are as in `generate`.
@@ -185,9 +183,7 @@ class LLM:
         Raises:
             RequestError: as `generate`.
         """
-        params["stop"] = _as_strings(params.get("stop", ()))
-        chosen = SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
-        return Handle(self._engine, self._sequence(prompt, chosen, seed, chat))
+        return Handle(self._engine, self._sequence(prompt, _sampling_params(params), seed, chat))
 
     def step(self) -> None:
         """Runs one step of all requests that are on their way: a token for each, or part of its prompt.
@@ -213,8 +209,11 @@ class LLM:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model's files, as they are now: the same for the same configuration, weights and tokenizer."""
-        return self._fingerprint()
+        """Of the model's files, as they are now: the same for the same configuration, weights and tokenizer.
+
+        Random weights of one shape have the same; their `description` tells the seeds apart.
+        """
+        return model_fingerprint(self._path, self.config)
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """The logits after each token of a text.
@@ -366,6 +365,11 @@ def _as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
 
 def _as_strings(stop: Seq[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
+    """Those of a request that gives some by name; the others are as in `LLM.generate`."""
+    return SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params, "stop": _as_strings(params.get("stop", ()))})
 
 
 def _as_messages(prompt: Prompt) -> Messages:

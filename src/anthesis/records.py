@@ -9,9 +9,11 @@ from __future__ import annotations
 import types
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from anthesis.json_text import type_name
+from anthesis.errors import RequestError
+from anthesis.json_text import parse_object, type_name
 
 _T = TypeVar("_T")
 
@@ -37,6 +39,47 @@ def from_document(cls: type[_T], value: Any, where: str) -> _T:
     """
     found: _T = _build(cls, value, where)
     return found
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a result file.
+
+    Raises:
+        RequestError: it can't be read, or is none.
+    """
+    try:
+        return parse_object(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} is no result: {error}") from error
+
+
+def from_result(cls: type[_T], document: Any, *, kind: str, version: int, what: str, otherwise: str) -> _T:
+    """A dataclass from the document of a result file, if it is of the right kind and version.
+
+    Args:
+        cls: the dataclass.
+        document: what `to_document` gave, or anything else.
+        kind: the command that wrote it, which stands in it under "kind".
+        version: that is read; it stands in it under "schema_version".
+        what: "result" or "summary".
+        otherwise: what to do about another version.
+
+    Raises:
+        RequestError: of another kind or version, or incomplete; the message names it.
+    """
+    if not isinstance(document, dict) or document.get("kind") != kind:
+        raise RequestError(f'not a {what} of `anthesis {kind}`: it has no "kind": "{kind}"')
+    if document.get("schema_version") != version:
+        raise RequestError(
+            f"the {what} has schema_version {document.get('schema_version')!r}, and this version reads {version}; "
+            f"{otherwise} with the version that wrote it"
+        )
+    try:
+        return from_document(cls, document, f"the {what}")
+    except ValueError as error:
+        raise RequestError(f"{error}; it is damaged") from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from anthesis.bench.statistic import Statistic
 from anthesis.errors import RequestError
-from anthesis.records import from_document, to_document
+from anthesis.records import from_result, to_document
 
 SCHEMA_VERSION = 1
 KIND = "bench"
@@ -286,17 +286,8 @@ class Report:
         Raises:
             RequestError: it is no result of `bench`, of another schema version, or incomplete.
         """
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise RequestError('not a result of `anthesis bench`: it has no "kind": "bench"')
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise RequestError(
-                f"the result has schema_version {document.get('schema_version')!r}, and this version reads "
-                f"{SCHEMA_VERSION}; measure again, or read it with the version that wrote it"
-            )
-        try:
-            return from_document(Report, document, "the result")
-        except ValueError as error:
-            raise RequestError(f"{error}; it is damaged") from error
+        otherwise = "measure again, or read it"
+        return from_result(Report, document, kind=KIND, version=SCHEMA_VERSION, what="result", otherwise=otherwise)
 
 
 def read_report(path: Path) -> Report:

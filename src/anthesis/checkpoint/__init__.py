@@ -1,5 +1,5 @@
 """Checkpoints: streams of named tensors, of which a rank reads just its share."""
 
-from anthesis.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from anthesis.checkpoint.checkpoint import Checkpoint, model_fingerprint, open_checkpoint
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "model_fingerprint", "open_checkpoint"]

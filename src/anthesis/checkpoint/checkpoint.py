@@ -60,20 +60,6 @@ class Checkpoint:
     _weights: _Weights | None
     path: Path | None = None
 
-    def fingerprint(self) -> str:
-        """A fingerprint of all that its results depend on: configuration, weights and tokenizer, sampled.
-
-        Raises:
-            OSError: a file can't be read.
-        """
-        digest = hashlib.sha256(repr((self.description if self.is_random else "", self.config)).encode())
-        files = [self.path] if self.path is not None and self.path.is_file() else []
-        if self.path is not None and self.path.is_dir():
-            files = sorted(file for file in self.path.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
-        for file in files:
-            digest.update(sampled_sha256(file).encode())
-        return digest.hexdigest()
-
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
         """The kind in which a weight of the program will be loaded; pass this method to `Builder`.
 
@@ -154,12 +140,34 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
         if not looks_like_hub_id(model):
             raise RequestError(f"{model}: no such file or directory")
         path, name = hub_path(model), model
-    checkpoint = _open_path(path, name, weights, is_named=model is not None and Path(model).exists())
-    checkpoint.path = path
-    return checkpoint
+    elif path.is_dir():
+        name = path.resolve().name  # of "." as well
+    return replace(_open_path(path, name, weights), path=path)
 
 
-def _open_path(path: Path, name: str, weights: str, *, is_named: bool) -> Checkpoint:
+def model_fingerprint(path: Path | None, config: ModelConfig) -> str:
+    """A fingerprint of all that a model's results depend on: configuration, weights and tokenizer, sampled.
+
+    Args:
+        path: of the file or directory; None for random weights, which the configuration does not tell apart.
+        config: the configuration.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    digest = hashlib.sha256(repr(config).encode())
+    for file in _model_files(path):
+        digest.update(sampled_sha256(file).encode())
+    return digest.hexdigest()
+
+
+def _model_files(path: Path | None) -> list[Path]:
+    if path is None or path.is_file():
+        return [] if path is None else [path]
+    return sorted(file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
+
+
+def _open_path(path: Path, name: str, weights: str) -> Checkpoint:
     if path.is_file():
         return _open_gguf(path, name, weights)
     if (path / MODEL_NAME).exists():
@@ -169,7 +177,7 @@ def _open_path(path: Path, name: str, weights: str, *, is_named: bool) -> Checkp
         if len(ggufs) > 1:
             raise RequestError(f"{path} holds several GGUF files; name one of them: {', '.join(p.name for p in ggufs)}")
         return _open_gguf(ggufs[0], ggufs[0].name, weights)
-    return _open_directory(path, path.resolve().name if is_named else name, weights)
+    return _open_directory(path, name, weights)
 
 
 def _open_random(name: str, weights: str, seed: int) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anthesis.atomic import sync_directory
+from anthesis.atomic import sync
 from anthesis.checkpoint.checkpoint import Checkpoint
 from anthesis.checkpoint.packed import (
     FORMAT,
@@ -111,9 +111,9 @@ def write_packed(
         files = list(unfinished.iterdir())
         nbytes = sum(path.stat().st_size for path in files)
         for path in (*files, unfinished):
-            sync_directory(path)  # of a file it brings the contents
+            sync(path)
         unfinished.rename(target)
-        sync_directory(target.parent)
+        sync(target.parent)
     except AnthesisError:
         raise
     except OSError as error:

@@ -30,7 +30,7 @@ from anthesis.checkpoint.safetensors import INDEX_NAME, SINGLE_NAME
 from anthesis.checkpoint.torch_bin import INDEX_NAME as BIN_INDEX_NAME
 from anthesis.checkpoint.torch_bin import SINGLE_NAME as BIN_SINGLE_NAME
 from anthesis.checkpoint.torch_bin import check_torch, weight_files
-from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError
+from anthesis.errors import AnthesisError, CheckpointError, RequestError, UnsupportedError, first_line
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*",
@@ -71,7 +71,7 @@ def hub_path(model: str) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps huggingface_hub from logging its own tries, of which our errors and warnings say what comes of them.
 
     Its progress bars stay, but in a terminal only: they are no text for a file (HF_HUB_DISABLE_PROGRESS_BARS decides
@@ -96,7 +96,7 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _check_reachable() -> None:
+def check_reachable() -> None:
     """Finds out within seconds that the Hub can't be reached, where huggingface_hub tries for half a minute.
 
     Raises:
@@ -128,7 +128,7 @@ def _lacking(snapshot: Path) -> list[str]:
     return [name for name in _EXPECTED if not (snapshot / name).is_file() and not (known_absent / name).is_file()]
 
 
-@_quiet()
+@quiet()
 def _complete(repository: str, snapshot: Path) -> None:
     """Fetches the small files that a copy lacks, of its own commit; warns where that can't be done."""
     from huggingface_hub import constants, hf_hub_download, snapshot_download
@@ -137,7 +137,7 @@ def _complete(repository: str, snapshot: Path) -> None:
     reason = "HF_HUB_OFFLINE is set"
     try:
         if not constants.HF_HUB_OFFLINE:
-            _check_reachable()
+            check_reachable()
             for name in _lacking(snapshot):
                 try:
                     hf_hub_download(repository, name, revision=snapshot.name)
@@ -149,7 +149,7 @@ def _complete(repository: str, snapshot: Path) -> None:
             return
     except (LocalEntryNotFoundError, HFValidationError) as error:
         reason = _unasked(error)
-    except _network_errors() as error:
+    except network_errors() as error:
         reason = _unasked(error)
     warnings.warn(
         f"the copy of {repository} in the Hub cache may be incomplete: it has no {', '.join(_lacking(snapshot))} "
@@ -181,7 +181,7 @@ def _cached(repository: str, file: str | None) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-@_quiet()
+@quiet()
 def _fetched(repository: str, file: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
@@ -195,7 +195,7 @@ def _fetched(repository: str, file: str | None) -> Path:
     )
 
     try:
-        _check_reachable()
+        check_reachable()
         info = HfApi().model_info(repository)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         patterns = () if file else _weight_patterns(repository, names)
@@ -227,19 +227,19 @@ def _fetched(repository: str, file: str | None) -> Path:
         raise CheckpointError(_unreachable(repository, error)) from error
     except EntryNotFoundError as error:
         raise CheckpointError(
-            f"{repository} was changed while it was fetched ({_first_line(error)}): run the same command again"
+            f"{repository} was changed while it was fetched ({first_line(error)}): run the same command again"
         ) from error
     except HfHubHTTPError as error:
         if getattr(error.response, "status_code", None) not in (401, 403):
             raise CheckpointError(_unreachable(repository, error)) from error
         raise RequestError(
-            f"the Hub refuses {repository} ({_first_line(error)}): check that HF_TOKEN is valid and may read it"
+            f"the Hub refuses {repository} ({first_line(error)}): check that HF_TOKEN is valid and may read it"
         ) from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise CheckpointError(_unreachable(repository, error)) from error
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """What a failing connection raises: versions of huggingface_hub differ in the library they use, loaded by now."""
     return (OSError, *(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules))
 
@@ -247,16 +247,12 @@ def _network_errors() -> tuple[type[Exception], ...]:
 def _unreachable(repository: str, error: Exception) -> str:
     return (
         f"{repository} is neither a file nor a directory nor in the Hub cache, and the Hub could not be reached "
-        f"({_first_line(error)}): check the connection, or name a directory, a .gguf file or random:NAME"
+        f"({first_line(error)}): check the connection, or name a directory, a .gguf file or random:NAME"
     )
 
 
 def _unasked(error: Exception) -> str:
-    return f"the Hub could not be asked, which HF_HUB_OFFLINE=1 would spare: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the Hub could not be asked, which HF_HUB_OFFLINE=1 would spare: {first_line(error)}"
 
 
 def _weight_patterns(repository: str, names: list[str]) -> tuple[str, ...]:

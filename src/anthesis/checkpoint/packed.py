@@ -25,7 +25,8 @@ import ml_dtypes
 import numpy as np
 
 from anthesis.checkpoint.gguf_header import read_header
-from anthesis.checkpoint.safetensors import _read_header, read_json
+from anthesis.checkpoint.safetensors import read_header as read_safetensors_header
+from anthesis.checkpoint.safetensors import read_json
 from anthesis.checkpoint.store import Rows, StoredTensor, map_file
 from anthesis.config import MAX_SIZES, ModelConfig
 from anthesis.errors import CheckpointError, RequestError
@@ -217,7 +218,7 @@ class PackedStore:
     def __init__(self, directory: Path, model: PackedModel) -> None:
         path = directory / WEIGHTS_NAME
         data = map_file(path)
-        header, start = _read_header(path, data)
+        header, start = read_safetensors_header(path, data)
         places = layout(model.tensors)
         for name, place in places.items():
             if name not in header:

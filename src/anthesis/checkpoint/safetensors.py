@@ -152,7 +152,7 @@ class SafetensorsStore:
     def _map(self, path: Path) -> frozenset[str]:
         """Adds the tensors of a file; gives their names."""
         data = map_file(path)
-        header, start = _read_header(path, data)
+        header, start = read_header(path, data)
         taken: list[tuple[int, int, str]] = []
         for name, entry in header.items():
             stored, begin, end = _read_entry(path, name, entry, data.size - start)
@@ -184,7 +184,16 @@ def _weight_map(path: Path, suffix: str) -> dict[str, str]:
     return found
 
 
-def _read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
+def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, its metadata left out, and where the data begins.
+
+    Args:
+        path: for messages.
+        data: (N,) uint8, the whole file, mapped.
+
+    Raises:
+        CheckpointError: the file is truncated, or its header is damaged or too long.
+    """
     if data.size < 8:
         raise CheckpointError(f"{path}: truncated: {data.size} bytes are no safetensors file")
     length = int.from_bytes(data[:8].tobytes(), "little")

@@ -12,7 +12,7 @@ import numpy as np
 
 from anthesis.checkpoint.store import Rows, StoredTensor, TensorStore
 from anthesis.cores import on_all_cores
-from anthesis.errors import CheckpointError, RequestError
+from anthesis.errors import CheckpointError, RequestError, few
 from anthesis.models.family import Source
 from anthesis.program.ir import Value
 from anthesis.quantize import WEIGHT_KINDS, Array, WeightTensor, row_chunks, weight_kind
@@ -176,7 +176,7 @@ class StoredWeights:
             if name not in named and not any(re.fullmatch(pattern, name) for pattern in self._ignored)
         ]
         problems = [
-            f"{what} {_few(names)}"
+            f"{what} {few(names)}"
             for what, names in (
                 ("does not hold", sorted(set(missing))),
                 ("does not fit its configuration:", sorted(set(wrong))),
@@ -246,7 +246,3 @@ def _is_finite(array: Array) -> bool:
 
 def _is_unscaled(kind: str | None) -> bool:
     return kind is not None and WEIGHT_KINDS[kind].scaled_by == "none"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

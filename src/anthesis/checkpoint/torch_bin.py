@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from anthesis.checkpoint.safetensors import check_promises, has_safetensors, read_up_to, safetensors_files, shards, take
 from anthesis.checkpoint.store import Rows, StoredTensor, open_regular
-from anthesis.errors import CheckpointError, UnsupportedError
+from anthesis.errors import CheckpointError, UnsupportedError, first_line
 from anthesis.quantize import WeightTensor
 
 INDEX_NAME = "pytorch_model.bin.index.json"
@@ -120,8 +120,7 @@ class TorchBinStore:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _LOAD_ERRORS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{path}: damaged: torch can't load it: {reason:.300}") from error
+            raise CheckpointError(f"{path}: damaged: torch can't load it: {first_line(error):.300}") from error
         if not isinstance(found, dict):
             raise CheckpointError(f"{path}: holds {type(found).__name__}, not a dictionary of tensors")
         for name, tensor in found.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from anthesis.units import duration
 if TYPE_CHECKING:
     from anthesis.dataset import Summary
     from anthesis.llm import LLM
+
+logger = logging.getLogger("anthesis")
 
 DATA = "Data set"
 TERMINATED = 128 + signal.SIGTERM
@@ -124,7 +127,7 @@ def complete(
         sampling=sampling,
     )
     dataset = open_dataset(model_and_dataset[-1], column=column, split=split, subset=subset)
-    _say(f"data set {dataset.description}: {dataset.note or f'column {dataset.column}'}")
+    logger.warning("data set %s: %s", dataset.description, dataset.note or f"column {dataset.column}")
 
     def open_llm() -> LLM:
         from anthesis.checkpoint import open_checkpoint
@@ -156,7 +159,7 @@ def complete(
         with CompletingBar() as bar:
             summary = complete_dataset(request, dataset, output, open_llm, threads=threads, progress=bar)
     except (KeyboardInterrupt, SystemExit):
-        _say(f"interrupted; the rows in {output} are whole, and the same command goes on with them")
+        logger.warning("interrupted; the rows in %s are whole, and the same command goes on with them", output)
         raise
     for line in _closing_lines(summary, output, summary_path(output)):
         print(dim(line, sys.stderr), file=sys.stderr)
@@ -178,7 +181,3 @@ def _closing_lines(summary: Summary, output: Path, summary_file: Path) -> list[s
     kinds = "+".join(model.weight_kinds)
     made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"
     return [*lines, f"{made_by} · times in {summary_file}"]
-
-
-def _say(text: str) -> None:
-    print(dim(f"anthesis: {text}", sys.stderr), file=sys.stderr, flush=True)

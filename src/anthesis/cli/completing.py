@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from anthesis.cli.loading import start_bar
 from anthesis.cli.terminal import dim
 
 if TYPE_CHECKING:
@@ -50,14 +51,9 @@ class CompletingBar:
 
     def _show(self, progress: Progress) -> None:
         if self._bar is None:
-            from rich.console import Console
             from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
 
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
-            self._bar.add_task("", total=None)
-            self._bar.start()
+            self._bar = start_bar(BarColumn(bar_width=24), TextColumn("{task.description}"))
         self._bar.update(
             self._bar.task_ids[0],
             completed=progress.done.rows,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from anthesis.atomic import replace_file
+from anthesis.atomic import check_place, replace_file
 from anthesis.errors import AnthesisError, RequestError
+from anthesis.json_text import format_json
 
 
 def check_output(path: Path) -> None:
@@ -18,17 +18,14 @@ def check_output(path: Path) -> None:
     Raises:
         RequestError: a directory, or a place in a directory that is missing or can't be written to.
     """
-    if path.is_dir():
-        raise RequestError(f"-o {path} is a directory; name a file")
-    if not path.parent.is_dir():
-        raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")
+    check_place(path)
     if not os.access(path.resolve().parent if _is_replaceable(path) else path, os.W_OK):
         raise RequestError(f"-o {path} can't be written to; name another file")
 
 
 def print_json(document: dict[str, Any]) -> None:
     """Prints a document to stdout."""
-    sys.stdout.write(_text(document))
+    sys.stdout.write(format_json(document))
 
 
 def write_json(document: dict[str, Any], path: Path) -> None:
@@ -37,7 +34,7 @@ def write_json(document: dict[str, Any], path: Path) -> None:
     Raises:
         AnthesisError: the operating system can't write it.
     """
-    write_text(_text(document), path)
+    write_text(format_json(document), path)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -58,7 +55,3 @@ def write_text(text: str, path: Path) -> None:
 def _is_replaceable(path: Path) -> bool:
     """Whether a new file may take the place; a device or a named pipe must stay and be written to."""
     return path.absolute().parts[1:2] not in (("dev",), ("proc",)) and (path.is_file() or not path.exists())
-
-
-def _text(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

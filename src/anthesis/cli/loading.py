@@ -7,9 +7,20 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 PATIENCE_S = 0.5
+
+
+def start_bar(*columns: ProgressColumn, completed: int = 0, total: int | None = None) -> Progress:
+    """A bar on stderr with one task, gone when it is stopped."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
+    bar.add_task("", completed=completed, total=total)
+    bar.start()
+    return bar
 
 
 class LoadingBar:
@@ -46,13 +57,10 @@ class LoadingBar:
 
     def _show(self, loaded: int, total: int) -> None:
         if self._progress is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
             columns = (TextColumn(self._label), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
-            self._progress.add_task(self._label, total=total, completed=loaded)
-            self._progress.start()
+            self._progress = start_bar(*columns, completed=loaded, total=total)
         self._progress.update(self._progress.task_ids[0], completed=loaded, total=total)
 
     def _end(self) -> None:

@@ -23,6 +23,9 @@ from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
 
+_MADE_BY = ("model", "device", "anthesis")
+"""What of a request is known only once the model is loaded."""
+
 
 def complete(
     request: Request,
@@ -56,7 +59,8 @@ def complete(
         before = _earlier(output, file)
         wanted = _wanted(request, dataset, before)
         if before is not None:
-            _check_same(output, before, wanted, ())
+            known = {name: value for name, value in before.request.items() if name not in _MADE_BY}
+            _check_same(output, known, wanted)
             file.recover()
             if file.torn_bytes:
                 logger.warning("a row that was not whole was cut off %s; it is done again", output)
@@ -64,14 +68,14 @@ def complete(
                 raise RequestError(
                     f"{output} holds {file.counts.rows:,} rows already, more than --limit {request.limit:,}"
                 )
-            if file.counts.rows and not _is_whole(before, request, file):
+            if _is_whole(before, request, file):
+                return before
+            if file.counts.rows:
                 logger.warning("going on after the %s rows that %s holds", f"{file.counts.rows:,}", output)
-        if before is not None and _is_whole(before, request, file):
-            return before
         with open_llm() as llm:
             wanted |= _made_by(llm)
             if before is not None:
-                _check_same(output, before, wanted, ("model", "device", "anthesis"))
+                _check_same(output, before.request, wanted)
             return Run(request, dataset, file, summary_path(output), llm, wanted, before, threads, progress).run()
 
 
@@ -92,9 +96,12 @@ def _earlier(output: Path, file: OutputFile) -> Summary | None:
 
 def _is_whole(before: Summary, request: Request, file: OutputFile) -> bool:
     """Whether nothing is left to do: all rows were there, or there are as many as are wanted."""
-    if request.limit is not None and file.counts.rows == request.limit:
-        return before.finished and before.counts.rows == file.counts.rows
-    return before.finished and before.counts.rows == file.counts.rows and before.limit in (None, request.limit)
+    rows = file.counts.rows
+    return (
+        before.finished
+        and before.counts.rows == rows
+        and (request.limit == rows or before.limit in (None, request.limit))
+    )
 
 
 def _wanted(request: Request, dataset: DataSet, before: Summary | None) -> dict[str, Any]:
@@ -128,10 +135,9 @@ def _made_by(llm: LLM) -> dict[str, Any]:
     }
 
 
-def _check_same(output: Path, before: Summary, wanted: dict[str, Any], more: tuple[str, ...]) -> None:
-    """Refuses to mix rows of two requests; without `more`, what the model says of itself is not looked at yet."""
-    names = more or tuple(name for name in {**before.request, **wanted} if name not in ("model", "device", "anthesis"))
-    differences = [text for name in names for text in _differences(name, before.request.get(name), wanted.get(name))]
+def _check_same(output: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to mix the rows of two requests."""
+    differences = list(_differences("", then, now))
     if differences:
         raise RequestError(
             f"{output} belongs to another request: {'; '.join(differences)}. Move it away, or name another file with -o"
@@ -141,7 +147,7 @@ def _check_same(output: Path, before: Summary, wanted: dict[str, Any], more: tup
 def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
     if isinstance(then, dict) and isinstance(now, dict):
         for key in {**then, **now}:
-            yield from _differences(f"{name}.{key}", then.get(key), now.get(key))
+            yield from _differences(f"{name}.{key}" if name else key, then.get(key), now.get(key))
     elif then != now:
         if name.endswith("sampled_sha256"):
             yield f"the content of its {'data set' if name.startswith('data') else 'model'} is another one now"

@@ -50,13 +50,12 @@ class _LinesDataSet(ABC):
         self.description = path.name
         try:
             with path.open("rb") as file:
-                if file.read(2) in _UTF16:
-                    raise DataSetError(f"{path} is UTF-16; convert it to UTF-8, for instance with iconv")
+                beginning = file.read(2)
             fingerprint = sampled_sha256(path)
-        except DataSetError:
-            raise
         except OSError as error:
             raise DataSetError(f"{path}: {error.strerror or error}") from error
+        if beginning in _UTF16:
+            raise DataSetError(f"{path} is UTF-16; convert it to UTF-8, for instance with iconv")
         self.column, self.note = self._find_column(column)
         self.identity: dict[str, Any] = {"name": path.name, "column": self.column, "sampled_sha256": fingerprint}
 

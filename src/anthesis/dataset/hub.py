@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anthesis.checkpoint.hub import _check_reachable, _network_errors, _quiet
+from anthesis.checkpoint.hub import check_reachable, network_errors, quiet
 from anthesis.dataset.read import Row, choose_column
-from anthesis.errors import AnthesisError, DataSetError, RequestError, UnsupportedError
+from anthesis.errors import AnthesisError, DataSetError, RequestError, UnsupportedError, few, first_line
 from anthesis.fingerprint import sampled_sha256
 from anthesis.json_text import type_name
 
@@ -64,7 +64,7 @@ class ParquetDataSet:
             schema = self._file.schema_arrow
             fingerprint = sampled_sha256(path)
         except self._errors as error:
-            raise DataSetError(f"{path}: {_first_line(error)}") from error
+            raise DataSetError(f"{path}: {first_line(error)}") from error
         is_text = {field.name: types.is_string(field.type) or types.is_large_string(field.type) for field in schema}
         self.description = path.name
         chosen, self.note = choose_column(str(path), column, is_text, "its schema")
@@ -93,7 +93,7 @@ class ParquetDataSet:
                             yield _row(value, number, self.column)
                         number += 1
         except self._errors as error:
-            raise DataSetError(f"{self._path}: row {number} can't be read: {_first_line(error)}") from error
+            raise DataSetError(f"{self._path}: row {number} can't be read: {first_line(error)}") from error
 
     def share_read(self) -> float | None:
         """See `DataSet.share_read`; the number of rows is known."""
@@ -158,7 +158,7 @@ class HubDataSet:
         try:
             values: list[Any] = self._texts[rows].column(0).to_pylist()
         except self._errors as error:
-            raise DataSetError(f"{self.description}: row {first} can't be read: {_first_line(error)}") from error
+            raise DataSetError(f"{self.description}: row {first} can't be read: {first_line(error)}") from error
         return values
 
     def rows(self, skip: int) -> Iterator[Row]:
@@ -189,22 +189,22 @@ def _load(datasets: Any, name: str, subset: str | None, split: str | None) -> tu
         without_network = "HF_DATASETS_OFFLINE or HF_HUB_OFFLINE is set"
     else:
         try:
-            _check_reachable()
+            check_reachable()
         except OSError as error:
-            without_network = f"the Hub could not be reached: {_first_line(error)}"
+            without_network = f"the Hub could not be reached: {first_line(error)}"
     try:
-        with _quiet(), _library(datasets, offline=without_network is not None):
+        with quiet(), _library(datasets, offline=without_network is not None):
             data, found = _split_of_subset(datasets, name, subset, split, without_network)
     except AnthesisError:
         raise
     except HFValidationError as error:
-        raise RequestError(f"{name!r} can't be the name of a data set of the Hub: {_first_line(error)}") from error
+        raise RequestError(f"{name!r} can't be the name of a data set of the Hub: {first_line(error)}") from error
     except datasets.exceptions.DatasetBuildError as error:
         cause = error.__cause__ or error
         reason = textwrap.shorten(str(cause) or type(cause).__name__, 300)  # of several lines, the first says little
         raise DataSetError(f"the files of {name} can't be read: {reason}") from error
-    except (*_network_errors(), datasets.exceptions.DatasetsError) as error:
-        reason = without_network or f"could not be fetched: {_first_line(error).split(' either: ')[-1]}"
+    except (*network_errors(), datasets.exceptions.DatasetsError) as error:
+        reason = without_network or f"could not be fetched: {first_line(error).split(' either: ')[-1]}"
         raise DataSetError(
             f"{name} is not (completely) in the cache of data sets ({reason}): go online, or name a file"
         ) from error
@@ -250,18 +250,18 @@ def _split_of_subset(
             "one set HF_TOKEN"
         ) from error
     except (datasets.exceptions.DataFilesNotFoundError, datasets.data_files.EmptyDatasetError) as error:
-        raise RequestError(f"{name} has no files that are read as rows: {_first_line(error)}") from error
+        raise RequestError(f"{name} has no files that are read as rows: {first_line(error)}") from error
     except (ValueError, RuntimeError) as error:  # a subset that doesn't exist or has to be chosen
         if isinstance(error, (OSError, HFValidationError)):  # some are of both kinds
             raise
         if without_network:
             if subset is None and "multiple" not in str(error):
-                raise OSError(_first_line(error)) from error  # nothing of it is in the cache
+                raise OSError(first_line(error)) from error  # nothing of it is in the cache
             reason = " ".join(str(error).split("\nPlease")[0].split())
             raise RequestError(f"{name}: {reason}; choose with --subset ({without_network})") from error
         subsets = datasets.get_dataset_config_names(name)
         if subset in subsets or (subset is None and len(subsets) == 1):
-            raise DataSetError(f"the files of {name} can't be read: {_first_line(error)}") from error
+            raise DataSetError(f"the files of {name} can't be read: {first_line(error)}") from error
         raise RequestError(_no_subset(name, subset, subsets)) from error
     chosen = _choose_split(name, split, found)
     return found[chosen], str(found[chosen].info.config_name)
@@ -336,24 +336,16 @@ def _choose_split(name: str, split: str | None, splits: Iterable[str]) -> str:
     if split is None:
         split = names[0] if len(names) == 1 else "train"
     if split not in names:
-        raise RequestError(f"{name} has no split {split!r}; choose with --split: {_few(names)}")
+        raise RequestError(f"{name} has no split {split!r}; choose with --split: {few(names, _MOST_NAMES)}")
     return split
 
 
 def _no_subset(name: str, subset: str | None, subsets: Iterable[str]) -> str:
     which = "several subsets" if subset is None else f"no subset {subset!r}"
-    return f"{name} has {which}; choose with --subset: {_few(list(subsets))}"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if names[_MOST_NAMES:] else "")
+    return f"{name} has {which}; choose with --subset: {few(list(subsets), _MOST_NAMES)}"
 
 
 def _row(value: Any, number: int, column: str | None) -> Row:
     if isinstance(value, str):
         return Row(value, None)
     return Row(None, f"row {number} has {type_name(value)} as {column!r}; a text is needed")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anthesis.atomic import sync_directory
+from anthesis.atomic import check_place, sync
 from anthesis.dataset.summary import Counts
 from anthesis.errors import AnthesisError, RequestError
 
@@ -53,7 +53,9 @@ class OutputFile:
         self._path = path
         self.counts = Counts()
         self.torn_bytes = 0
-        _check_place(path)
+        check_place(path)
+        if path.exists() and not path.is_file():
+            raise RequestError(f"-o {path} is no regular file, so a run could not go on with it; name a file")
         self._is_new = not path.exists()
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -64,7 +66,7 @@ class OutputFile:
             if not os.path.samestat(os.fstat(self._file), path.stat()):
                 raise BlockingIOError  # another process has just given it up, and taken it away
             if self._is_new:
-                sync_directory(path.resolve().parent)
+                sync(path.resolve().parent)
         except BlockingIOError as error:
             os.close(self._file)
             raise RequestError(
@@ -151,14 +153,6 @@ class OutputFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _check_place(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        what = "a directory" if path.is_dir() else "no regular file, so a run could not go on with it"
-        raise RequestError(f"-o {path} is {what}; name a file")
-    if not path.absolute().parent.is_dir():
-        raise RequestError(f"-o {path}: there is no directory {path.parent}; make it first")
 
 
 def _counted(line: bytes, row: int) -> Counts | None:

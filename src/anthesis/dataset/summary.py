@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, Literal
 from anthesis.atomic import replace_file
 from anthesis.bench.result import Device, Machine, Model
 from anthesis.errors import RequestError
-from anthesis.json_text import parse_object
-from anthesis.records import from_document, to_document
+from anthesis.json_text import format_json
+from anthesis.records import from_result, read_document, to_document
 
 SCHEMA_VERSION = 1
 KIND = "complete"
@@ -109,7 +108,7 @@ class Summary:
         Raises:
             OSError: it can't be written.
         """
-        replace_file(path, json.dumps(to_document(self), indent=2, ensure_ascii=False) + "\n")
+        replace_file(path, format_json(to_document(self)))
 
     @staticmethod
     def from_document(document: Mapping[str, Any]) -> Summary:
@@ -118,17 +117,7 @@ class Summary:
         Raises:
             RequestError: it is no summary, of another schema version, or damaged.
         """
-        if document.get("kind") != KIND:
-            raise RequestError('it is no summary of `anthesis complete`: it has no "kind": "complete"')
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise RequestError(
-                f"the summary has schema_version {document.get('schema_version')!r}, and this version reads "
-                f"{SCHEMA_VERSION}; go on with the version that wrote it"
-            )
-        try:
-            return from_document(Summary, dict(document), "the summary")
-        except ValueError as error:
-            raise RequestError(f"{error}; it is damaged") from error
+        return from_result(Summary, document, kind=KIND, version=SCHEMA_VERSION, what="summary", otherwise="go on")
 
 
 def summary_path(output: Path) -> Path:
@@ -142,11 +131,8 @@ def read_summary(path: Path) -> Summary:
     Raises:
         RequestError: it can't be read, or is no summary.
     """
+    document = read_document(path)
     try:
-        return Summary.from_document(parse_object(path.read_bytes()))
+        return Summary.from_document(document)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    except OSError as error:
-        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RequestError(f"{path} is {error}") from error

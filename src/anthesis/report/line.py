@@ -13,7 +13,7 @@ from anthesis.bench.result import Measurement, Report, Row
 from anthesis.dataset.summary import KIND as COMPLETE
 from anthesis.dataset.summary import Counts, Summary, summary_path
 from anthesis.errors import RequestError
-from anthesis.json_text import parse_object
+from anthesis.records import read_document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +85,14 @@ def read_lines(path: Path) -> list[Line]:
     """
     beside = summary_path(path)
     path = beside if beside.is_file() else path
+    document = read_document(path)
     try:
-        document = parse_object(path.read_bytes())
         if document.get("kind") == COMPLETE:
             return [_of_summary(Summary.from_document(document), str(path))]
         report = Report.from_document(document)
-        return [_of_row(row, report, str(path)) for row in report.rows]
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    except OSError as error:
-        raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RequestError(f"{path} is no result: {error}") from error
+    return [_of_row(row, report, str(path)) for row in report.rows]
 
 
 def _of_row(row: Row, report: Report, source: str) -> Line:

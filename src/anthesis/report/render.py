@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from anthesis.columns import aligned
 from anthesis.errors import RequestError
+from anthesis.json_text import format_json
 from anthesis.report.line import Line
 from anthesis.units import amount, duration
 
@@ -163,4 +163,4 @@ def _csv(lines: Sequence[Line]) -> str:
 
 def _json(lines: Sequence[Line]) -> str:
     document = {"kind": "report", "schema_version": SCHEMA_VERSION, "lines": [asdict(line) for line in lines]}
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return format_json(document)

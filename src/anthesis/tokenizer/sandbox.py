@@ -3,9 +3,7 @@
 Jinja's sandbox keeps a template from reaching Python's internals, but lets it run for ever and fill the memory. So
 here everything a template can do, be it an operator, a filter, a test, a call or a literal, passes a function of this
 file that looks at the clock and asks the rendering's budget for room: first for the most that the result could take,
-and once it is there, for what it does take. Two rules keep those estimates simple. Lists and dictionaries hold plain
-data, and no more text than MAX_NESTED_CHARACTERS, counting what is in them as often as it would be written; so to
-compare, hash or write them takes no longer than that. And whole numbers have 64 bits.
+and once it is there, for what it does take. The two rules of `anthesis.tokenizer.sizes` keep those estimates simple.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How large the values of a template are, and what a rendering pays for them.
 
 Two rules keep it simple. Lists and dictionaries hold plain data, and no more text than MAX_NESTED_CHARACTERS, counting
-what is in them as often as it would be written; and whole numbers have 64 bits.
+what is in them as often as it would be written; so to compare, hash or write them takes no longer than that. And whole
+numbers have 64 bits.
 """
 
 from __future__ import annotations
