@@ -20,7 +20,7 @@ from anthesis.program.cost import cost, cost_by_kind, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Step
 from anthesis.program.ops import Embed, Linear, activate
-from anthesis.program.partition import partition
+from anthesis.program.partition import alike_ranks, partition
 from anthesis.program.reference import execute, execute_ranks
 from programs import ALL, BLOOM, GPT2, LLAMA, QWEN3, blocks_of, caches, config_of, random_weights, shares, step_inputs
 
@@ -171,6 +171,20 @@ def test_one_bad_weight_of_the_head_gives_no_token_on_any_rank(bad: float, world
             below = result["token"] >= 0
             assert below.sum() < count
             assert not (np.isnan(bad) and below.any())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_alike_ranks_stand_for_all(name: str, world_size: int) -> None:
+    program = trace(config_of(ALL[name]))
+    alike = alike_ranks(program, world_size)
+    shapes = Counter(shapes_of(partition(program, rank, world_size)) for rank in range(world_size))
+    assert {shapes_of(partition(program, rank, world_size)): count for rank, count in alike} == shapes
+    assert len(alike) == len(shapes)
+
+
+def shapes_of(program: Program) -> tuple[tuple[int | str, ...], ...]:
+    return tuple(value.shape for value in program.values.values())
 
 
 def test_a_rank_with_padding_only_neither_wins_nor_spoils_the_choice() -> None:

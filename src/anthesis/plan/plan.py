@@ -19,7 +19,7 @@ from anthesis.plan.listing import program_listing
 from anthesis.program.cost import Memory, cost_by_kind, kind_bytes, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import BLOCK_TOKENS, Cost, Program, Step, Value
-from anthesis.program.partition import partition
+from anthesis.program.partition import alike_ranks, partition
 
 DEFAULT_CONTEXT = 2048
 PROMPT_TOKENS = 7
@@ -240,14 +240,7 @@ def _context(config: ModelConfig, wanted: int | None, job_tokens: int) -> int:
 
 
 def _distinct_ranks(program: Program, world_size: int) -> Ranks:
-    """All ranks' programs, fused; what a rank needs depends on its shapes alone, so ranks of equal ones are one."""
-    distinct: dict[tuple[tuple[int | str, ...], ...], tuple[Program, int]] = {}
-    for rank in range(world_size):
-        share = partition(program, rank, world_size)
-        shapes = tuple(value.shape for value in share.values.values() if value.kind in ("weight", "cache"))
-        found = distinct.get(shapes)
-        distinct[shapes] = (fuse(share), 1) if found is None else (found[0], found[1] + 1)
-    return list(distinct.values())
+    return [(fuse(partition(program, rank, world_size)), count) for rank, count in alike_ranks(program, world_size)]
 
 
 def _memory(rank: Program, job: Job, held: HeldBytes) -> Memory:
@@ -261,18 +254,17 @@ def _parts(needs: Sequence[Memory]) -> list[list[int]]:
 
 def _smallest_tp(program: Program, job: Job, held: HeldBytes, usable_bytes: int) -> int | None:
     """The fewest devices with so much memory on which the model fits."""
-    whole = _memory(fuse(program), job, held)
+    whole = _memory(program, job, held)
     world_size = max(1, -(-(whole.weight_bytes + whole.cache_bytes) // usable_bytes))
     while True:
         try:
             # where a dimension does not divide, the last rank is never among the smaller ones: mostly it decides
-            last = fuse(partition(program, world_size - 1, world_size))
-            if _memory(last, job, held).total_bytes <= usable_bytes and all(
-                _memory(rank, job, held).total_bytes <= usable_bytes for rank, _ in _distinct_ranks(program, world_size)
-            ):
-                return world_size
+            ranks = sorted((rank for rank, _ in alike_ranks(program, world_size)), reverse=True)
         except RequestError:  # more ranks than there are pieces
             return None
+        needs = (_memory(fuse(partition(program, rank, world_size)), job, held) for rank in ranks)
+        if all(need.total_bytes <= usable_bytes for need in needs):
+            return world_size
         world_size += 1
 
 

@@ -61,6 +61,22 @@ def partition(program: Program, rank: int, world_size: int) -> Program:
     return replace(program, values=values, rank=rank, world_size=world_size).with_ops(ops)
 
 
+def alike_ranks(program: Program, world_size: int) -> list[tuple[int, int]]:
+    """The ranks whose programs differ in shape: of each such group the last rank, and how many are in it.
+
+    Raises:
+        RequestError: as `partition`.
+    """
+    if world_size == 1:
+        return [(0, 1)]
+    pieces = _pieces(program, world_size)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(world_size):
+        shares = _shares(program, pieces, rank, world_size)
+        groups.setdefault(tuple(last - first for first, last in shares.values()), []).append(rank)
+    return [(ranks[-1], len(ranks)) for ranks in groups.values()]
+
+
 def _pieces(program: Program, world_size: int) -> dict[str, tuple[int, int]]:
     """The pieces of every axis that follows no other, enough for the ranks."""
     pieces = {}
