@@ -17,13 +17,15 @@ from random import Random
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+NUM_LIES = 100
+
+# Past the loader of an editable install, whose modules atheris can't instrument: it would see no branch of them.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
+sys.path[:0] = [str(Path(__file__).resolve().parents[up] / name) for up, name in ((1, ""), (2, "src"))]
 
 with atheris.instrument_imports(include=["anthesis"]):
     from hostile import KINDS, check, sample
     from lies import LIES
-
-NUM_LIES = 100
 
 
 def main() -> None:
@@ -35,7 +37,8 @@ def main() -> None:
     if sys.argv[1] not in KINDS:
         raise SystemExit(f"name a kind: {', '.join(KINDS)}")
     kind = sys.argv.pop(1)
-    check(kind, sample(kind))  # so that what is imported at first use counts for no input
+    with atheris.instrument_imports(include=["anthesis"]):
+        check(kind, sample(kind))  # imports what is imported at first use, and fills what is cached
     with tempfile.TemporaryDirectory() as corpus:
         seeds = [sample(kind), *(LIES[kind](Random(i)) for i in range(NUM_LIES if kind in LIES else 0))]
         for i, data in enumerate(seeds):
