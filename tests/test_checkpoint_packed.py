@@ -400,13 +400,32 @@ def test_a_full_disk_leaves_nothing(tmp_path, pages):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_an_interrupt_leaves_nothing(tmp_path):
-    (tmp_path / "disk").mkdir()
-    arguments = command("convert", "random:llama-3.2-1b", str(tmp_path / "disk" / "out"))
+def start_a_long_conversion(target):
+    arguments = command("convert", "random:llama-3.2-1b", str(target))
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "disk").glob(f".out.*/{WEIGHTS_NAME}")) and time.monotonic() < deadline:
+    while not list(target.parent.glob(f".out.*/{WEIGHTS_NAME}")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    return process
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path):
+    (tmp_path / "disk").mkdir()
+    target, model = tmp_path / "disk" / "out", tiny_model(tmp_path)
+    process = start_a_long_conversion(target)
+    assert "another process is writing" in fail("convert", model, str(target))
+    process.kill()
+    process.communicate(timeout=60)
+    assert [path.name for path in target.parent.iterdir()] == [".out.unfinished"]
+    succeed("convert", model, str(target))
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    with open_checkpoint(str(target)):
+        pass
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    (tmp_path / "disk").mkdir()
+    process = start_a_long_conversion(tmp_path / "disk" / "out")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")

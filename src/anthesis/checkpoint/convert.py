@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import error as StructError  # noqa: N812
@@ -82,7 +83,7 @@ def write_packed(
         on_weight: called after each weight with (number written, number in all).
 
     Raises:
-        RequestError: as `check_target`; also a kind that can't represent a weight.
+        RequestError: as `check_target`; also a kind that can't represent a weight, or another process writes there.
         CheckpointError: the checkpoint does not hold what the model needs.
         AnthesisError: the operating system can't write it.
     """
@@ -91,38 +92,57 @@ def write_packed(
     values = program.of_kind("weight")
     checkpoint.check(values)
     target = directory.resolve()
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        unfinished.mkdir()
-        tensors = {value.name: PackedWeight(value.dtype, value.static_shape) for value in values}
-        _write_weights(unfinished / WEIGHTS_NAME, checkpoint, values, layout(tensors), on_weight)
-        model = PackedModel(
-            format=FORMAT,
-            version=VERSION,
-            model=checkpoint.description,
-            family=checkpoint.family.name,
-            is_random=checkpoint.is_random,
-            weights=weights,
-            config=to_document(checkpoint.config),
-            tokenizer=_write_tokenizer(unfinished, checkpoint.tokenizer_source),
-            tensors=tensors,
-        )
-        (unfinished / MODEL_NAME).write_text(json.dumps(to_document(model), indent=1, allow_nan=False), "utf-8")
-        files = list(unfinished.iterdir())
-        nbytes = sum(path.stat().st_size for path in files)
-        for path in (*files, unfinished):
-            sync(path)
-        unfinished.rename(target)
-        sync(target.parent)
-    except AnthesisError:
-        raise
+        with _unfinished(target) as unfinished:
+            tensors = {value.name: PackedWeight(value.dtype, value.static_shape) for value in values}
+            _write_weights(unfinished / WEIGHTS_NAME, checkpoint, values, layout(tensors), on_weight)
+            model = PackedModel(
+                format=FORMAT,
+                version=VERSION,
+                model=checkpoint.description,
+                family=checkpoint.family.name,
+                is_random=checkpoint.is_random,
+                weights=weights,
+                config=to_document(checkpoint.config),
+                tokenizer=_write_tokenizer(unfinished, checkpoint.tokenizer_source),
+                tensors=tensors,
+            )
+            (unfinished / MODEL_NAME).write_text(json.dumps(to_document(model), indent=1, allow_nan=False), "utf-8")
+            files = list(unfinished.iterdir())
+            nbytes = sum(path.stat().st_size for path in files)
+            for path in (*files, unfinished):
+                sync(path)
+            unfinished.rename(target)
+            sync(target.parent)
     except OSError as error:
         raise AnthesisError(
             f"{directory} could not be written: {error.strerror or error}; nothing was left there"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return Written(nbytes, values)
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """The directory that is to become the target, locked for this process; what a killed one left in it is gone."""
+    place = target.with_name(f".{target.name}.unfinished")
+    place.mkdir(exist_ok=True)
+    opened = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RequestError(
+                f"another process is writing {target}; wait for it, or name another directory"
+            ) from error
+        try:
+            for left in place.iterdir():
+                left.unlink()
+            yield place
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+    finally:
+        os.close(opened)
 
 
 def _write_weights(
