@@ -297,6 +297,20 @@ def test_every_row_failed(tmp_path: Path, model: str) -> None:
     assert count_lines(output) == 3
 
 
+def test_a_text_that_the_tokenizer_gives_up_on_fails_alone(tmp_path: Path) -> None:
+    directory = text_model(tmp_path / "model")
+    raw = json.loads((directory / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, raw["pre_tokenizer"]]}
+    (directory / "tokenizer.json").write_text(json.dumps(raw))
+    data, output = tmp_path / "data.txt", tmp_path / "out.jsonl"
+    data.write_text(f"fox\n{'a' * 40}b\ndog\n")
+    succeed("complete", str(directory), str(data), "-o", str(output), "-n", "4", *DEVICE)
+    first, second, third = map(json.loads, output.read_text().splitlines())
+    assert first["error"] is None and third["error"] is None
+    assert "can't encode the text" in second["error"]
+
+
 def test_a_terminal_shows_a_bar_and_a_pipe_plain_lines(tmp_path: Path, model: str) -> None:
     data = write_rows(tmp_path / "data.jsonl", 100)
     terminal = Terminal(command(*arguments(model, data, tmp_path / "a.jsonl")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
 from anthesis.errors import RequestError, TokenizerError
 from anthesis.tokenizer import open_tokenizer
@@ -173,3 +173,51 @@ def test_an_unknown_decoder_is_refused(tmp_path, bloom) -> None:
     tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(TokenizerError, match="decoder is WordPiece"):
         open_tokenizer(write(tmp_path, tokenizer, {}))
+
+
+def charsmap(*texts: str) -> bytes:
+    """A compiled normalisation, as SentencePiece stores it, to these texts; its trie finds nothing."""
+    return (4).to_bytes(4, "little") + bytes(4) + "".join(f"{text}\0" for text in texts).encode()
+
+
+BOMBS = {
+    "doubled again and again": {"normalizer": normalizers.Sequence([normalizers.Replace("a", "aa")] * 24)},
+    "a replacement at every place": {"normalizer": normalizers.Replace(Regex("x*"), "y" * 1000)},
+    "a book before each text": {"normalizer": normalizers.Prepend("a" * 8_000_000)},
+    "a thousand steps": {"normalizer": normalizers.Sequence([normalizers.NFC()] * 1000)},
+    "nested": {"normalizer": normalizers.Sequence([normalizers.Sequence([normalizers.Replace("a", "a" * 9)] * 2)] * 2)},
+    "the text a thousand times": {"post_processor": processors.TemplateProcessing(single=["$A"] * 1000)},
+    "as often as two of them say": {
+        "post_processor": processors.Sequence([processors.TemplateProcessing(single=["$A"] * 9)] * 2)
+    },
+    "many tokens around each text": {
+        "post_processor": processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[{"id": "<s>", "ids": [1] * 100_000, "tokens": ["<s>"] * 100_000}]
+        )
+    },
+    "longer texts when decoding": {"decoder": decoders.Sequence([decoders.Replace("a", "aa")] * 24)},
+    "compiled": {"normalizer": normalizers.Precompiled(charsmap("a" * 1000))},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_tokenizer_that_blows_texts_up_is_refused(tmp_path, name) -> None:
+    tokenizer = train_byte_fallback()
+    for part, value in BOMBS[name].items():
+        setattr(tokenizer, part, value)
+    with pytest.raises(TokenizerError, match=rf"tokenizer\.json: the {part} .* (allowed|more than 64)"):
+        open_tokenizer(write(tmp_path, tokenizer, {}))
+
+
+def test_what_tokenizers_in_use_do_to_a_text_is_allowed(tmp_path) -> None:
+    tokenizer = train_byte_fallback()
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(charsmap("صلى الله عليه وسلم", "1")),
+            normalizers.Replace("``", '"'),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Prepend("▁"),
+            normalizers.Replace(" ", "▁"),
+        ]
+    )
+    assert open_tokenizer(write(tmp_path, tokenizer, {})).decode([]) == ""

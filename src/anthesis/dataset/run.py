@@ -19,7 +19,7 @@ from anthesis.dataset.output import OutputFile, row_line
 from anthesis.dataset.read import DataSet, Row
 from anthesis.dataset.request import Request
 from anthesis.dataset.summary import Counts, Session, Summary
-from anthesis.errors import AnthesisError, RequestError
+from anthesis.errors import AnthesisError, RequestError, TokenizerError
 from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
@@ -220,7 +220,7 @@ class Run:
         try:
             ids = self._llm.encode(text)[: request.prompt_tokens]
             handle = self._llm.submit(ids, max_new_tokens=request.max_new_tokens, seed=seed, **request.sampling)
-        except RequestError as error:
+        except (RequestError, TokenizerError) as error:  # the library gives up on some texts, not on all
             return _Slot(number, None, str(error))
         return _Slot(number, handle, None)
 

@@ -16,6 +16,7 @@ from anthesis.errors import TokenizerError
 from anthesis.json_text import parse_object
 from anthesis.tokenizer.backend import library_errors
 from anthesis.tokenizer.chat import ChatTemplate
+from anthesis.tokenizer.growth import check_growth
 from anthesis.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def _load_backend(directory: Path) -> Backend:
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
     with library_errors(f"{path} is no tokenizer; download it again"):
-        return Backend.from_str(text)
+        backend = Backend.from_str(text)
+    check_growth(backend, path)
+    return backend
 
 
 def _no_tokenizer_json(directory: Path) -> str:
