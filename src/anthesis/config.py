@@ -137,16 +137,18 @@ class ConfigReader:
 
     Args:
         raw: the parsed `config.json`.
+        file: its name, for messages.
     """
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Mapping[str, Any], file: str = "config.json") -> None:
         self.raw = raw
+        self._file = file
 
     def _find(self, names: tuple[str, ...]) -> tuple[str, Any]:
         present = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
         if len({repr(value) for _, value in present}) > 1:
             seen = ", ".join(f"{name} = {value!r}" for name, value in present)
-            raise ConfigError(f"config.json contradicts itself: {seen}")
+            raise ConfigError(f"{self._file} contradicts itself: {seen}")
         return present[0] if present else (names[0], None)
 
     def integer(self, *names: str, default: int | None = None) -> int:
@@ -158,10 +160,10 @@ class ConfigReader:
         name, value = self._find(names)
         if value is None:
             if default is None:
-                raise ConfigError(f"config.json lacks {' | '.join(names)}")
+                raise ConfigError(f"{self._file} lacks {' | '.join(names)}")
             return default
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"config.json has {name} = {_short(value)}; an integer is needed")
+            raise ConfigError(f"{self._file} has {name} = {_short(value)}; an integer is needed")
         return value
 
     def size(self, field: str, *names: str, default: int | None = None) -> int:
@@ -171,7 +173,7 @@ class ConfigReader:
             ConfigError: as `integer`; also a size that no model has.
         """
         value = self.integer(*names, default=default)
-        return check_size(field, value, f"config.json has {self._find(names)[0]}")
+        return check_size(field, value, f"{self._file} has {self._find(names)[0]}")
 
     def number(
         self, *names: str, default: float | None = None, above: float = -math.inf, at_least: float = -math.inf
@@ -184,9 +186,9 @@ class ConfigReader:
         name, value = self._find(names)
         if value is None:
             if default is None:
-                raise ConfigError(f"config.json lacks {' | '.join(names)}")
+                raise ConfigError(f"{self._file} lacks {' | '.join(names)}")
             return default
-        return check_number(value, f"config.json has {name}", above=above, at_least=at_least)
+        return check_number(value, f"{self._file} has {name}", above=above, at_least=at_least)
 
     def boolean(self, *names: str, default: bool) -> bool:
         """Like `integer`, for true or false.
@@ -198,7 +200,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"config.json has {name} = {value!r}; true or false is needed")
+            raise ConfigError(f"{self._file} has {name} = {value!r}; true or false is needed")
         return value
 
     def string(self, *names: str, default: str) -> str:
@@ -211,7 +213,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise ConfigError(f"config.json has {name} = {value!r}; a string is needed")
+            raise ConfigError(f"{self._file} has {name} = {value!r}; a string is needed")
         return value
 
     def token_ids(self, name: str) -> tuple[int, ...]:
@@ -223,5 +225,5 @@ class ConfigReader:
         value = self.raw.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"config.json has {name} = {_short(value)}; a token id or a list of them is needed")
+            raise ConfigError(f"{self._file} has {name} = {_short(value)}; a token id or a list of them is needed")
         return tuple(ids)

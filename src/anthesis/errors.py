@@ -4,7 +4,9 @@ Each message says what was wrong, what was seen, and what to do. The command lin
 `exit_code`; a Python caller catches `AnthesisError`, or the builtin class it also is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class AnthesisError(Exception):
@@ -47,3 +49,23 @@ class TokenizerError(AnthesisError, ValueError):
 
 class DataSetError(AnthesisError, OSError):
     """A data set can't be read, or is not what it was when the run began."""
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Makes what goes wrong in here say of which file or directory it is true, where it doesn't say so already.
+
+    Args:
+        path: of the file or directory; None for no change.
+
+    Raises:
+        AnthesisError: of the class that was raised.
+    """
+    try:
+        yield
+    except AnthesisError as error:
+        said = str(error)
+        if path is None or str(path) in said:
+            raise
+        begins_with_name = said.startswith(f"{path.name} ")
+        raise type(error)(f"{path.parent / said}" if begins_with_name else f"{path}: {said}") from error

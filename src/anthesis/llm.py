@@ -23,7 +23,7 @@ from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import FinishReason, Sequence
-from anthesis.errors import RequestError, UnsupportedError
+from anthesis.errors import RequestError, UnsupportedError, naming
 from anthesis.program.draw import log_softmax
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.tokenizer import Tokenizer, open_tokenizer
@@ -91,9 +91,10 @@ class LLM:
         opened = open_device(device, threads)
         with open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
             config = checkpoint.config
-            self.tokenizer: Tokenizer | None = open_tokenizer(
-                checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
-            )
+            with naming(checkpoint.path):
+                self.tokenizer: Tokenizer | None = open_tokenizer(
+                    checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
+                )
             if self.tokenizer is not None:
                 # rows that pad the embedding mean nothing; some models have more of them than their family knows
                 usable = min(config.usable_vocab_size, self.tokenizer.size)

@@ -19,7 +19,7 @@ from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
 from anthesis.checkpoint.torch_bin import TorchBinStore, holds_only_bin
 from anthesis.config import ConfigReader, ModelConfig
-from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError
+from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError, naming
 from anthesis.fingerprint import sampled_sha256
 from anthesis.models import family_of_config, family_of_gguf, preset, trace
 from anthesis.models.family import Family, Source
@@ -181,17 +181,21 @@ def _open_path(path: Path, name: str, weights: str) -> Checkpoint:
 
 
 def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
+    raw: Mapping[str, Any]
+    file: Path | None
     path = Path(name).expanduser()
     if path.name == "config.json" or path.suffix == ".json" or "/" in name:
         if not path.is_file():
             raise RequestError(f"{RANDOM_PREFIX}{name}: no such file; expected the path of a config.json, or a preset")
-        raw: Mapping[str, Any] = read_json(path)
+        file, raw = path, read_json(path)
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
     else:
-        raw = preset(name)
-    family = family_of_config(raw)
-    kind = _native_kind(raw) if weights == "native" else weights
-    config = _with_possible_ends(name, family.read_config(raw))
+        file, raw = None, preset(name)
+    with naming(file):
+        family = family_of_config(raw)
+        kind = _native_kind(raw) if weights == "native" else weights
+        config = family.read_config(raw)
+    config = _with_possible_ends(name, config)
     description = f"random weights in the shape of {name} (seed {seed})"
     return Checkpoint(description, family, config, True, None, RandomWeights(seed, kind))
 
@@ -236,9 +240,11 @@ def _open_gguf(path: Path, name: str, weights: str) -> Checkpoint:
     store = GgufStore(path)
     if "general.architecture" not in store.metadata:
         raise CheckpointError(f"{path}: lacks general.architecture, so it holds no model")
-    family = family_of_gguf(store.metadata["general.architecture"])
-    assert family.gguf is not None
-    config = _with_possible_ends(name, family.gguf.read_config(store.metadata, frozenset(store.tensors)))
+    with naming(path):
+        family = family_of_gguf(store.metadata["general.architecture"])
+        assert family.gguf is not None
+        config = family.gguf.read_config(store.metadata, frozenset(store.tensors))
+    config = _with_possible_ends(name, config)
     _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.gguf.sources(config), (), family.gguf.ignored, weights)
     return Checkpoint(name, family, config, False, store.metadata, found)
@@ -266,12 +272,14 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
             f"{path}: the weights are quantised by {method} (quantization_config), which is not read; "
             "take the unquantised model and choose --weights, or a GGUF file"
         )
-    family = family_of_config(raw)
-    config = family.read_config(raw)
-    if (path / "generation_config.json").is_file():
-        generation = ConfigReader(read_json(path / "generation_config.json"))
-        ends = dict.fromkeys((*config.eos_token_ids, *generation.token_ids("eos_token_id")))
-        config = replace(config, eos_token_ids=tuple(ends))
+    with naming(path / "config.json"):
+        family = family_of_config(raw)
+        config = family.read_config(raw)
+    generation = path / "generation_config.json"
+    if generation.is_file():
+        with naming(generation):
+            more_ends = ConfigReader(read_json(generation), generation.name).token_ids("eos_token_id")
+        config = replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more_ends))))
     config = _with_possible_ends(name, config)
     store: TensorStore = TorchBinStore(path) if holds_only_bin(path) else SafetensorsStore(path)
     _check_layers(path, config, store)

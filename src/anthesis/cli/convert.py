@@ -38,13 +38,15 @@ def convert(model: Source, directory: Target, weights: Weights = "native", seed:
     from anthesis.checkpoint.checkpoint import open_checkpoint
     from anthesis.checkpoint.convert import check_target, write_packed
     from anthesis.engine.loaded import matrix_kinds
+    from anthesis.errors import naming
     from anthesis.tokenizer import open_tokenizer
 
     check_target(directory)
     begin = time.perf_counter()
     try:
         with LoadingBar(label="converting") as bar, open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
-            open_tokenizer(checkpoint.tokenizer_source)  # one that can't be used is better said now
+            with naming(checkpoint.path):
+                open_tokenizer(checkpoint.tokenizer_source)  # one that can't be used is better said now
             written = write_packed(checkpoint, directory, weights, bar)
     except KeyboardInterrupt:
         print(f"anthesis: interrupted; nothing was left at {directory}", file=sys.stderr)

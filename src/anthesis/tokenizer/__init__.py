@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anthesis.errors import naming
 from anthesis.tokenizer.detokenize import TextStream
 from anthesis.tokenizer.tokenizer import Tokenizer
 
@@ -40,4 +41,5 @@ def open_tokenizer(
         return tokenizer_from_gguf(source, usable_vocab_size)
     from anthesis.tokenizer.from_directory import tokenizer_from_directory
 
-    return tokenizer_from_directory(Path(source), usable_vocab_size)
+    with naming(Path(source)):
+        return tokenizer_from_directory(Path(source), usable_vocab_size)
