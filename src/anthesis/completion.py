@@ -51,7 +51,7 @@ class Handle:
 
     @property
     def finished(self) -> bool:
-        """Whether its completion is whole."""
+        """Whether its completion is whole, or it has failed."""
         return self._sequence.finished
 
     @property
@@ -60,7 +60,9 @@ class Handle:
 
         Raises:
             RequestError: it is not finished yet.
+            AnthesisError: the model computed numbers that are not finite.
         """
+        self._sequence.check()
         if not self._sequence.finished:
             raise RequestError("the request is not at its end yet; go on with LLM.step, or iterate over the stream")
         return completion_of(self._sequence)
@@ -94,6 +96,7 @@ class Stream(Handle):
     def __next__(self) -> str:
         try:
             while len(self._sequence.text) == self._shown:
+                self._sequence.check()
                 if self._sequence.finished:
                     raise StopIteration
                 self._engine.step()

@@ -28,6 +28,7 @@ from anthesis.program.draw import log_softmax
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
+OnWeight = Callable[[int, int], None]
 Messages = Seq[Mapping[str, str]]
 Prompt = str | Seq[int] | Messages
 
@@ -56,6 +57,7 @@ class LLM:
         prefill_chunk: most prompt rows in one step; None: 256.
         seed: of random weights.
         on_weight: called while loading, with (weights loaded, weights in all).
+        load: read the weights now. If not, `load()` does; until then the model can tell about itself and encode texts.
 
     Raises:
         RequestError: an argument that can't be met; the message says why and what can.
@@ -76,7 +78,8 @@ class LLM:
         cache_memory: int | None = None,
         prefill_chunk: int | None = None,
         seed: int = 0,
-        on_weight: Callable[[int, int], None] = lambda loaded, total: None,
+        on_weight: OnWeight = lambda loaded, total: None,
+        load: bool = True,
     ) -> None:
         counts = {"tp": tp, "threads": threads, "max_context": max_context, "prefill_chunk": prefill_chunk}
         for name, value in {**counts, "cache_memory": cache_memory}.items():
@@ -89,31 +92,47 @@ class LLM:
             raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
         begin = time.perf_counter()
         opened = open_device(device, threads)
-        with open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
-            config = checkpoint.config
-            with naming(checkpoint.path):
-                self.tokenizer: Tokenizer | None = open_tokenizer(
-                    checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
-                )
-            if self.tokenizer is not None:
-                # rows that pad the embedding mean nothing; some models have more of them than their family knows
-                usable = min(config.usable_vocab_size, self.tokenizer.size)
-                config = replace(config, usable_vocab_size=usable)
-            self.max_context = self._context_limit(config.max_context, max_context)
-            self.description = checkpoint.description
-            self.is_random = checkpoint.is_random
-            self._path = checkpoint.path
-            self.loaded = LoadedModel(checkpoint, config, opened, cache, on_weight)
+        self._checkpoint = checkpoint = open_checkpoint(model, weights=weights, seed=seed)
+        config = checkpoint.config
+        with naming(checkpoint.path):
+            self.tokenizer: Tokenizer | None = open_tokenizer(
+                checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
+            )
+        if self.tokenizer is not None:
+            # rows that pad the embedding mean nothing; some models have more of them than their family knows
+            config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
+        self.max_context = self._context_limit(config.max_context, max_context)
+        self.description = checkpoint.description
+        self.is_random = checkpoint.is_random
         self.config = config
-        self.device_info = opened.info()
         self.seed = seed
+        self.loaded = LoadedModel(checkpoint, config, opened, cache)
+        self.device_info = opened.info()
         self.load_s = time.perf_counter() - begin
-        self._blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self._max_blocks(cache_memory))
-        self._engine = Engine(
-            self._blocks,
-            self.loaded.compile,
-            prefill_chunk or PREFILL_CHUNK,
-        )
+        self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
+        self._running: tuple[BlockCache, Engine] | None = None
+        if load:
+            self.load(on_weight)
+
+    def load(self, on_weight: OnWeight = lambda loaded, total: None) -> None:
+        """Reads the weights, if that was left for later.
+
+        Args:
+            on_weight: called with (weights loaded, weights in all).
+
+        Raises:
+            RequestError: the cache has no room beside them.
+            CheckpointError: they are damaged.
+        """
+        if self._running is not None:
+            return
+        begin = time.perf_counter()
+        with self._checkpoint as checkpoint:
+            self.loaded.load(checkpoint, on_weight)
+        self.device_info = self.loaded.device.info()  # with the memory that is free now
+        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self._max_blocks(self._cache_memory))
+        self._running = blocks, Engine(blocks, self.loaded.compile, self._prefill_chunk)
+        self.load_s += time.perf_counter() - begin
 
     def generate(
         self,
@@ -190,7 +209,7 @@ class LLM:
         """Runs one step of all requests that are on their way: a token for each, or part of its prompt.
 
         Raises:
-            AnthesisError: the model computed numbers that are not finite; or it is closed.
+            RequestError: the model is closed.
         """
         self._engine.step()
 
@@ -214,7 +233,7 @@ class LLM:
 
         Random weights of one shape have the same; their `description` tells the seeds apart.
         """
-        return model_fingerprint(self._path, self.config)
+        return model_fingerprint(self._checkpoint.path, self.config)
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """The logits after each token of a text.
@@ -252,8 +271,10 @@ class LLM:
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""
-        self._engine.close()
-        self.loaded.free()
+        self._checkpoint.close()
+        if self._running is not None:
+            self._engine.close()
+            self.loaded.free()
 
     def __enter__(self) -> LLM:
         return self
@@ -298,6 +319,20 @@ class LLM:
         if not 1 <= num_tokens <= most:
             raise RequestError(f"a prompt of {num_tokens:,} tokens was asked for; from 1 to {most:,} are possible")
         return [(i + 1) * _MADE_UP_STEP % self.config.usable_vocab_size for i in range(num_tokens)]
+
+    @property
+    def _blocks(self) -> BlockCache:
+        return self._loaded_parts[0]
+
+    @property
+    def _engine(self) -> Engine:
+        return self._loaded_parts[1]
+
+    @property
+    def _loaded_parts(self) -> tuple[BlockCache, Engine]:
+        if self._running is None:
+            raise RequestError("the weights are not loaded yet; call load() first")
+        return self._running
 
     def _sequence(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> Sequence:
         ids = self.encode(prompt, chat)

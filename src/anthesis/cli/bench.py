@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
-from anthesis.cli.terminal import dim
+from anthesis.cli.terminal import tell
 from anthesis.columns import aligned
 from anthesis.errors import RequestError
 from anthesis.units import amount, duration
@@ -133,7 +132,7 @@ def _integers(flag: str, text: str) -> tuple[int, ...]:
 
 
 def _show_progress(text: str) -> None:
-    print(dim(f"bench: {text}", sys.stderr), file=sys.stderr, flush=True)
+    tell(f"bench: {text}")
 
 
 def _print_table(report: Report) -> None:

@@ -13,12 +13,12 @@ import typer
 from anthesis.cli import options
 from anthesis.cli.completing import CompletingBar
 from anthesis.cli.loading import LoadingBar
-from anthesis.cli.terminal import dim
+from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError
 from anthesis.units import duration
 
 if TYPE_CHECKING:
-    from anthesis.dataset import Summary
+    from anthesis.dataset.complete import Outcome
     from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
@@ -105,7 +105,6 @@ def complete(
     model = model_and_dataset[0] if len(model_and_dataset) == 2 else None
     from anthesis.dataset import Request, open_dataset
     from anthesis.dataset import complete as complete_dataset
-    from anthesis.dataset.summary import summary_path
 
     if not all(stop or ()):
         raise RequestError("--stop is empty, which would stop at once; give a text")
@@ -130,54 +129,59 @@ def complete(
     logger.warning("data set %s: %s", dataset.description, dataset.note or f"column {dataset.column}")
 
     def open_llm() -> LLM:
-        from anthesis.checkpoint import open_checkpoint
         from anthesis.llm import LLM
 
-        with open_checkpoint(model, weights=weights) as checkpoint:
-            if checkpoint.tokenizer_source is None:  # better said before the weights are loaded
-                raise RequestError(
-                    f"{checkpoint.description} has no tokenizer, so it can't read the texts of a data set"
-                )
-        with LoadingBar() as loading:
-            return LLM(
-                model,
-                weights=weights,
-                device=device,
-                tp=tp,
-                threads=threads,
-                max_context=max_context,
-                cache=cache,
-                cache_memory=cache_memory,
-                prefill_chunk=prefill_chunk,
-                seed=seed or 0,
-                on_weight=loading,
-            )
+        return LLM(
+            model,
+            weights=weights,
+            device=device,
+            tp=tp,
+            threads=threads,
+            max_context=max_context,
+            cache=cache,
+            cache_memory=cache_memory,
+            prefill_chunk=prefill_chunk,
+            seed=seed or 0,
+            load=False,
+        )
+
+    def load(llm: LLM) -> None:
+        with LoadingBar() as bar:
+            llm.load(bar)
 
     # a scheduler's way to end a job: as with Ctrl-C, what is done is kept and noted
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         with CompletingBar() as bar:
-            summary = complete_dataset(request, dataset, output, open_llm, threads=threads, progress=bar)
+            outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)
     except (KeyboardInterrupt, SystemExit):
-        logger.warning("interrupted; the rows in %s are whole, and the same command goes on with them", output)
+        if output.exists():
+            logger.warning("interrupted; the rows in %s are whole, and the same command goes on with them", output)
+        else:
+            logger.warning("interrupted before the first row was finished")
         raise
-    for line in _closing_lines(summary, output, summary_path(output)):
-        print(dim(line, sys.stderr), file=sys.stderr)
-    if summary.counts.rows == summary.counts.failed_rows:
+    for line in _closing_lines(outcome, output):
+        tell(line)
+    counts = outcome.summary.counts
+    if counts.rows == counts.failed_rows:
         raise typer.Exit(1)
 
 
-def _closing_lines(summary: Summary, output: Path, summary_file: Path) -> list[str]:
-    counts, session = summary.counts, summary.sessions[-1]
+def _closing_lines(outcome: Outcome, output: Path) -> list[str]:
+    from anthesis.dataset.summary import summary_path
+
+    summary, session = outcome.summary, outcome.session
+    counts, model = summary.counts, summary.model
     failed = f", {counts.failed_rows:,} of them with an error instead" if counts.failed_rows else ""
     lines = [f"{counts.rows:,} rows in {output}{failed}: {counts.completion_tokens:,} tokens generated and counted"]
-    done, run_s = session.counts, session.run_s
-    if done.rows:
+    if session is None:
+        lines.append("all of them were there already; nothing was left to do")
+    elif session.counts.rows:
+        done, run_s = session.counts, session.run_s
         lines.append(
             f"this session: {done.rows:,} rows in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
             f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
         )
-    model = summary.model
     kinds = "+".join(model.weight_kinds)
     made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"
-    return [*lines, f"{made_by} · times in {summary_file}"]
+    return [*lines, f"{made_by} · times in {summary_path(output)}"]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from anthesis.cli.loading import start_bar
-from anthesis.cli.terminal import dim
+from anthesis.cli.terminal import tell
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -47,7 +47,7 @@ class CompletingBar:
         if self._on_terminal:
             self._show(progress)
         else:
-            print(dim(f"complete: {_text(progress)}", sys.stderr), file=sys.stderr, flush=True)
+            tell(f"complete: {_text(progress)}")
 
     def _show(self, progress: Progress) -> None:
         if self._bar is None:

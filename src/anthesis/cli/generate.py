@@ -10,7 +10,7 @@ from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import Prompt, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
-from anthesis.cli.terminal import dim
+from anthesis.cli.terminal import dim, tell
 from anthesis.errors import RequestError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def generate(
         if not json:
             sys.stdout.flush()
         for line in summary_lines(llm, completions):
-            print(dim(line, sys.stderr), file=sys.stderr)
+            tell(line)
 
 
 def _stream(llm: LLM, prompt: Prompt, request: dict[str, Any]) -> Completion:

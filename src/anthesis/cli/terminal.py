@@ -35,7 +35,15 @@ class _Messages(logging.Handler):
         message = " ".join(record.getMessage().split())
         if message not in self._shown:
             self._shown.add(message)
-            print(dim(f"anthesis: {message}", sys.stderr), file=sys.stderr, flush=True)
+            tell(f"anthesis: {message}")
+
+
+def tell(text: str) -> None:
+    """A line on stderr, as something aside; that nobody reads them any more is no reason to end."""
+    try:
+        print(dim(text, sys.stderr), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def dim(text: str, stream: TextIO) -> str:

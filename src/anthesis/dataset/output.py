@@ -6,16 +6,18 @@ at most one torn line at the end, which the next start cuts off. So the file is 
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from anthesis.atomic import check_place, sync
-from anthesis.dataset.summary import Counts
+from anthesis.dataset.summary import Counts, Written
 from anthesis.errors import AnthesisError, RequestError
 
 SYNC_S = 2.0
@@ -53,11 +55,11 @@ class OutputFile:
         self._path = path
         self.counts = Counts()
         self.torn_bytes = 0
-        check_place(path)
-        if path.exists() and not path.is_file():
-            raise RequestError(f"-o {path} is no regular file, so a run could not go on with it; name a file")
-        self._is_new = not path.exists()
         try:
+            check_place(path)
+            if path.exists() and not path.is_file():
+                raise RequestError(f"-o {path} is no regular file, so a run could not go on with it; name a file")
+            self._is_new = not path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise RequestError(f"-o {path} can't be written to: {error.strerror}; name another file") from error
@@ -76,6 +78,7 @@ class OutputFile:
             os.close(self._file)
             raise RequestError(f"-o {path} can't be locked: {error.strerror}; name another file") from error
         self._end = 0
+        self._digest = hashlib.sha256()
         self._synced = time.monotonic()
 
     @property
@@ -83,8 +86,16 @@ class OutputFile:
         """Bytes in the file as it stands."""
         return os.fstat(self._file).st_size
 
-    def recover(self) -> None:
+    @property
+    def written(self) -> Written:
+        """What the rows that are counted look like."""
+        return Written(nbytes=self._end, sha256=self._digest.hexdigest())
+
+    def recover(self, noted: Written | None = None) -> None:
         """Counts the rows that are not counted yet, and cuts off what a run that was killed left of a row.
+
+        Args:
+            noted: what the run itself wrote, as far as it took note.
 
         Raises:
             RequestError: the file holds something that is not of such a run.
@@ -96,13 +107,14 @@ class OutputFile:
                 counted = _counted(line, self.counts.rows)
                 if counted is None:
                     break
-                self.counts += counted
-                self._end += len(line)
-            if line and not _is_remnant(line, file):
-                raise RequestError(
-                    f"{self._path}: line {self.counts.rows + 1} is not row {self.counts.rows} of this run, so somebody "
-                    "else wrote to it; move the file away, or name another one with -o"
-                )
+                reaches_note = noted is not None and self._end < noted.nbytes <= self._end + len(line)
+                self._count(line, counted)
+                if reaches_note and self.written != noted:
+                    raise self._foreign(f"its first {self.counts.rows:,} rows are not what this run wrote")
+            if noted is not None and self._end < noted.nbytes:
+                raise self._foreign(f"its {self.counts.rows:,} whole rows are fewer bytes than this run wrote")
+            if line and not _is_remnant(line, file, self.counts.rows):
+                raise self._foreign(f"line {self.counts.rows + 1} is not row {self.counts.rows} of this run")
         self.torn_bytes = size - self._end
         if self.torn_bytes:
             os.ftruncate(self._file, self._end)
@@ -119,16 +131,12 @@ class OutputFile:
             while left:
                 written = os.pwrite(self._file, left, self._end + len(line) - len(left))
                 left = left[written:]
-            self._end += len(line)
-            self.counts += counts
+            self._count(line, counts)
             if time.monotonic() - self._synced > SYNC_S:
                 self.sync()
         except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise AnthesisError(
-                f"{self._path} could not be written: {error.strerror}; its {self.counts.rows:,} rows are whole. "
-                "Make room, and start the same command again: it goes on where it was"
-            ) from error
+            raise not_written(self._path, error) from error
 
     def sync(self) -> None:
         """Brings all rows to the disk.
@@ -144,9 +152,19 @@ class OutputFile:
         if self._file < 0:
             return
         if self._is_new and self.size == 0:
-            self._path.unlink(missing_ok=True)
+            self._path.resolve().unlink(missing_ok=True)  # where a symbolic link leads, and not the link
         os.close(self._file)
         self._file = -1
+
+    def _count(self, line: bytes, counts: Counts) -> None:
+        self._end += len(line)
+        self._digest.update(line)
+        self.counts += counts
+
+    def _foreign(self, what: str) -> RequestError:
+        return RequestError(
+            f"{self._path}: {what}, so somebody else wrote to it; move the file away, or name another one with -o"
+        )
 
     def __enter__(self) -> OutputFile:
         return self
@@ -155,26 +173,42 @@ class OutputFile:
         self.close()
 
 
+def not_written(path: Path, error: OSError) -> AnthesisError:
+    """What to say where a file of a run can't be written."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return AnthesisError(
+        f"{path} could not be written: {error.strerror}; the rows that are there are whole. "
+        f"{'Make room' if is_full else 'Mend that'}, and start the same command again: it goes on where it was"
+    )
+
+
 def _counted(line: bytes, row: int) -> Counts | None:
     """What a whole line of row `row` counts; None if it is not one."""
-    if not line.endswith(b"}\n") or not line.startswith(b'{"row": %d, ' % row):
+    if not line.endswith(b"}\n") or not line.startswith(_beginning(row)):
         return None
     try:
         found: Mapping[str, Any] = json.loads(line)
-        return Counts(
-            rows=1,
-            failed_rows=int(found["error"] is not None),
-            prompt_tokens=found["prompt_tokens"],
-            completion_tokens=found["completion_tokens"],
-        )
+        prompt_tokens, completion_tokens = found["prompt_tokens"], found["completion_tokens"]
+        failed = found["error"] is not None
     except (ValueError, KeyError, RecursionError):
         return None
+    if any(type(count) is not int or count < 0 for count in (prompt_tokens, completion_tokens)):
+        return None
+    return Counts(rows=1, failed_rows=int(failed), prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
-def _is_remnant(line: bytes, rest: Any) -> bool:
-    """Whether this can be the torn end of a run: no line break follows; a power cut may leave zeros."""
-    while line:
-        if b"\n" in line:
-            return False
-        line = rest.read(_SCAN_BYTES)
-    return True
+def _beginning(row: int) -> bytes:
+    """Of the line of row `row`, as `row_line` writes it."""
+    return b'{"row": %d, "prompt": ' % row
+
+
+def _is_remnant(line: bytes, rest: BinaryIO, row: int) -> bool:
+    """Whether this can be what a run that ended in row `row` left of it.
+
+    The line ends somewhere, and that is the end of the file; or, after a power cut, there are zeros: pages that never
+    came to the disk, behind which nothing is known to be whole.
+    """
+    head, zero, _ = line.partition(b"\0")
+    if not head.startswith(_beginning(row)[: len(head)]):
+        return False
+    return bool(zero) or (b"\n" not in line and not rest.read(1))

@@ -15,7 +15,7 @@ from typing import Any
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.machine import process_peak_memory_bytes, this_machine, versions
 from anthesis.completion import Handle
-from anthesis.dataset.output import OutputFile, row_line
+from anthesis.dataset.output import OutputFile, not_written, row_line
 from anthesis.dataset.read import DataSet, Row
 from anthesis.dataset.request import Request
 from anthesis.dataset.summary import Counts, Session, Summary
@@ -89,7 +89,7 @@ class Run:
         progress: told after rows were written, and now and then.
 
     Raises:
-        RequestError: the model can't read texts, or its cache can't hold the batch.
+        RequestError: its cache can't hold the batch.
     """
 
     def __init__(
@@ -104,8 +104,7 @@ class Run:
         threads: int | None,
         progress: Callable[[Progress], None],
     ) -> None:
-        if llm.tokenizer is None:
-            raise RequestError(f"{llm.description} has no tokenizer, so it can't read the texts of a data set")
+        assert llm.tokenizer is not None
         self._request, self._dataset, self._file, self._llm = request, dataset, file, llm
         self._decode = llm.tokenizer.decode
         self._summary_file, self._progress = summary_file, progress
@@ -120,6 +119,7 @@ class Run:
             limit=request.limit,
             finished=False,
             counts=file.counts,
+            written=file.written,
             # a session that wrote no last note was killed
             sessions=(
                 *past,
@@ -157,7 +157,10 @@ class Run:
                 # a full disk has been told of already, and an older summary is there
                 with suppress(OSError, AnthesisError):
                     self._file.recover()  # a signal may come between a row and its being counted
-                    self._note(ended)
+                    if self._file.size:
+                        self._note(ended)
+                    else:
+                        self._summary_file.unlink()  # of nothing
         return self._summary
 
     def _choose_batch(self) -> int:
@@ -169,7 +172,7 @@ class Run:
                 f"batch is {batch}; the memory for the cache holds {fits} rows of {limit} tokens: ask for fewer, or "
                 "give more --cache-memory"
             )
-        told = f"the memory for the cache holds {fits}, and more than {BATCH} gain little"
+        told = f"more than {BATCH} gain little"
         if self._request.batch is not None:
             told = "as asked for"
         elif batch < BATCH:
@@ -225,24 +228,26 @@ class Run:
         return _Slot(number, handle, None)
 
     def _write(self, slot: _Slot) -> None:
-        if slot.handle is None:
-            self._append(slot, Counts(rows=1, failed_rows=1), None, None, None)
-            return
-        done = slot.handle.completion
-        counts = Counts(rows=1, prompt_tokens=len(done.prompt_token_ids), completion_tokens=len(done.token_ids))
-        self._append(slot, counts, self._decode(done.prompt_token_ids), done.text, done.finish_reason)
-
-    def _append(
-        self, slot: _Slot, counts: Counts, prompt: str | None, completion: str | None, reason: str | None
-    ) -> None:
+        done, error = None, slot.error
+        if slot.handle is not None:
+            try:
+                done = slot.handle.completion
+            except AnthesisError as failure:  # of this row alone
+                error = str(failure)
+        counts = Counts(
+            rows=1,
+            failed_rows=int(done is None),
+            prompt_tokens=0 if done is None else len(done.prompt_token_ids),
+            completion_tokens=0 if done is None else len(done.token_ids),
+        )
         line = row_line(
             slot.row,
-            prompt=prompt,
-            completion=completion,
+            prompt=None if done is None else self._decode(done.prompt_token_ids),
+            completion=None if done is None else done.text,
             prompt_tokens=counts.prompt_tokens,
             completion_tokens=counts.completion_tokens,
-            finish_reason=reason,
-            error=slot.error,
+            finish_reason=None if done is None else done.finish_reason,
+            error=error,
         )
         self._file.append(line, counts)
 
@@ -279,6 +284,7 @@ class Run:
         self._summary = replace(
             self._summary,
             counts=self._file.counts,
+            written=self._file.written,
             finished=ended == "finished",
             sessions=(*self._summary.sessions[:-1], session),
         )
@@ -289,7 +295,4 @@ class Run:
         try:
             self._summary.write(self._summary_file)
         except OSError as error:
-            raise AnthesisError(
-                f"{self._summary_file} could not be written: {error.strerror}; the rows that are there are whole. "
-                "Make room, and start the same command again: it goes on where it was"
-            ) from error
+            raise not_written(self._summary_file, error) from error

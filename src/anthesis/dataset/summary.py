@@ -51,6 +51,19 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a run wrote into the output, by which it knows its own rows.
+
+    Attributes:
+        nbytes: from the beginning.
+        sha256: of these bytes.
+    """
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """One start of the command.
 
@@ -84,6 +97,7 @@ class Summary:
         limit: most rows, or None for all.
         finished: every row is there.
         counts: of the whole output.
+        written: of the whole output.
         sessions: one for each start that came as far as loading the model.
         model, device, machine, versions: what ran last.
         schema_version: of this document.
@@ -94,6 +108,7 @@ class Summary:
     limit: int | None
     finished: bool
     counts: Counts
+    written: Written
     sessions: tuple[Session, ...]
     model: Model
     device: Device

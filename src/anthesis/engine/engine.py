@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from anthesis.devices.device import Cache, Executable
 from anthesis.engine.blocks import BlockCache, blocks_for
 from anthesis.engine.sequence import Sequence, TokenLogprobs
-from anthesis.errors import AnthesisError, RequestError
+from anthesis.errors import RequestError
 from anthesis.program.builder import Finish
 from anthesis.program.ir import Array
 
+NOT_FINITE = (
+    "the model's logits are not finite numbers: its weights are damaged, or a value went out of range; "
+    "compare with --device reference-fp64"
+)
 _INT32_MAX = 2**31 - 1
 
 
@@ -76,7 +80,6 @@ class Engine:
 
         Raises:
             RequestError: the engine is closed.
-            AnthesisError: the model computed numbers that are not finite.
         """
         self._check_open()
         self._admit()
@@ -97,24 +100,28 @@ class Engine:
                 outputs = executable.run(inputs | sample_inputs(chosen))
             else:
                 outputs = self._executable("argmax").run(inputs)
-            if outputs["token"].min() < 0:
-                raise AnthesisError(
-                    "the model's logits are not finite numbers: its weights are damaged, or a value went out of range; "
-                    "compare with --device reference-fp64"
-                )
         for sequence, count in rows:
             sequence.computed += count
         for i, sequence in enumerate(chosen):
-            sequence.append(int(outputs["token"][i]), _logprobs(sequence, outputs, i))
+            if outputs["token"][i] < 0:  # the others compute without it: they share no rows
+                sequence.failure = NOT_FINITE
+            else:
+                sequence.append(int(outputs["token"][i]), _logprobs(sequence, outputs, i))
             if sequence.finished:
                 self.abort([sequence])
 
     def run(self, sequences: list[Sequence]) -> None:
-        """Submits sequences and steps until they are done; frees them also when it is interrupted."""
+        """Submits sequences and steps until they are done; frees them also when it is interrupted.
+
+        Raises:
+            AnthesisError: one of them has failed.
+        """
         self.submit(sequences)
         try:
             while not all(sequence.finished for sequence in sequences):
                 self.step()
+                for sequence in sequences:
+                    sequence.check()
         finally:
             self.abort(sequences)
 

@@ -39,32 +39,23 @@ def choose_cache_dtype(cache: str, weights: Iterable[Value]) -> str:
 
 
 class LoadedModel:
-    """Loads every weight once and compiles programs on demand.
+    """Loads every weight once, by `load`, and compiles programs on demand.
 
     Args:
-        checkpoint: open; it is not needed afterwards.
+        checkpoint: open; it is not needed after `load`.
         config: the checkpoint's, possibly with fewer usable tokens.
         device: where to run.
         cache: as in `choose_cache_dtype`.
-        on_weight: called after each weight with (number loaded, number in all).
 
     Raises:
         RequestError: an unknown cache dtype, or more weights than the device can hold.
         CheckpointError: the checkpoint does not hold what the model needs.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: ModelConfig,
-        device: Device,
-        cache: str = "auto",
-        on_weight: Callable[[int, int], None] = lambda loaded, total: None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, device: Device, cache: str = "auto") -> None:
         self.config = config
         self.device = device
-        program = trace(config, "argmax", checkpoint.kind_of)
-        weights = program.of_kind("weight")
+        weights = trace(config, "argmax", checkpoint.kind_of).of_kind("weight")
         checkpoint.check(weights)
         self._kinds = {value.name: value.dtype for value in weights}
         self.cache_dtype = choose_cache_dtype(cache, weights)
@@ -77,8 +68,21 @@ class LoadedModel:
                 "free; take a smaller model, or see `anthesis plan` for what this one needs"
             )
         self._weights: dict[str, PackedWeight] = {}
+
+    def load(self, checkpoint: Checkpoint, on_weight: Callable[[int, int], None]) -> None:
+        """Loads the weights.
+
+        Args:
+            checkpoint: the same, still open.
+            on_weight: called after each weight with (number loaded, number in all).
+
+        Raises:
+            CheckpointError: weights that are NaN or infinite.
+        """
+        program = trace(self.config, "argmax", checkpoint.kind_of)
+        weights = program.of_kind("weight")
         for count, value in enumerate(weights, start=1):
-            self._weights[value.name] = device.pack(checkpoint.load(value), program.uses(value.name))
+            self._weights[value.name] = self.device.pack(checkpoint.load(value), program.uses(value.name))
             on_weight(count, len(weights))
 
     def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from anthesis.engine.blocks import Place
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.stopping import StopStrings
+from anthesis.errors import AnthesisError
 from anthesis.tokenizer import TextStream
 
 FinishReason = Literal["stop", "length", "context"]
@@ -69,6 +70,7 @@ class Sequence:
         eos_token_ids: ids that end it; empty if it is to ignore them.
         text_stream: turns ids into text, or None without a tokenizer.
         vocab_size: rows V of the embedding.
+        failure: why it can't go on, or None.
     """
 
     prompt: list[int]
@@ -82,6 +84,7 @@ class Sequence:
     computed: int = field(init=False, default=0)
     place: Place | None = field(init=False, default=None)
     finish_reason: FinishReason | None = field(init=False, default=None)
+    failure: str | None = field(init=False, default=None)
     logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
     text: str = field(init=False, default="")
     seen: NDArray[np.uint8] | None = field(init=False, default=None)
@@ -107,8 +110,17 @@ class Sequence:
 
     @property
     def finished(self) -> bool:
-        """Whether it is done."""
-        return self.finish_reason is not None
+        """Whether it is done, or has failed."""
+        return self.finish_reason is not None or self.failure is not None
+
+    def check(self) -> None:
+        """Raises what it failed by.
+
+        Raises:
+            AnthesisError: it has failed.
+        """
+        if self.failure is not None:
+            raise AnthesisError(self.failure)
 
     def timing(self) -> Timing:
         """When its tokens came."""
