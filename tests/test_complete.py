@@ -12,10 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from anthesis import LLM
+from anthesis.dataset import Request, complete, open_dataset
 from anthesis.dataset.output import OutputFile, row_line
 from anthesis.dataset.summary import Counts, read_summary, summary_path
 from anthesis.errors import RequestError
@@ -189,18 +192,122 @@ def test_what_a_power_cut_leaves_is_cut_off_and_nothing_else(tmp_path: Path) -> 
         row_line(i, prompt="p", completion="c\n", prompt_tokens=2, completion_tokens=3, error=None) for i in range(3)
     ]
     path, whole = tmp_path / "out.jsonl", b"".join(rows)
-    for tail in (b"", *(rows[2][:n] for n in range(1, len(rows[2]))), bytes(5000), rows[2][:9] + bytes(70_000)):
+    torn = [rows[2][:n] for n in range(1, len(rows[2]))]
+    unwritten_pages = [bytes(5000), rows[2][:9] + bytes(70_000), rows[2][:9] + bytes(4096) + rows[0] + rows[1]]
+    for tail in (b"", *torn, *unwritten_pages):
         path.write_bytes(rows[0] + rows[1] + tail)
         with OutputFile(path) as file:
             file.recover()
             assert (file.counts.rows, file.counts.completion_tokens, file.torn_bytes) == (2, 6, len(tail))
             file.append(rows[2], Counts(rows=1))
         assert path.read_bytes() == whole
-    for foreign in (rows[0] + rows[2], rows[0] + b"note\n", whole + b"a\nb", b"\n" + whole, rows[1]):
+    counted_wrong = [
+        rows[0].replace(b'"prompt_tokens": 2', b'"prompt_tokens": %s' % n) for n in (b'"x"', b"-1", b"true")
+    ]
+    notes = [b"notes", rows[0] + b"notes", rows[0] + b"note\n", whole + b"a\nb", b"\n" + whole]
+    for foreign in (*counted_wrong, *notes, rows[0] + rows[2], rows[1]):
         path.write_bytes(foreign)
         with OutputFile(path) as file, pytest.raises(RequestError, match="somebody else wrote"):
             file.recover()
         assert path.read_bytes() == foreign
+
+
+def test_a_finished_output_is_no_other_models(tmp_path: Path, model: str) -> None:
+    other = text_model(tmp_path / "other", eos_token_id=3)
+    data, output = write_rows(tmp_path / "data.jsonl", 5), tmp_path / "out.jsonl"
+    run = arguments(model, data, output)
+    succeed(*run)
+    before = [path.read_bytes() for path in (output, summary_path(output))]
+    for refused, message in (
+        (arguments(str(other), data, output), "the content of its model is another one now"),
+        ((*run, "--weights", "bf16"), "model.weights was 'fp32' and is 'bf16' now"),
+        ((*run, "--cache", "bf16"), "model.cache was 'fp32' and is 'bf16' now"),
+        ((*run, "--max-context", "50"), "model.max_context was 96 and is 50 now"),
+        ((*run, "--device", "reference-fp64"), "device.name was"),
+        (arguments(str(tmp_path / "none"), data, output), "no such file or directory"),
+    ):
+        assert message in fail_last(*refused)
+    for same in (run, (*run, "--seed", "3"), (*run, "--limit", "9"), (*run, "--limit", "5")):
+        result = anthesis(*same)
+        assert result.returncode == 0
+        assert "nothing was left to do" in result.stderr
+        assert "this session" not in result.stderr
+    assert [path.read_bytes() for path in (output, summary_path(output))] == before
+
+
+def test_rows_that_somebody_changed_are_noticed(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 20), tmp_path / "out.jsonl"
+    succeed(*arguments(model, data, output, "--limit", "9"))
+    first, second, *others = output.read_bytes().splitlines(keepends=True)
+    for changed in (
+        second.replace(b'"completion": "', b'"completion": "X', 1),
+        second.replace(b'"error": null', b'"error": NaN', 1),
+    ):
+        output.write_bytes(b"".join((first, changed, *others)))
+        assert "somebody else wrote to it" in fail_last(*arguments(model, data, output))
+    output.write_bytes(b"".join((first, second, *others[:-1])))
+    assert "somebody else wrote to it" in fail_last(*arguments(model, data, output))
+    assert count_lines(output) == 8
+
+
+def complete_here(model: str, data: Path, output: Path, batch: int | None = None, **hooks: Any) -> None:
+    """The same within this process."""
+    complete(
+        Request(max_new_tokens=8, batch=batch),
+        open_dataset(str(data)),
+        output,
+        lambda: LLM(model, device="reference", load=False),
+        **hooks,
+    )
+
+
+def test_an_interrupt_before_the_first_row_leaves_nothing(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 5), tmp_path / "out.jsonl"
+
+    def interrupt(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        complete_here(model, data, output, progress=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])  # after it in the same cache blocks, and beside it
+def test_a_row_whose_logits_are_not_finite_fails_alone(tmp_path: Path, batch: int) -> None:
+    model = str(text_model(tmp_path / "model", tie_word_embeddings=False))
+    data, output, whole = tmp_path / "data.txt", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    data.write_text("fox\nquick dog\nbrown\n")
+    complete_here(model, data, whole)
+
+    def load(llm: LLM) -> None:
+        llm.load()
+        (token, *_) = llm.encode("quick")
+        embed = llm.loaded._weights["embed.weight"].copy()
+        embed[token] = np.nan
+        llm.loaded._weights["embed.weight"] = embed
+
+    complete_here(model, data, output, batch, load=load)
+    rows, expected = (list(map(json.loads, path.read_text().splitlines())) for path in (output, whole))
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert "not finite" in rows[1]["error"]
+    assert (rows[0], rows[2]) == (expected[0], expected[2])
+
+
+def test_a_run_goes_on_when_nobody_reads_its_messages(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 20), tmp_path / "out.jsonl"
+    process = subprocess.Popen(command(*arguments(model, data, output)), stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(TIMEOUT_S) == 0
+    assert count_lines(output) == 20
+
+
+def test_a_refusal_leaves_a_symbolic_link_as_it_was(tmp_path: Path) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 3), tmp_path / "out.jsonl"
+    output.symlink_to("target.jsonl")
+    fail_last(*arguments("random:bloomz-560m", data, output))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out.jsonl"]
+    assert output.is_symlink()
 
 
 @pytest.fixture
@@ -256,6 +363,8 @@ def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path, model: str) 
         (("-o", "{tmp}"), "is a directory"),
         (("-o", "{tmp}/none/out.jsonl"), "there is no directory"),
         (("-o", "/dev/full"), "no regular file"),
+        (("-o", "{tmp}/" + "x" * 300), "File name too long"),
+        (("-o", "{tmp}/" + "x" * 250), "File name too long"),
         (("-o", "{tmp}/a.jsonl", "--batch", "0"), "batch is 0"),
         (("-o", "{tmp}/a.jsonl", "--limit", "0"), "limit is 0"),
         (("-o", "{tmp}/a.jsonl", "--top-k", "3"), "temperature"),
