@@ -21,7 +21,7 @@ from command_line import Terminal, anthesis, command, fail, succeed, tiny_model
 
 PROMPT = "The capital of France is"
 REFERENCE = ("--device", "reference")
-WITHOUT_FLAG = {"self", "model", "prompts", "on_weight"}
+WITHOUT_FLAG = {"self", "model", "prompts", "on_weight", "load"}
 WITHOUT_ARGUMENT = {"model", "prompt", "prompt_ids", "prompt_tokens", "json", "output", "help"}
 
 
