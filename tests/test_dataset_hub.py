@@ -45,6 +45,7 @@ for options in asked if isinstance(asked, list) else [asked]:
     try:
         data = open_dataset(**options)
         rows = [[row.text, row.error] for row in data.rows(0)]
+        data.check_unchanged()
         later = [[row.text, row.error] for row in data.rows(2)]
         assert later == rows[2:]
         found = {"rows": rows, "note": data.note, "identity": data.identity, "num_rows": data.num_rows}
@@ -240,11 +241,11 @@ def test_rows_splits_subsets_and_columns(online: Online) -> None:
     by_itself, chosen, test, title, classes, labels, one, two, _, default, script, scripts = found = every[: len(READ)]
     assert by_itself == chosen
     assert (texts(chosen), chosen["num_rows"]) == (TRAIN, 600)
-    assert chosen["note"] == "split train; column content, the first with text (others: label, title)"
+    assert chosen["note"] == "split train; column 'content', the first with text (others: 'label', 'title')"
     assert test["rows"] == [["a", None], [None, "row 1 has null as 'content'; a text is needed"], ["c", None]]
-    assert (texts(title), title["note"]) == (["t0", "t1", "t2"], "split test; column title")
+    assert (texts(title), title["note"]) == (["t0", "t1", "t2"], "split test; column 'title'")
     assert (texts(classes), classes["identity"]["column"]) == (["first", "second", "third"], "content")  # no ClassLabel
-    assert labels["rows"][0] == [None, "row 0 has a number as 'label'; a text is needed"]
+    assert labels["rows"][0] == [None, "row 0 has a value of type int64 as 'label'; a text is needed"]
     assert (texts(one), texts(two), texts(default)) == (["x"], ["two"], ["two"])
     assert default["note"].startswith("subset two, split train; ")
     assert two["note"].startswith("split train; ")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import time
 import tracemalloc
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from anthesis.dataset import Row, open_dataset
-from anthesis.dataset.lines import MAX_LINE_BYTES
+from anthesis.dataset.csv_records import MAX_RECORD_LINES
+from anthesis.dataset.read import MAX_TEXT_BYTES
 from anthesis.errors import AnthesisError, DataSetError, RequestError
+from hostile import forget_peak_kib, peak_kib
 
 TEXTS = ["plain", 'with "quotes", commas', "two\nlines", "Łódź 漢字 😀", " spaces ", ""]
 
@@ -30,7 +37,10 @@ def test_json_lines(tmp_path: Path) -> None:
     lines = [json.dumps({"id": i, "title": f"t{i}", "content": text}) for i, text in enumerate(TEXTS)]
     path = write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(lines) + "\n\n\n")
     found = open_dataset(str(path))
-    assert (found.column, found.note) == ("title", "column title, the first with text (others: id, content)")
+    assert (found.column, found.note) == (
+        "title",
+        "column 'title', the first with text (others: 'id', 'content')",
+    )
     assert [row.text for row in read(path, column="content")] == TEXTS
     for skip in range(len(TEXTS) + 2):
         assert [row.text for row in read(path, skip, column="content")] == TEXTS[skip:]
@@ -48,8 +58,21 @@ def test_broken_rows_are_rows(tmp_path: Path) -> None:
                "no 't'", "not UTF-8", "is null", "nested too deeply", "not valid JSON"]  # fmt: skip
     for number, (row, reason) in enumerate(zip(rows[1:-1], reasons, strict=True), start=2):
         assert row.error is not None
-        assert f"line {number} " in row.error
+        assert row.error.startswith(f"line {number} ")
         assert reason in row.error
+    assert rows[1].error == "line 2 is not valid JSON: Expecting value at character 7"
+    assert rows[-2].error == "line 12 is not valid JSON: a number has thousands of digits"
+
+
+def test_where_no_row_of_the_beginning_can_be_read_the_column_has_to_be_named(tmp_path: Path) -> None:
+    for name, head, broken, fine in (("a.jsonl", "", "{\n", '{"t": "fine"}\n'), ("a.csv", "id,t\n", "1\n", "1,fine\n")):
+        path = write(tmp_path / name, head + 100 * broken + fine)
+        rows = read(path, column="t")
+        assert [row.text for row in rows] == [*[None] * 100, "fine"]
+        with pytest.raises(RequestError, match=r"none of the first 100 rows can be read.*\(line .*--column"):
+            open_dataset(str(path))
+        with pytest.raises(RequestError, match="no column 'u'"):
+            open_dataset(str(write(path, head + 99 * broken + fine)), column="u")
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -64,14 +87,124 @@ def test_csv(tmp_path: Path) -> None:
         assert [row.text for row in read(path, 3)] == TEXTS[3:]
 
 
+cells = st.text(st.sampled_from('ab"\n, ;é😀'), max_size=6)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.lists(cells, min_size=3, max_size=3), min_size=1, max_size=6), st.sampled_from(",;|"))
+def test_csv_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], sign: str
+) -> None:
+    text = io.StringIO()
+    csv.writer(text, delimiter=sign, lineterminator="\n").writerows([["a", "b", "c"], *rows])
+    path = write(tmp_path_factory.mktemp("csv") / "a.csv", text.getvalue())
+    for place, name in enumerate("abc"):
+        for skip in (0, 2):
+            assert [row.text for row in read(path, skip, column=name)] == [row[place] for row in rows][skip:]
+
+
+def test_the_delimiter_is_that_of_the_header_outside_quotes_and_a_tab_in_tsv(tmp_path: Path) -> None:
+    assert [row.text for row in read(write(tmp_path / "a.tsv", "a,b,c\td,e\n1\tx,y\n"), column="d,e")] == ["x,y"]
+    for header in ('"a, b";c', '"a,\n,""b";c', '\ufeff"a,,"";b";c'):
+        assert [row.text for row in read(write(tmp_path / "a.csv", f"{header}\n1;x,y\n"), column="c")] == ["x,y"]
+
+
+def test_names_of_columns_are_shown_so_that_they_can_be_told_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'id , title,"a, b"\n1, x,y\n')
+    assert [row.text for row in read(path, column="title")] == [" x"]
+    with pytest.raises(RequestError, match=r"its columns are: 'id', 'title', 'a, b'$"):
+        open_dataset(str(path), column="x")
+    path = write(tmp_path / "b.csv", "a\x1b[31mRED,b\nx,y\n")
+    name = r"'a\x1b[31mRED'"
+    assert open_dataset(str(path)).note == f"column {name}, the first with text (others: 'b')"
+    assert open_dataset(str(path), column="a\x1b[31mRED").note == f"column {name}"
+    with pytest.raises(RequestError, match="no column") as caught:
+        open_dataset(str(path), column="x\x1b")
+    assert "\x1b" not in str(caught.value)
+    path = write(tmp_path / "c.jsonl", json.dumps({f"{i}": "x" for i in range(1000)}) + "\n")
+    with pytest.raises(RequestError, match=r"'19' and 980 more$"):
+        open_dataset(str(path), column="x")
+
+
 def test_broken_csv_rows_are_rows(tmp_path: Path) -> None:
-    data = b'id,content\n1,fine\n2\n3,a,b\n\n4,"a"b\n5,\xff\n6,last\n7,"not closed\n8,x\n'
+    data = b'id,content\n1,fine\n2\n3,a,b\n\n4,"a"b\n5,\xff\n6,last\n7,a\rb\n8,"a\nb\n",c\n'
     rows = read(write(tmp_path / "a.csv", data), column="content")
-    assert [row.text for row in rows] == ["fine", None, None, None, None, "last", None]
-    for row, reason in zip(rows[1:5], ("1 fields", "3 fields", "not valid CSV", "not UTF-8"), strict=True):
-        assert row.error is not None
-        assert reason in row.error
-    assert "unexpected end of data" in (rows[-1].error or "")
+    assert [row.text for row in rows] == ["fine", None, None, None, None, "last", None, None]
+    assert [row.error for row in rows if row.error] == [
+        "line 3 has 1 field where the header has 2",
+        "line 4 has 3 fields where the header has 2",
+        "line 6 is not valid CSV: a quote within a text is not doubled",
+        "line 7 is not UTF-8: invalid start byte at byte 0",
+        "line 9 is not valid CSV: a carriage return stands outside quotes",
+        "the record of lines 10 to 12 has 3 fields where the header has 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts", "errors"),
+    [
+        (["a,1", '"b,2', "c,3", "d,4"], ["1", None, "3", "4"], ["line 3 * line 3 is not closed before the file ends"]),
+        (
+            ["a,1", '"b,2', "c,3", 'd,"4"', "e,5"],
+            ["1", None, "3", "4", "5"],
+            ["line 3 * line 3 is not closed before line 5, where a quote within a text is not doubled"],
+        ),
+        (['a,"1', '2","3', "b,4"], [None, None, "4"], ["line 2 * opened in line 3 *", "line 3 * opened in line 3 *"]),
+        (
+            ['"a,1', 'b,"2', '2"', "c,3", '"d,4', "e,5"],
+            [None, "2\n2", "3", None, "5"],
+            ["line 2 * line 2 is not closed before line 3*", "line 6 * line 6 is not closed before the file ends"],
+        ),
+        (
+            ['a,"', *["1,x"] * MAX_RECORD_LINES, '"', "b,2"],
+            [None, *["x"] * MAX_RECORD_LINES, None, "2"],
+            ["line 2 * within 8,388,608 bytes and 131,072 lines", "line 131075 * before the file ends"],
+        ),
+        (
+            ['a,"', *[f"{'1' * 10_000},x"] * 900, '"', "b,2"],
+            [None, *["x"] * 900, None, "2"],
+            ["line 2 * within 8,388,608 bytes and 131,072 lines", "line 903 * before the file ends"],
+        ),
+        (
+            ['a,"' + "x" * 1000, "x" * (MAX_TEXT_BYTES - 500) + '"', "b,2"],
+            [None, "2"],
+            ["the record of lines 2 to 3 is longer than*"],
+        ),
+        (
+            ['a,"', "b,2", "x" * (MAX_TEXT_BYTES + 1), '"', "c,3"],
+            [None, "2", None, None, "3"],
+            ["line 2 * before line 4, which is longer than*", "line 4 is longer than*", "line 5 * opened in line 5 *"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_quote_that_is_not_closed_costs_one_row(
+    tmp_path: Path, lines: list[str], texts: list[str | None], errors: list[str]
+) -> None:
+    path = write(tmp_path / "a.csv", "\n".join(["id,t", *lines]))
+    rows = read(path, column="t")
+    assert [row.text for row in rows] == texts
+    for pattern, row in zip(errors, [row for row in rows if row.error], strict=True):
+        assert fnmatchcase(row.error or "", pattern), row.error
+    for skip in range(1, len(rows) if len(rows) < 100 else 2):
+        assert read(path, skip, column="t") == rows[skip:]
+
+
+@pytest.mark.parametrize(
+    ("line", "times"),
+    [
+        ('x",y,"z', 100_000), ('x",y,"z' + "z" * 300, 60_000), ('"', 500_000), ('a,"b', 200_000), ('"a"",', 200_000),
+        ('a,"\n' + "x\n" * 1000, 500), ('"' + '""a' * 1_000_000, 4),
+    ],
+)  # fmt: skip
+def test_a_file_full_of_quotes_that_are_not_closed_is_read_as_fast_as_another(
+    tmp_path: Path, line: str, times: int
+) -> None:
+    path = write(tmp_path / "a.csv", "a,b\n" + f"{line}\n" * times + '"')
+    before, begin = forget_peak_kib(), time.process_time()
+    for _ in open_dataset(str(path), column="a").rows(0):
+        pass
+    assert time.process_time() - begin < 20  # if each quote were followed to its bound: hours
+    assert peak_kib() - before < 200_000
 
 
 def test_plain_text(tmp_path: Path) -> None:
@@ -100,20 +233,69 @@ def test_parquet(tmp_path: Path) -> None:
             read(write(path, whole[:size]))
 
 
+def test_parquet_columns_of_every_type_of_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = ["a", "żółć", None, "a", ""]
+    columns = {str(kind): pyarrow.array(texts, kind) for kind in
+               (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())}  # fmt: skip
+    columns |= {
+        f"categorical {name}": column.dictionary_encode() for name, column in columns.items() if "v" not in name
+    }
+    columns |= {"number": pyarrow.array(range(5)), "dates": pyarrow.array([2**60] * 5, pyarrow.timestamp("us"))}
+    path = tmp_path / "a.parquet"
+    for name, column in columns.items():
+        parquet.write_table(pyarrow.table({name: column}), path)
+        if name in ("number", "dates"):
+            with pytest.raises(RequestError, match="no column with text"):
+                open_dataset(str(path))
+            assert (
+                read(path, column=name)[0].error
+                == f"row 0 has a value of type {column.type} as '{name}'; a text is needed"
+            )
+        else:
+            assert [row.text for row in read(path)] == texts
+            assert [row.text for row in read(path, 3)] == texts[3:]
+    parquet.write_table(pyarrow.table({"t": pyarrow.array([b"fine", b"\xff"]).view(pyarrow.string())}), path)
+    assert read(path) == [Row("fine", None), Row(None, "row 1 is not UTF-8: invalid start byte at byte 0")]
+
+
+def test_a_parquet_file_that_blows_texts_up_takes_little_memory(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    texts = ["x" * 7_500_000] * 64
+    parquet.write_table(pyarrow.table({"t": texts}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    before = forget_peak_kib()
+    for row in open_dataset(str(path)).rows(0):
+        assert row.text == texts[0]
+    assert peak_kib() - before < 200_000
+    parquet.write_table(pyarrow.table({"t": ["a" + "é" * MAX_TEXT_BYTES]}), path, compression="zstd")
+    assert [row.text for row in read(path)] == ["a" + "é" * (MAX_TEXT_BYTES // 2 - 1)]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl", "", "is empty"),
-        ("a.jsonl", "\n\n", "no column with text"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.jsonl", "\n\n", "has no rows"),
         ("a.jsonl", '[{"t": "a"}]', "JSON array.*jq"),
-        ("a.jsonl", '{"a": 1}\n', "no column with text .*: a"),
+        ("a.jsonl", '\n \n\ufeff [\n{"t": "a"}\n]'.replace("\ufeff", ""), "JSON array.*jq"),
+        ("a.jsonl", '\ufeff[{"t": "' + "a" * MAX_TEXT_BYTES + '"}]', "JSON array.*jq"),
+        ("a.jsonl", '{"a": 1}\n', "no column with text .*: 'a'"),
         ("a.jsonl", "\xff\xfe".encode("latin-1") + "{}".encode("utf-16-le"), "UTF-16"),
-        ("a.csv", "", "no header"),
+        ("a.csv", "", "no header.*it is empty"),
+        ("a.csv", "a,b,c\n", "has a header and no rows"),
+        ("a.csv", ",,\n", "no header.*line 1 names none"),
+        ("a.csv", ",a" * 100_000, "no header.*more than 65,536 fields"),
         ("a.csv", "a,a\n", "two columns of one name"),
-        ("a.csv", '"a\n', "no header"),
+        ("a.csv", '"a\n', "no header.*the quote opened in line 1 is not closed"),
         ("a.csv", "a,b\n1,2\n", "no column with text"),
-        ("a.txt", "", "is empty"),
+        ("a.txt", "", "has no rows"),
         ("a.doc", "x", "not known by its name"),
+        ("a.jsonl.gz", "x", "is compressed; decompress it first, for instance with `gunzip -k`"),
+        ("a.zip", "x", "is compressed; decompress it first, for instance with `unzip`"),
     ],
 )
 def test_files_that_hold_no_data_set(tmp_path: Path, name: str, data: str | bytes, message: str) -> None:
@@ -122,15 +304,20 @@ def test_files_that_hold_no_data_set(tmp_path: Path, name: str, data: str | byte
 
 
 def test_places_that_hold_no_data_set(tmp_path: Path) -> None:
-    for name, message in (("none.jsonl", "no such data set"), ("", "a directory")):
+    for name, message in (("none.jsonl", "no such file"), ("", "a directory")):
         with pytest.raises(RequestError, match=message):
             open_dataset(str(tmp_path / name))
+    for name in ("none.jsonl", "data/none.CSV", "none.jsonl.gz", "data/none.txt.zst", "none.parquet.ZIP"):
+        with pytest.raises(RequestError, match="no such file; check the path"):  # and not: of the Hub
+            open_dataset(name)
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(RequestError, match="no regular file"):
         open_dataset(str(tmp_path / "pipe.jsonl"))
     path = write(tmp_path / "a.jsonl", '{"t": "x", "u": 1}\n')
-    with pytest.raises(RequestError, match=r"no column 'v'.*: t, u"):
+    with pytest.raises(RequestError, match=r"no column 'v'.*: 't', 'u'"):
         open_dataset(str(path), column="v")
+    with pytest.raises(RequestError, match="has a header and no rows"):
+        open_dataset(str(write(tmp_path / "a.csv", "a,b\n")), column="a")
     with pytest.raises(RequestError, match="--split"):
         open_dataset(str(path), split="train")
 
@@ -141,33 +328,89 @@ def test_a_line_without_end_is_one_failed_row_and_takes_little_memory(tmp_path: 
         with path.open("wb") as file:
             file.write(head)
             for _ in range(20):
-                file.write(b"x" * (MAX_LINE_BYTES // 4))
+                file.write(b"x" * (MAX_TEXT_BYTES // 4))
             file.write(b"\n" + head.splitlines()[-1] + b"\n")
         tracemalloc.start()
         rows = read(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert [row.text for row in rows] == ["first", None, "first"]
-        assert f"longer than {MAX_LINE_BYTES:,} bytes" in (rows[1].error or "")
-        assert peak < 4 * MAX_LINE_BYTES
+        assert f"longer than {MAX_TEXT_BYTES:,} bytes" in (rows[1].error or "")
+        assert peak < 4 * MAX_TEXT_BYTES
         path.unlink()
 
 
-def test_a_file_that_grows_while_it_is_read_is_noticed(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "one\ntwo\n")
-    rows = open_dataset(str(path)).rows(0)
-    assert next(rows).text == "one"
-    with path.open("a") as file:
-        file.write("three\n")
-    with pytest.raises(DataSetError, match="was changed while"):
-        list(rows)
+def test_texts_as_long_as_allowed_take_little_memory(tmp_path: Path) -> None:
+    text = "😀" * ((MAX_TEXT_BYTES - 100) // 4)
+    for name, head, row in (("a.jsonl", "", f'{{"t": "{text}"}}'), ("a.csv", "t,u\n", f"{text},x"),
+                            ("b.csv", "t,u\n", f'"{text}\n""",x'), ("a.txt", "", text)):  # fmt: skip
+        path = write(tmp_path / name, f"{head}{row}\n{row}\n")
+        before = forget_peak_kib()
+        for found in open_dataset(str(path)).rows(0):
+            assert len(found.text or "") >= len(text)
+        assert peak_kib() - before < 200_000, name
+
+
+def changed(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "grows":
+        with path.open("ab") as file:
+            file.write(b"three\n")
+    elif how == "is edited":
+        path.write_bytes(data.replace(b"o", b"0"))
+    elif how == "is replaced":
+        write(path.with_name("new"), data).rename(path)
+    else:
+        path.unlink()
+
+
+CHANGES = ("grows", "is edited", "is replaced", "vanishes")
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet"])
+def test_a_file_that_changes_is_noticed(tmp_path: Path, name: str, how: str) -> None:
+    message = "can't be read: No such file" if how == "vanishes" else "was changed while"
+    num_rows = 200_000
+    if name.endswith("parquet"):
+        pyarrow = pytest.importorskip("pyarrow")
+        data = io.BytesIO()
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"o": ["one or two"] * num_rows}), data)
+        whole = data.getvalue()
+    else:
+        line = "one or two," + 10 * "o"
+        head, line = {"txt": ("", line), "csv": ("o,p\n", line), "jsonl": ("", f'{{"o": "{line}"}}')}[name[2:]]
+        whole = (head + f"{line}\n" * num_rows).encode()
+    path = write(tmp_path / name, whole)
+    # before its rows are asked for
+    dataset = open_dataset(str(path))
+    dataset.check_unchanged()
+    changed(path, how)
+    with pytest.raises(DataSetError, match=message):
+        dataset.check_unchanged()
+    with pytest.raises(DataSetError, match=message):
+        next(dataset.rows(0))
+    # while they are read, long before the last
+    dataset = open_dataset(str(write(path, whole)))
+    rows = dataset.rows(0)
+    next(rows)
+    changed(path, how)
+    with pytest.raises(DataSetError, match=message):
+        dataset.check_unchanged()
+    before: list[Row] = []
+    with pytest.raises(DataSetError, match=message):
+        before.extend(rows)
+    assert len(before) < num_rows * 0.95
+    # and at the end
+    dataset = open_dataset(str(write(path, whole)))
+    assert sum(1 for _ in dataset.rows(0)) == num_rows
 
 
 def test_the_identity_tells_contents_apart(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "one\ntwo\n" * 1_000_000)
     before = open_dataset(str(path)).identity
     assert open_dataset(str(path)).identity == before
-    for at in (0, 8_000_000 - 2):
+    for at in (0, 100_000, 8_000_000 - 2):  # 100,000 is between the pieces that are sampled of a larger file
         data = bytearray(path.read_bytes())
         data[at] += 1
         assert open_dataset(str(write(path, bytes(data)))).identity != before

@@ -1,4 +1,4 @@
-"""Telling whether a file is still the same, without reading all of it."""
+"""Telling whether a file is still the same, without reading all of a large one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ PIECES = 64
 PIECE_BYTES = 1 << 14
 
 
-def sampled_sha256(path: Path) -> str:
+def sampled_sha256(path: Path, whole_bytes: int = PIECES * PIECE_BYTES) -> str:
     """A fingerprint of a file's size and of 64 pieces of 16 KiB, spread evenly from its beginning to its end.
 
     A small file is covered whole. In a large one a change that keeps the size and falls between two pieces is missed.
+
+    Args:
+        path: of the file.
+        whole_bytes: up to which size it is covered whole.
 
     Raises:
         OSError: the file can't be read.
@@ -20,8 +24,9 @@ def sampled_sha256(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     with path.open("rb") as file:
-        if size <= PIECES * PIECE_BYTES:
-            digest.update(file.read())
+        if size <= whole_bytes:
+            while block := file.read(PIECES * PIECE_BYTES):
+                digest.update(block)
         else:
             for i in range(PIECES):
                 file.seek(i * (size - PIECE_BYTES) // (PIECES - 1))

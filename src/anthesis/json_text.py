@@ -40,10 +40,14 @@ def parse_json(data: bytes, *, unique_keys: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+        # what has one line may be one line of many
+        place = f"line {error.lineno}, column {error.colno}" if b"\n" in data else f"character {error.pos + 1}"
+        raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
     except ValueError as error:
-        # Python's own, of a number with thousands of digits; ours has a reason already
-        raise ValueError(f"not valid JSON: {error}" if "digits" in str(error) else str(error)) from None
+        if "digits" not in str(error):
+            raise  # ours, which has a reason already
+        # Python's, with advice for programmers
+        raise ValueError("not valid JSON: a number has thousands of digits") from None
 
 
 def parse_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:

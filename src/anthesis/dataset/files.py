@@ -6,7 +6,6 @@ row for each record. Plain text: a row for each line.
 
 from __future__ import annotations
 
-import csv
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,19 +14,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from anthesis.dataset.lines import MAX_LINE_BYTES, LineFile
-from anthesis.dataset.read import Row, choose_column
+from anthesis.dataset.csv_records import CsvRecords, Record
+from anthesis.dataset.lines import TOO_LONG, LineFile
+from anthesis.dataset.read import MAX_COLUMNS, Row, choose_column, no_rows, row_of_bytes, wrong_type
+from anthesis.dataset.source import SourceFile
 from anthesis.errors import DataSetError, RequestError
-from anthesis.fingerprint import sampled_sha256
 from anthesis.json_text import parse_json, type_name
 
 LOOKED_AT_ROWS = 100
 """Rows in which the columns are looked for."""
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_DELIMITERS = ",;\t|"
-_NUMBER = re.compile(r"[-+]?[\d.,]*(?:[eE][-+]?\d+)?%?")
-_TOO_LONG = f"longer than {MAX_LINE_BYTES:,} bytes"
+_DELIMITERS = b",;\t|"
+_QUOTED = re.compile(rb'(?<![^,;\t|\n])"[^"]*(?:""[^"]*)*"?')
+_NUMBER = re.compile(rb"[-+]?[\d.,]*(?:[eE][-+]?\d+)?%?")
 
 
 class _LinesDataSet(ABC):
@@ -38,7 +38,7 @@ class _LinesDataSet(ABC):
         column: as asked for, or None.
 
     Raises:
-        RequestError: no such column.
+        RequestError: no such column, or no rows.
         DataSetError: the file can't be read, or is no text.
     """
 
@@ -46,200 +46,168 @@ class _LinesDataSet(ABC):
 
     def __init__(self, path: Path, column: str | None) -> None:
         self._path = path
+        self._source = SourceFile(path)
         self._file: LineFile | None = None
         self.description = path.name
-        try:
-            with path.open("rb") as file:
-                beginning = file.read(2)
-            fingerprint = sampled_sha256(path)
-        except OSError as error:
-            raise DataSetError(f"{path}: {error.strerror or error}") from error
-        if beginning in _UTF16:
+        if self._source.beginning.startswith(_UTF16):
             raise DataSetError(f"{path} is UTF-16; convert it to UTF-8, for instance with iconv")
         self.column, self.note = self._find_column(column)
-        self.identity: dict[str, Any] = {"name": path.name, "column": self.column, "sampled_sha256": fingerprint}
+        self.identity = self._source.identity(self.column)
 
     def rows(self, skip: int) -> Iterator[Row]:
         """See `DataSet.rows`."""
-        with LineFile(self._path) as self._file:
+        with LineFile(self._source) as self._file:
             yield from self._parsed(self._file, skip)
+
+    def check_unchanged(self) -> None:
+        """See `DataSet.check_unchanged`."""
+        self._source.check_unchanged()
 
     def share_read(self) -> float | None:
         """See `DataSet.share_read`."""
-        if self._file is None or not self._file.size:
+        if self._file is None or not self._source.size:
             return None
-        return min(1.0, self._file.position / self._file.size)
+        return min(1.0, self._file.position / self._source.size)
 
     @abstractmethod
-    def _find_column(self, column: str | None) -> tuple[str | None, str | None]: ...
+    def _find_column(self, column: str | None) -> tuple[str | None, str]: ...
 
     @abstractmethod
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]: ...
+
+    def _none_readable(self, errors: list[str]) -> RequestError:
+        return RequestError(
+            f"{self._path}: none of the first {len(errors)} rows can be read, so no column with text was found "
+            f"({errors[0]}); name one with --column, and such rows are noted as failed"
+        )
 
 
 class JsonFile(_LinesDataSet):
     """JSON lines: an object on each."""
 
-    def _find_column(self, column: str | None) -> tuple[str | None, str | None]:
+    def _find_column(self, column: str | None) -> tuple[str | None, str]:
+        if self._source.beginning.lstrip().startswith(b"["):
+            raise RequestError(
+                f"{self._path} begins a JSON array; JSON lines are needed, one object on each line: "
+                "`jq -c '.[]'` makes them"
+            )
         is_text: dict[str, bool] = {}
-        with LineFile(self._path) as lines:
+        num_rows, errors = 0, []
+        with LineFile(self._source) as lines:
             for line in islice(_not_blank(lines), LOOKED_AT_ROWS):
-                if lines.number == 1 and line is not None and line.lstrip()[:1] == b"[":
-                    raise RequestError(
-                        f"{self._path} begins a JSON array; JSON lines are needed, one object on each line: "
-                        "`jq -c '.[]'` makes them"
-                    )
-                try:
-                    found = None if line is None else parse_json(line)
-                except ValueError:
-                    continue  # told row by row
-                for key, value in found.items() if isinstance(found, dict) else ():
+                num_rows += 1
+                found, error = _object(line, f"line {lines.number}")
+                errors += [] if error is None else [error]  # told row by row
+                for key, value in found.items():
                     is_text[key] = is_text.get(key, False) or isinstance(value, str)
-        if not is_text and lines.position == 0:
-            raise RequestError(f"{self._path} is empty; there is nothing to complete")
+                if len(is_text) > MAX_COLUMNS:
+                    break
+        if not num_rows:
+            raise no_rows(str(self._path))
+        if column is not None and len(errors) == num_rows:
+            is_text = {column: True}  # which nothing speaks against
+        elif len(errors) == num_rows:
+            raise self._none_readable(errors)
         return choose_column(str(self._path), column, is_text, f"its first {LOOKED_AT_ROWS} rows")
 
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
         for line in islice(_not_blank(lines), skip, None):
-            if line is None:
-                yield Row(None, f"line {lines.number} is {_TOO_LONG}")
-                continue
-            try:
-                found = parse_json(line)
-            except ValueError as error:
-                yield Row(None, f"line {lines.number} is {error}")
-                continue
-            yield self._row(found, lines.number)
-
-    def _row(self, found: Any, number: int) -> Row:
-        if not isinstance(found, dict):
-            return Row(None, f"line {number} is {type_name(found)}; an object is needed")
-        if self.column not in found:
-            return Row(None, f"line {number} has no {self.column!r}")
-        text = found[self.column]
-        if not isinstance(text, str):
-            return Row(None, f"line {number} has {type_name(text)} as {self.column!r}; a text is needed")
-        return Row(text, None)
+            where = f"line {lines.number}"
+            found, error = _object(line, where)
+            if error is not None:
+                yield Row(None, error)
+            elif self.column not in found:
+                yield Row(None, f"{where} has no {self.column!r:.100}")
+            else:
+                text = found[self.column]
+                yield Row(text, None) if isinstance(text, str) else wrong_type(where, type_name(text), self.column)
 
 
 class TextFile(_LinesDataSet):
     """Plain text: each line is a row, blank ones too."""
 
-    def _find_column(self, column: str | None) -> tuple[str | None, str | None]:
+    def _find_column(self, column: str | None) -> tuple[str | None, str]:
         if column is not None:
-            raise RequestError(f"{self._path} is plain text, which has no column {column!r}; leave --column out")
-        if self._path.stat().st_size == 0:
-            raise RequestError(f"{self._path} is empty; there is nothing to complete")
+            raise RequestError(f"{self._path} is plain text, which has no column {column!r:.100}; leave --column out")
+        if not self._source.size:
+            raise no_rows(str(self._path))
         return None, "each line of the text is a row"
 
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
         for line in islice(lines, skip, None):
-            if line is None:
-                yield Row(None, f"line {lines.number} is {_TOO_LONG}")
-                continue
-            try:
-                yield Row(line.decode(), None)
-            except UnicodeDecodeError as error:
-                yield Row(None, f"line {lines.number} is not UTF-8: {error.reason} at byte {error.start}")
+            where = f"line {lines.number}"
+            yield Row(None, f"{where} is {TOO_LONG}") if line is None else row_of_bytes(line, where)
 
 
 class CsvFile(_LinesDataSet):
     """CSV with a header."""
 
-    def _find_column(self, column: str | None) -> tuple[str | None, str | None]:
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-        with LineFile(self._path) as lines:
-            header = next(iter(lines), b"")
-            if header is None:
-                raise DataSetError(f"{self._path}: the header is {_TOO_LONG}")
-            # the delimiter is what the header has most of; of equals the first
-            self._delimiter = max(_DELIMITERS, key=lambda sign: header.count(sign.encode()))
-        with LineFile(self._path) as lines:
-            records = _Records(lines, self._delimiter)
-            names, error = next(records, ([], None))
-            if error is not None or not any(names):
-                raise DataSetError(
-                    f"{self._path} has no header with the names of its columns: {error or 'it is empty'}"
-                )
-            if len(set(names)) != len(names):
-                twice = Counter(names).most_common(1)[0][0]
-                raise DataSetError(f"{self._path} has two columns of one name in its header: {twice!r:.100}")
-            if any(_surrogates(name) for name in names):
-                raise DataSetError(f"{self._path}: the header is not UTF-8; convert the file")
-            self._names = names
-            is_text = dict.fromkeys(names, False)
-            for fields, error in islice(records, LOOKED_AT_ROWS):
-                if error is None and len(fields) == len(names):
-                    for name, field in zip(names, fields, strict=True):
-                        is_text[name] |= _NUMBER.fullmatch(field.strip()) is None
+    def _find_column(self, column: str | None) -> tuple[str | None, str]:
+        self._delimiter = b"\t" if self._path.suffix.lower() == ".tsv" else _likely_delimiter(self._source.beginning)
+        with LineFile(self._source) as lines:
+            records = CsvRecords(lines, self._delimiter)
+            self._names = self._column_names(next(records, Record("it", [], "is empty")))
+            is_text = dict.fromkeys(self._names, False)
+            num_rows, errors = 0, []
+            for record in islice(records, LOOKED_AT_ROWS):
+                num_rows += 1
+                error = self._error(record)
+                if error is not None:
+                    errors.append(error)
+                    continue
+                for name, field in zip(self._names, record.fields, strict=True):
+                    is_text[name] |= _NUMBER.fullmatch(field.strip()) is None
+        if not num_rows:
+            raise no_rows(str(self._path), "a header and no rows")
+        if column is None and len(errors) == num_rows:
+            raise self._none_readable(errors)
         return choose_column(str(self._path), column, is_text, "its header")
+
+    def _column_names(self, header: Record) -> list[str]:
+        if not any(header.fields) or header.error is not None:
+            reason = f"{header.where} {header.error or 'names none'}"
+            raise DataSetError(f"{self._path} has no header with the names of its columns: {reason}")
+        try:
+            names = [field.decode().strip() for field in header.fields]
+        except UnicodeDecodeError as error:
+            raise DataSetError(f"{self._path}: the header is not UTF-8; convert the file") from error
+        if len(set(names)) != len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise DataSetError(f"{self._path} has two columns of one name in its header: {twice!r:.100}")
+        return names
+
+    def _error(self, record: Record) -> str | None:
+        if record.error is not None:
+            return f"{record.where} {record.error}"
+        num_fields = len(record.fields)
+        if num_fields != len(self._names):
+            fields = "1 field" if num_fields == 1 else f"{num_fields} fields"
+            return f"{record.where} has {fields} where the header has {len(self._names)}"
+        return None
 
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
         place = self._names.index(self.column or "")
-        records = _Records(lines, self._delimiter)
-        for fields, error in islice(records, 1 + skip, None):
-            where = f"line {lines.number}"
-            if error is not None:
-                yield Row(None, f"{where}: {error}")
-            elif len(fields) != len(self._names):
-                yield Row(None, f"{where}: {len(fields)} fields, and the header has {len(self._names)}")
-            elif _surrogates(fields[place]):
-                yield Row(None, f"{where} is not UTF-8")
-            else:
-                yield Row(fields[place], None)
-
-
-class _Records:
-    """The records of a CSV file, each with None or with what is wrong with it; blank lines are none."""
-
-    def __init__(self, lines: LineFile, delimiter: str) -> None:
-        self._lines = lines
-        self._record_bytes = 0
-        self._reader = csv.reader(_Texts(self), delimiter=delimiter, strict=True)
-
-    def __iter__(self) -> Iterator[tuple[list[str], str | None]]:
-        return self
-
-    def __next__(self) -> tuple[list[str], str | None]:
-        while True:
-            self._record_bytes = 0
-            try:
-                fields = next(self._reader)
-            except csv.Error as error:
-                return [], f"not valid CSV: {error}"
-            if fields:
-                return fields, None
-
-    def line(self) -> str:
-        """The next line, for the CSV reader, which goes on after an error with the line that follows."""
-        line = next(self._lines)
-        self._record_bytes += 0 if line is None else len(line)
-        if line is None or self._record_bytes > MAX_LINE_BYTES:
-            raise csv.Error(f"a record is {_TOO_LONG}; is a quote not closed?")
-        return line.decode("utf-8", "surrogateescape") + "\n"  # told of the field that is asked for
-
-
-class _Texts:
-    """An iterator that an error does not end, as it would end a generator."""
-
-    def __init__(self, records: _Records) -> None:
-        self._records = records
-
-    def __iter__(self) -> _Texts:
-        return self
-
-    def __next__(self) -> str:
-        return self._records.line()
+        for record in islice(CsvRecords(lines, self._delimiter), 1 + skip, None):
+            error = self._error(record)
+            yield Row(None, error) if error is not None else row_of_bytes(record.fields[place], record.where)
 
 
 def _not_blank(lines: LineFile) -> Iterator[bytes | None]:
     return (line for line in lines if line is None or line.strip())
 
 
-def _surrogates(text: str) -> bool:
-    """Whether there are bytes in it that were no UTF-8."""
+def _object(line: bytes | None, where: str) -> tuple[dict[str, Any], str | None]:
+    """The object on a line, or an empty one and what is wrong."""
+    if line is None:
+        return {}, f"{where} is {TOO_LONG}"
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        found = parse_json(line)
+    except ValueError as error:
+        return {}, f"{where} is {error}"
+    return (found, None) if isinstance(found, dict) else ({}, f"{where} is {type_name(found)}; an object is needed")
+
+
+def _likely_delimiter(beginning: bytes) -> bytes:
+    """What the header has most of outside quotes; of equals the first."""
+    header = _QUOTED.sub(b"", beginning).split(b"\n", 1)[0]
+    return bytes([max(_DELIMITERS, key=header.count)])

@@ -1,4 +1,4 @@
-"""Parquet files, and data sets of the Hugging Face Hub: what the extra `datasets` brings.
+"""Data sets of the Hugging Face Hub.
 
 A data set of the Hub is downloaded once into the cache of the `datasets` library, as a file that is mapped, not read;
 from then on it needs no network (HF_DATASETS_OFFLINE=1 or HF_HUB_OFFLINE=1 don't even ask). Code that comes with a data
@@ -18,86 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from anthesis.checkpoint.hub import check_reachable, network_errors, quiet
-from anthesis.dataset.read import Row, choose_column
-from anthesis.errors import AnthesisError, DataSetError, RequestError, UnsupportedError, few, first_line
-from anthesis.fingerprint import sampled_sha256
-from anthesis.json_text import type_name
+from anthesis.dataset.parquet import CHUNK_ROWS, is_text_type, needs_extra, rows_of_cells
+from anthesis.dataset.read import MOST_NAMES, Row, choose_column, no_rows
+from anthesis.errors import AnthesisError, DataSetError, RequestError, few, first_line
 
-CHUNK_ROWS = 256
+_SAMPLED_ROWS = 256
 _CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps its own parquet copy of a data set: SUBSET/SPLIT/0000.parquet and so on, without a README."""
-_MOST_NAMES = 20
-"""In a message."""
 logger = logging.getLogger("anthesis")
-
-
-def _needs_extra(error: ImportError) -> UnsupportedError:
-    return UnsupportedError(
-        f"parquet files and data sets of the Hub need the extra datasets ({error}): pip install 'anthesis[datasets]'"
-    )
-
-
-class ParquetDataSet:
-    """A parquet file, read a few rows at a time: see `DataSet`.
-
-    Args:
-        path: the file.
-        column: as asked for, or None.
-
-    Raises:
-        RequestError: no such column.
-        DataSetError: the file is damaged.
-        UnsupportedError: the extra is not installed.
-    """
-
-    def __init__(self, path: Path, column: str | None) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-            import pyarrow.types as types
-        except ImportError as error:
-            raise _needs_extra(error) from error
-        self._path = path
-        self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
-        try:
-            self._file: Any = pyarrow.parquet.ParquetFile(path)
-            schema = self._file.schema_arrow
-            fingerprint = sampled_sha256(path)
-        except self._errors as error:
-            raise DataSetError(f"{path}: {first_line(error)}") from error
-        is_text = {field.name: types.is_string(field.type) or types.is_large_string(field.type) for field in schema}
-        self.description = path.name
-        chosen, self.note = choose_column(str(path), column, is_text, "its schema")
-        self.column: str | None = chosen
-        self.num_rows: int | None = int(self._file.metadata.num_rows)
-        self.identity: dict[str, Any] = {"name": path.name, "column": chosen, "sampled_sha256": fingerprint}
-        if not self.num_rows:
-            raise RequestError(f"{path} has no rows; there is nothing to complete")
-
-    def rows(self, skip: int) -> Iterator[Row]:
-        """See `DataSet.rows`.
-
-        Raises:
-            DataSetError: the file can't be read any more.
-        """
-        number = 0
-        try:
-            for group in range(self._file.num_row_groups):
-                in_group = self._file.metadata.row_group(group).num_rows
-                if number + in_group <= skip:
-                    number += in_group
-                    continue
-                for chunk in self._file.iter_batches(CHUNK_ROWS, row_groups=[group], columns=[self.column]):
-                    for value in chunk.column(0).to_pylist():
-                        if number >= skip:
-                            yield _row(value, number, self.column)
-                        number += 1
-        except self._errors as error:
-            raise DataSetError(f"{self._path}: row {number} can't be read: {first_line(error)}") from error
-
-    def share_read(self) -> float | None:
-        """See `DataSet.share_read`; the number of rows is known."""
-        return None
 
 
 class HubDataSet:
@@ -120,21 +48,22 @@ class HubDataSet:
             import datasets
             import pyarrow
         except ImportError as error:
-            raise _needs_extra(error) from error
-        self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+            raise needs_extra(error) from error
+        self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError)
         self.description = name + (f", subset {subset}" if subset else "")
         data, found = _load(datasets, name, subset, split)
+        types = data.features.arrow_schema
         is_text = {
-            key: isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+            key: isinstance(feature, datasets.Value) and is_text_type(types.field(key).type)
             for key, feature in data.features.items()
         }
         chosen, note = choose_column(name, column, is_text, "its features")
         self.column: str | None = chosen
         by_itself = "" if subset or found == "default" else f"subset {found}, "
-        self.note: str | None = f"{by_itself}split {data.split}; {note or f'column {chosen}'}"
+        self.note = f"{by_itself}split {data.split}; {note}"
         self.num_rows: int | None = len(data)
         if not self.num_rows:
-            raise RequestError(f"{name} has no rows in split {data.split}; there is nothing to complete")
+            raise no_rows(name, f"no rows in split {data.split}")
         self._texts: Any = data.select_columns([chosen]).with_format("arrow")  # which decodes no pictures
         self.identity: dict[str, Any] = {
             "name": name,
@@ -145,35 +74,39 @@ class HubDataSet:
             "sampled_sha256": self._sampled_sha256(),
         }
 
-    def _sampled_sha256(self) -> str:
-        """Of up to 256 rows, spread evenly: a commit that only changes the README leaves it as it was."""
-        size = len(self._texts)
-        count = min(size, CHUNK_ROWS)
-        digest = hashlib.sha256()
-        for value in self._values([i * (size - 1) // max(count - 1, 1) for i in range(count)], 0):
-            digest.update(f"{value!r}\n".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-
-    def _values(self, rows: Any, first: int) -> list[Any]:
-        try:
-            values: list[Any] = self._texts[rows].column(0).to_pylist()
-        except self._errors as error:
-            raise DataSetError(f"{self.description}: row {first} can't be read: {first_line(error)}") from error
-        return values
-
     def rows(self, skip: int) -> Iterator[Row]:
         """See `DataSet.rows`.
 
         Raises:
             DataSetError: the cache can't be read any more.
         """
-        for start in range(skip, len(self._texts), CHUNK_ROWS):
-            for number, value in enumerate(self._values(slice(start, start + CHUNK_ROWS), start), start):
-                yield _row(value, number, self.column)
+        for first in range(skip, len(self._texts), CHUNK_ROWS):
+            yield from self._rows(first, first + CHUNK_ROWS)
+
+    def check_unchanged(self) -> None:
+        """See `DataSet.check_unchanged`; what is mapped from the cache stays as it is."""
 
     def share_read(self) -> float | None:
         """See `DataSet.share_read`; the number of rows is known."""
         return None
+
+    def _rows(self, begin: int, end: int) -> Iterator[Row]:
+        try:
+            cells = self._texts[begin:end].column(0)  # mapped, not copied
+        except self._errors as error:
+            raise DataSetError(f"{self.description}: row {begin} can't be read: {first_line(error)}") from error
+        yield from rows_of_cells(cells, begin, self.column)
+
+    def _sampled_sha256(self) -> str:
+        """Of up to 256 rows, spread evenly: a commit that only changes the README leaves it as it was."""
+        size = len(self._texts)
+        count = min(size, _SAMPLED_ROWS)
+        digest = hashlib.sha256()
+        for i in range(count):
+            place = i * (size - 1) // max(count - 1, 1)
+            for row in self._rows(place, place + 1):
+                digest.update(f"{row!r}\n".encode())
+        return digest.hexdigest()
 
 
 def _load(datasets: Any, name: str, subset: str | None, split: str | None) -> tuple[Any, str]:
@@ -336,16 +269,10 @@ def _choose_split(name: str, split: str | None, splits: Iterable[str]) -> str:
     if split is None:
         split = names[0] if len(names) == 1 else "train"
     if split not in names:
-        raise RequestError(f"{name} has no split {split!r}; choose with --split: {few(names, _MOST_NAMES)}")
+        raise RequestError(f"{name} has no split {split!r}; choose with --split: {few(names, MOST_NAMES)}")
     return split
 
 
 def _no_subset(name: str, subset: str | None, subsets: Iterable[str]) -> str:
     which = "several subsets" if subset is None else f"no subset {subset!r}"
-    return f"{name} has {which}; choose with --subset: {few(list(subsets), _MOST_NAMES)}"
-
-
-def _row(value: Any, number: int, column: str | None) -> Row:
-    if isinstance(value, str):
-        return Row(value, None)
-    return Row(None, f"row {number} has {type_name(value)} as {column!r}; a text is needed")
+    return f"{name} has {which}; choose with --subset: {few(list(subsets), MOST_NAMES)}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
-from anthesis.errors import DataSetError
-from anthesis.json_text import MAX_BYTES
+from anthesis.dataset.read import MAX_TEXT_BYTES
+from anthesis.dataset.source import SourceFile
 
-MAX_LINE_BYTES = MAX_BYTES
+TOO_LONG = f"longer than {MAX_TEXT_BYTES:,} bytes"
 _BUFFER_BYTES = 1 << 20
 
 
@@ -18,10 +16,9 @@ class LineFile:
     """Reads a file line by line and counts what it has read.
 
     Args:
-        path: a regular file.
+        source: the file.
 
     Attributes:
-        size: bytes of the file when it was opened.
         position: bytes read so far.
         number: of the line that was read last, from 1.
 
@@ -29,16 +26,15 @@ class LineFile:
         DataSetError: it can't be opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, source: SourceFile) -> None:
+        self._source = source
         try:
-            self._file: BinaryIO = path.open("rb", _BUFFER_BYTES)
-            self._before = os.fstat(self._file.fileno())
+            self._file: BinaryIO = source.path.open("rb", _BUFFER_BYTES)
         except OSError as error:
-            raise DataSetError(f"{path}: {error.strerror or error}") from error
-        self.size = self._before.st_size
+            raise source.unreadable(error) from error
         self.position = 0
         self.number = 0
+        self._checked = -_BUFFER_BYTES  # the first piece is checked
 
     def __iter__(self) -> Iterator[bytes | None]:
         return self
@@ -47,23 +43,17 @@ class LineFile:
         """The next line without its end; None for one that is too long, which is left out.
 
         Raises:
-            DataSetError: the file can't be read, or was changed meanwhile.
+            DataSetError: the file can't be read, or was changed since its fingerprint was taken.
         """
-        try:
-            line = self._file.readline(MAX_LINE_BYTES + 1)
-            self._count(line)
-            if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                while line and not line.endswith(b"\n"):
-                    line = self._file.readline(_BUFFER_BYTES)
-                    self._count(line)
-                self.number += 1
-                return None
-            if not line:
-                self._check_unchanged()
-                raise StopIteration
-        except OSError as error:
-            raise DataSetError(f"{self._path} can't be read any more: {error.strerror or error}") from error
+        line = self._read(MAX_TEXT_BYTES + 1)
+        if not line:
+            self._source.check_unchanged()
+            raise StopIteration
         self.number += 1
+        if len(line) > MAX_TEXT_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = self._read(_BUFFER_BYTES)
+            return None
         if self.number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         return line.removesuffix(b"\n").removesuffix(b"\r")
@@ -78,13 +68,14 @@ class LineFile:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _count(self, piece: bytes) -> None:
+    def _read(self, most: int) -> bytes:
+        """What is left of a line, or of that `most` bytes."""
+        try:
+            piece = self._file.readline(most)
+        except OSError as error:
+            raise self._source.unreadable(error) from error
         self.position += len(piece)
-
-    def _check_unchanged(self) -> None:
-        now = os.fstat(self._file.fileno())
-        if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
-            raise DataSetError(
-                f"{self._path} was changed while it was read, so its rows are not those that were asked for; "
-                "take a copy that nobody writes to"
-            )
+        if self.position - self._checked >= _BUFFER_BYTES:
+            self._source.check_unchanged()
+            self._checked = self.position
+        return piece
