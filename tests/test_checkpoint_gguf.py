@@ -281,21 +281,24 @@ def tensor(shape=(32,), type_number=0, offset=0, rank=None):
         (header(version=1), "version 1"),
         (header(version=3 << 24), "big-endian"),
         (header(tensors=2**63), "9,223,372,036,854,775,808 tensors, at most"),
-        (header(tensors=1 << 17), "131072 tensors can't fit"),
-        (header(tensors=(1 << 17) + 1), "131,073 tensors, at most"),
+        (header(tensors=1 << 15), "32768 tensors can't fit"),
+        (header(tensors=(1 << 15) + 1), "32,769 tensors, at most"),
         (header(keys=2**63), "keys, at most"),
         (header(keys=1 << 16), "65536 keys and .* can't fit"),
         (header(keys=(1 << 16) + 1), "65,537 keys, at most"),
-        (header(keys=1, body=struct.pack("<Q", 2**62) + bytes(50)), "bytes in a key's name, at most 65,535"),
-        (header(keys=1, body=struct.pack("<Q", 65_536) + bytes(70_000)), "65,536 bytes in a key's name"),
-        (header(keys=1, body=struct.pack("<Q", 65_535) + bytes(50)), "a key's name.* ends after the file"),
-        (header(tensors=1, body=struct.pack("<Q", 65_536) + bytes(70_000)), "65,536 bytes in a tensor's name"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 1 << 21)), "k .2097152 strings. can't fit"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, (1 << 21) + 1)), "2,097,153 strings in k"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, 1 << 22)), "4194304 values of k can't fit"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, (1 << 22) + 1)), "4,194,305 values in k"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 2**60)), "strings in k"),
-        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 10, 2**61)), "values in k"),
+        (header(keys=1, body=struct.pack("<Q", 2**62) + bytes(50)), "bytes in a key's name, at most 512"),
+        (header(keys=1, body=struct.pack("<Q", 513) + bytes(1000)), "513 bytes in a key's name"),
+        (header(keys=1, body=struct.pack("<Q", 512) + bytes(50)), "a key's name.* ends after the file"),
+        (header(tensors=1, body=struct.pack("<Q", 513) + bytes(1000)), "513 bytes in a tensor's name"),
+        (header(keys=1, body=string("k" * 129) + bytes(50)), "name of a key has 129 characters, 'kkk"),
+        (header(keys=1, body=string("a\x1b[2J") + bytes(50)), r"a key has 5 characters, 'a\\x1b\[2J'; .*printable"),
+        (header(tensors=1, body=string("") + bytes(50)), "name of a tensor has 0 characters"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 1 << 20)), "k .1048576 strings. can't fit"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, (1 << 20) + 1)), "1,048,577 strings up to k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, 1 << 21)), "2097152 values of k can't fit"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 0, (1 << 21) + 1)), "2,097,153 values up to k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 8, 2**60)), "strings up to k"),
+        (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 10, 2**61)), "values up to k"),
         (header(keys=1, body=string("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(20)), "type 9"),
         (header(tensors=1, body=tensor(shape=(2**47, 2**47)) + bytes(64)), "the.tensor"),
         (header(tensors=1, body=tensor(shape=(0, 4)) + bytes(64)), "the.tensor"),
@@ -313,6 +316,28 @@ def test_lies(tmp_path, data, message):
     with pytest.raises(AnthesisError, match=message) as caught:
         GgufStore(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (struct.pack("<IIQ", 9, 8, 1 << 19) + bytes(8 << 19), "1,572,864 strings up to k2, at most 1,048,576"),
+        (struct.pack("<IIQ", 9, 10, 1 << 20) + bytes(8 << 20), "3,145,728 values up to k2, at most 2,097,152"),
+        (struct.pack("<IQ", 8, 12_000_000) + b"x" * 12_000_000, r"36,000,00\d bytes of text up to the value of k2"),
+    ],
+)
+def test_what_many_keys_hold_is_bounded_together(tmp_path, value, message):
+    (tmp_path / "lie.gguf").write_bytes(header(keys=3, body=b"".join(string(f"k{i}") + value for i in range(3))))
+    with pytest.raises(CheckpointError, match=message):
+        GgufStore(tmp_path / "lie.gguf")
+
+
+def test_a_vocabulary_as_large_as_gemma_s_is_read(tmp_path):
+    tokens, merges = [f"t{i}" for i in range(262_144)], [f"t{i} x" for i in range(514_906)]
+    sizes = {"scores": [0.0] * len(tokens), "token_type": [1] * len(tokens)}
+    store = GgufStore(write(tmp_path / "a.gguf", {"w": np.ones(32, np.float32)}, tokens=tokens, merges=merges, **sizes))
+    assert store.metadata["tokens"] == tokens
+    assert store.metadata["merges"] == merges
 
 
 def test_files_that_are_no_model(tmp_path):

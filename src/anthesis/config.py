@@ -83,6 +83,9 @@ class ModelConfig:
                 f"the model's configuration has {self.num_heads} query heads and {self.num_kv_heads} key-value heads; "
                 "the first must be a multiple of the second"
             )
+        ids = self.eos_token_ids if self.bos_token_id is None else (*self.eos_token_ids, self.bos_token_id)
+        if min(ids, default=0) < 0:
+            raise ConfigError(f"the model's configuration has the token id {min(ids)}; 0 or more is needed")
 
 
 def check_size(field: str, value: object, stated: str) -> int:
@@ -147,7 +150,7 @@ class ConfigReader:
     def _find(self, names: tuple[str, ...]) -> tuple[str, Any]:
         present = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
         if len({repr(value) for _, value in present}) > 1:
-            seen = ", ".join(f"{name} = {value!r}" for name, value in present)
+            seen = ", ".join(f"{name} = {value!r:.60}" for name, value in present)
             raise ConfigError(f"{self._file} contradicts itself: {seen}")
         return present[0] if present else (names[0], None)
 
@@ -200,7 +203,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self._file} has {name} = {value!r}; true or false is needed")
+            raise ConfigError(f"{self._file} has {name} = {value!r:.60}; true or false is needed")
         return value
 
     def string(self, *names: str, default: str) -> str:
@@ -213,7 +216,7 @@ class ConfigReader:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise ConfigError(f"{self._file} has {name} = {value!r}; a string is needed")
+            raise ConfigError(f"{self._file} has {name} = {value!r:.60}; a string is needed")
         return value
 
     def token_ids(self, name: str) -> tuple[int, ...]:

@@ -15,9 +15,15 @@ class AnthesisError(Exception):
     exit_code = 1
 
 
+def printable(text: str, most: int = 300) -> str:
+    """What somebody else wrote, for people to read: in one line, cut, and with control characters escaped."""
+    line = " ".join(text[: 2 * most].split())[:most]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line, or at least what it is."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def few(names: Sequence[str], most: int = 4) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anthesis.errors import RequestError
-from anthesis.json_text import parse_object, type_name
+from anthesis.json_text import MAX_BYTES, parse_object, type_name
+from anthesis.regular_file import read_regular
 
 _T = TypeVar("_T")
 
@@ -48,7 +49,7 @@ def read_document(path: Path) -> dict[str, Any]:
         RequestError: it can't be read, or is none.
     """
     try:
-        return parse_object(path.read_bytes())
+        return parse_object(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -73,7 +74,7 @@ def from_result(cls: type[_T], document: Any, *, kind: str, version: int, what: 
         raise RequestError(f'not a {what} of `anthesis {kind}`: it has no "kind": "{kind}"')
     if document.get("schema_version") != version:
         raise RequestError(
-            f"the {what} has schema_version {document.get('schema_version')!r}, and this version reads {version}; "
+            f"the {what} has schema_version {document.get('schema_version')!r:.60}, and this version reads {version}; "
             f"{otherwise} with the version that wrote it"
         )
     try:
@@ -103,7 +104,7 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     if origin is dict or cls is dict:
         entries = _checked(isinstance(value, dict), value, where, "an object")
         inner = arguments[1] if arguments else Any
-        return {key: _build(inner, item, f"{where}.{key}") for key, item in entries.items()}
+        return {key: _build(inner, item, f"{where}[{key!r:.60}]") for key, item in entries.items()}
     if is_dataclass(cls):
         return _build_dataclass(cls, _checked(isinstance(value, dict), value, where, "an object"), where)
     if cls is float:

@@ -19,7 +19,7 @@ from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
 from anthesis.checkpoint.torch_bin import TorchBinStore, holds_only_bin
 from anthesis.config import ConfigReader, ModelConfig
-from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError, naming
+from anthesis.errors import CheckpointError, ConfigError, RequestError, UnsupportedError, few, naming, printable
 from anthesis.fingerprint import sampled_sha256
 from anthesis.models import family_of_config, family_of_gguf, preset, trace
 from anthesis.models.family import Family, Source
@@ -132,7 +132,7 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
     if not 0 <= seed < 2**64:
         raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
     if model is not None and model.startswith(RANDOM_PREFIX):
-        return _open_random(model.removeprefix(RANDOM_PREFIX), weights, seed)
+        return _with_possible_ends(_open_random(model.removeprefix(RANDOM_PREFIX), weights, seed))
     path = default_model() if model is None else Path(model).expanduser()
     name = path.name or str(path)
     if not path.exists():
@@ -142,7 +142,7 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
         path, name = hub_path(model), model
     elif path.is_dir():
         name = path.resolve().name  # of "." as well
-    return replace(_open_path(path, name, weights), path=path)
+    return replace(_with_possible_ends(_open_path(path, name, weights)), path=path)
 
 
 def model_fingerprint(path: Path | None, config: ModelConfig) -> str:
@@ -175,7 +175,7 @@ def _open_path(path: Path, name: str, weights: str) -> Checkpoint:
     ggufs = sorted(path.glob("*.gguf"))
     if not (path / "config.json").is_file() and ggufs:
         if len(ggufs) > 1:
-            raise RequestError(f"{path} holds several GGUF files; name one of them: {', '.join(p.name for p in ggufs)}")
+            raise RequestError(f"{path} holds several GGUF files; name one of them: {few([p.name for p in ggufs])}")
         return _open_gguf(ggufs[0], ggufs[0].name, weights)
     return _open_directory(path, name, weights)
 
@@ -195,25 +195,26 @@ def _open_random(name: str, weights: str, seed: int) -> Checkpoint:
         family = family_of_config(raw)
         kind = _native_kind(raw) if weights == "native" else weights
         config = family.read_config(raw)
-    config = _with_possible_ends(name, config)
     description = f"random weights in the shape of {name} (seed {seed})"
     return Checkpoint(description, family, config, True, None, RandomWeights(seed, kind))
 
 
-def _with_possible_ends(where: str, config: ModelConfig) -> ModelConfig:
-    """The configuration without end-of-sequence ids that can't come; it is said, since nobody means them.
+def _with_possible_ends(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without end-of-sequence ids that can't come; it is said, since nobody means them.
 
     They are not refused: models trained with a vocabulary of their own often keep the ids of the one before.
     """
+    config = checkpoint.config
     ends = tuple(i for i in config.eos_token_ids if i < config.vocab_size)
-    if ends != config.eos_token_ids:
-        odd = ", ".join(str(i) for i in config.eos_token_ids if i not in ends)
-        warnings.warn(
-            f"{where}: eos_token_id {odd} is outside the vocabulary of {config.vocab_size}, so it never comes"
-            + ("" if ends else " and nothing ends a sequence before its limit"),
-            stacklevel=2,
-        )
-    return replace(config, eos_token_ids=ends)
+    if ends == config.eos_token_ids:
+        return checkpoint
+    odd = few([f"{i!r:.30}" for i in config.eos_token_ids if i >= config.vocab_size])
+    warnings.warn(
+        f"{checkpoint.description}: eos_token_id {odd} is outside the vocabulary of {config.vocab_size}, so it never "
+        "comes" + ("" if ends else " and nothing ends a sequence before its limit"),
+        stacklevel=2,
+    )
+    return replace(checkpoint, config=replace(config, eos_token_ids=ends))
 
 
 def _check_layers(path: Path, config: ModelConfig, store: TensorStore) -> None:
@@ -230,7 +231,7 @@ def _native_kind(raw: Mapping[str, Any]) -> str:
     dtype = ConfigReader(raw).string("dtype", "torch_dtype", default="bfloat16")
     kinds = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     if dtype not in kinds:
-        raise ConfigError(f"config.json has the dtype {dtype!r}; known are {', '.join(kinds)}; or say --weights")
+        raise ConfigError(f"config.json has the dtype {dtype!r:.60}; known are {', '.join(kinds)}; or say --weights")
     return kinds[dtype]
 
 
@@ -244,7 +245,6 @@ def _open_gguf(path: Path, name: str, weights: str) -> Checkpoint:
         family = family_of_gguf(store.metadata["general.architecture"])
         assert family.gguf is not None
         config = family.gguf.read_config(store.metadata, frozenset(store.tensors))
-    config = _with_possible_ends(name, config)
     _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.gguf.sources(config), (), family.gguf.ignored, weights)
     return Checkpoint(name, family, config, False, store.metadata, found)
@@ -256,7 +256,7 @@ def _open_packed(path: Path, weights: str) -> Checkpoint:
     _check_layers(path, config, store)
     sources = {value.name: Source(value.name) for value in trace(config).of_kind("weight")}
     found = StoredWeights(str(path), store, sources, (), (), weights)
-    return Checkpoint(model.model, family, config, model.is_random, read_tokenizer(path, model), found)
+    return Checkpoint(printable(model.model), family, config, model.is_random, read_tokenizer(path, model), found)
 
 
 def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
@@ -269,8 +269,8 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
             quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
         )
         raise UnsupportedError(
-            f"{path}: the weights are quantised by {method} (quantization_config), which is not read; "
-            "take the unquantised model and choose --weights, or a GGUF file"
+            f"{path}: the weights are quantised by {printable(str(method), 60)} (quantization_config), which is not "
+            "read; take the unquantised model and choose --weights, or a GGUF file"
         )
     with naming(path / "config.json"):
         family = family_of_config(raw)
@@ -280,7 +280,6 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
         with naming(generation):
             more_ends = ConfigReader(read_json(generation), generation.name).token_ids("eos_token_id")
         config = replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more_ends))))
-    config = _with_possible_ends(name, config)
     store: TensorStore = TorchBinStore(path) if holds_only_bin(path) else SafetensorsStore(path)
     _check_layers(path, config, store)
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)

@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where its tensors are.
 
 Written for start-up time (an array of 100,000 strings takes some 20 ms) and for files that lie: every length is checked
-against the bytes that are there before anything is allocated for it.
+against the bytes that are there, and what is read of all keys together is bounded, before anything is allocated for it.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.checkpoint.store import MAX_NAME_CHARACTERS, check_count, check_name
 from anthesis.errors import CheckpointError, UnsupportedError
 
-MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 17
-MAX_STRINGS, MAX_NUMBERS = 1 << 21, 1 << 22
-"""Of one array: several times the largest vocabulary in use. Eight bytes in the file can become a string of fifty."""
-MAX_NAME_BYTES = 65_535
-"""Of a key or tensor, as the format says of keys."""
+MAX_KEYS = 1 << 16
+MAX_STRINGS, MAX_NUMBERS = 1 << 20, 1 << 21
+"""In the arrays of all keys together: the largest vocabulary in use (Gemma's) has 262,144 tokens and 514,906 merges, a
+score and a type for each token. Eight bytes in the file can become a string of fifty."""
+MAX_TEXT_BYTES = 1 << 25
+"""Of all strings together, which may take four times as many: three times Gemma's."""
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {
@@ -106,14 +108,14 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], di
     tensor_count = cursor.integer(8, "the number of tensors")
     key_count = cursor.integer(8, "the number of keys")
     cursor.allow(key_count, MAX_KEYS, "keys")
-    cursor.allow(tensor_count, MAX_TENSORS, "tensors")
+    check_count(path, tensor_count)
     cursor.expect(key_count * 13 + tensor_count * 32, f"{key_count} keys and {tensor_count} tensors")
 
     metadata: dict[str, Any] = {}
     for _ in range(key_count):
-        key = cursor.name("a key's name")
+        key = cursor.name("key")
         if key in metadata:
-            raise CheckpointError(f"{path}: damaged: the key {key!r} occurs twice")
+            raise CheckpointError(f"{path}: damaged: the key {key} occurs twice")
         metadata[key] = cursor.value(cursor.integer(4, f"the type of {key}"), key)
     parts = metadata.get("split.count", 0)
     if not isinstance(parts, int) or parts not in (0, 1):
@@ -155,6 +157,7 @@ class _Cursor:
         self.path = path
         self.data = data
         self.at = 0
+        self._strings = self._numbers = self._text_bytes = 0  # read so far
 
     def expect(self, count: int, what: str) -> None:
         if count > len(self.data) - self.at:
@@ -175,9 +178,13 @@ class _Cursor:
         return int.from_bytes(self.data[self.at - size : self.at], "little")
 
     def name(self, what: str) -> str:
-        self.expect(8, what)
-        self.allow(int.from_bytes(self.data[self.at : self.at + 8], "little"), MAX_NAME_BYTES, f"bytes in {what}")
-        return self.string(what)
+        """Of a key or a tensor; its length is checked first, so that no error has to hold a long one."""
+        self.expect(8, f"a {what}'s name")
+        size = int.from_bytes(self.data[self.at : self.at + 8], "little")
+        self.allow(size, 4 * MAX_NAME_CHARACTERS, f"bytes in a {what}'s name")
+        name = self.string(f"a {what}'s name")
+        check_name(self.path, name, what)
+        return name
 
     def string(self, what: str) -> str:
         return self.strings(1, what)[0]
@@ -185,6 +192,7 @@ class _Cursor:
     def strings(self, count: int, what: str) -> list[str]:
         self.expect(count * 8, f"{what} ({count} strings)")
         data, at, size = self.data, self.at, len(self.data)
+        last = at + 8 * count + MAX_TEXT_BYTES - self._text_bytes
         result: list[str] = []
         append, length_at = result.append, Struct("<Q").unpack_from
         try:
@@ -194,12 +202,15 @@ class _Cursor:
                     raise CheckpointError(
                         f"{self.path}: damaged or truncated: {what}, at byte {at}, ends after the file"
                     )
+                if end > last:
+                    self.allow(MAX_TEXT_BYTES + end - last, MAX_TEXT_BYTES, f"bytes of text up to {what}")
                 append(str(data[at + 8 : end], "utf-8"))
                 at = end
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.path}: damaged: {what}, at byte {at}, is not UTF-8") from error
         except StructError as error:
             raise CheckpointError(f"{self.path}: truncated: {what}, at byte {at}, ends after the file") from error
+        self._text_bytes += at - self.at - 8 * count
         self.at = at
         return result
 
@@ -209,9 +220,11 @@ class _Cursor:
         if kind == _ARRAY:
             kind, count = self.integer(4, f"the type of {key}"), self.integer(8, f"the length of {key}")
             if kind == _STRING:
-                self.allow(count, MAX_STRINGS, f"strings in {key}")
+                self._strings += count
+                self.allow(self._strings, MAX_STRINGS, f"strings up to {key}")
                 return self.strings(count, key)
-            self.allow(count, MAX_NUMBERS, f"values in {key}")
+            self._numbers += count
+            self.allow(self._numbers, MAX_NUMBERS, f"values up to {key}")
             return self.numbers(kind, count, key)
         return self.numbers(kind, 1, key)[0].item()
 
@@ -226,7 +239,7 @@ class _Cursor:
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.name("a tensor's name")
+    name = cursor.name("tensor")
     rank = cursor.integer(4, f"the number of dimensions of {name}")
     if not 1 <= rank <= 4:
         raise CheckpointError(f"{cursor.path}: damaged: the tensor {name} has {rank} dimensions")

@@ -27,7 +27,7 @@ import numpy as np
 from anthesis.checkpoint.gguf_header import read_header
 from anthesis.checkpoint.safetensors import read_header as read_safetensors_header
 from anthesis.checkpoint.safetensors import read_json
-from anthesis.checkpoint.store import Rows, StoredTensor, map_file
+from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, map_file
 from anthesis.config import MAX_SIZES, ModelConfig
 from anthesis.errors import CheckpointError, RequestError
 from anthesis.models import families
@@ -171,6 +171,8 @@ def read_model(directory: Path) -> tuple[PackedModel, Family, ModelConfig]:
                 f"{path}: has the format {raw.get('format')!r:.60}, version {raw.get('version')!r:.60}; read here is "
                 f"{FORMAT!r}, version {VERSION}: convert the model again"
             )
+        if isinstance(raw.get("tensors"), dict):
+            check_count(path, len(raw["tensors"]))
         json.dumps(raw, allow_nan=False)  # Python's reader takes NaN and Infinity for numbers
         model = from_document(PackedModel, raw, "it")
         family = next((family for family in families() if family.name == model.family), None)
@@ -180,6 +182,7 @@ def read_model(directory: Path) -> tuple[PackedModel, Family, ModelConfig]:
         if config.family != family.name or not 1 <= config.usable_vocab_size <= config.vocab_size:
             raise ValueError(f"family {family.name} and its config, or vocab_size and usable_vocab_size, differ")
         for name, weight in model.tensors.items():
+            check_name(path, name)
             _check_weight(name, weight)
         unknown = set(model.tokenizer) - {GGUF_TOKENIZER_NAME, *TOKENIZER_NAMES}
         if unknown:
@@ -195,7 +198,7 @@ def read_tokenizer(directory: Path, model: PackedModel) -> Path | Mapping[str, A
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    for name in model.tokenizer:
+    for name in sorted(set(model.tokenizer)):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name}: missing, or no regular file; {MODEL_NAME} names it")
     if GGUF_TOKENIZER_NAME not in model.tokenizer:

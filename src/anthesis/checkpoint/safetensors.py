@@ -6,25 +6,28 @@ JSON ({name: {"dtype", "shape", "data_offsets"}}), then the data, to which the o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.checkpoint.store import Rows, StoredTensor, map_file, open_regular
-from anthesis.errors import CheckpointError
+from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, map_file
+from anthesis.errors import CheckpointError, few, printable
 from anthesis.json_text import MAX_BYTES, parse_object
 from anthesis.quantize import WeightTensor, weight_kind
+from anthesis.regular_file import read_regular
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _KINDS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_DTYPE_NAME = re.compile("[A-Z][A-Z0-9_]{0,15}")  # BF16, F8_E4M3, ...
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -34,23 +37,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file can't be read, is too long, or does not hold a JSON object.
     """
-    with open_regular(path) as file:
-        try:
-            # a byte more than is allowed tells that it is too long, whatever its size was said to be
-            return parse_object(read_up_to(file, MAX_BYTES + 1))
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_up_to(file: IO[bytes], size: int) -> bytes:
-    """The first bytes of a file: all, if it has fewer than `size`."""
-    parts = [b""]
-    while size > 0 and (part := file.read(min(size, 1 << 20))):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    try:
+        return parse_object(read_regular(path, MAX_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def shards(directory: Path, single: str, index: str, suffix: str) -> tuple[tuple[Path, ...], dict[str, str]]:
@@ -80,7 +72,7 @@ def shards(directory: Path, single: str, index: str, suffix: str) -> tuple[tuple
     missing = [name for name in files if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory}: {len(missing)} of {len(files)} shards are missing: {_few(missing)}; download the model anew"
+            f"{directory}: {len(missing)} of {len(files)} shards are missing: {few(missing)}; download the model anew"
         )
     return tuple(directory / name for name in files), weight_map
 
@@ -153,6 +145,7 @@ class SafetensorsStore:
         """Adds the tensors of a file; gives their names."""
         data = map_file(path)
         header, start = read_header(path, data)
+        check_count(path, len(self.tensors) + len(header))
         taken: list[tuple[int, int, str]] = []
         for name, entry in header.items():
             stored, begin, end = _read_entry(path, name, entry, data.size - start)
@@ -178,7 +171,10 @@ def _weight_map(path: Path, suffix: str) -> dict[str, str]:
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(file, str) for file in found.values()):
         raise CheckpointError(f"{path}: lacks a weight_map from tensor names to file names")
+    check_count(path, len(found))
     for name, file in found.items():
+        check_name(path, name)
+        check_name(path, file, "file")
         if not file.endswith(suffix) or Path(file).name != file:
             raise CheckpointError(f"{path}: the tensor {name} is said to be in {file!r}, not a {suffix} file beside it")
     return found
@@ -204,11 +200,15 @@ def read_header(path: Path, data: NDArray[np.uint8]) -> tuple[dict[str, Any], in
         )
     if length > MAX_BYTES:
         raise CheckpointError(f"{path}: the header has {length:,} bytes, at most {MAX_BYTES:,} are read")
+    text = data[8 : 8 + length].tobytes()
+    check_count(path, text.count(b"{") - 2)  # of each tensor one; of the header and of its metadata too
     try:
-        header = parse_object(data[8 : 8 + length].tobytes(), unique_keys=True)
+        header = parse_object(text, unique_keys=True)
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged: the header: {error}") from error
     header.pop("__metadata__", None)
+    for name in header:
+        check_name(path, name)
     return header, 8 + length
 
 
@@ -219,10 +219,10 @@ def _read_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[Sto
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{path}: damaged: the header's entry for {name} is {entry!r}")
+        raise CheckpointError(f"{path}: damaged: the header's entry for {name} is {entry!r:.100}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str):
-        raise CheckpointError(f"{path}: damaged: {name} has the dtype {dtype!r}")
+    if not isinstance(dtype, str) or not _DTYPE_NAME.fullmatch(dtype):
+        raise CheckpointError(f"{path}: damaged: {name} has the dtype {dtype!r:.100}")
     if not isinstance(shape, list) or len(shape) > 32 or not all(map(is_size, shape)):
         raise CheckpointError(f"{path}: damaged: {name} has the shape {shape!r:.100}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
@@ -231,15 +231,13 @@ def _read_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[Sto
     if not begin <= end <= data_bytes:
         raise CheckpointError(f"{path}: truncated: {name} is at {begin} to {end} of {data_bytes} bytes of data")
     if dtype in _DTYPES and end - begin != prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
-        raise CheckpointError(f"{path}: damaged: {name} of shape {shape} and dtype {dtype} has {end - begin} bytes")
+        raise CheckpointError(
+            f"{path}: damaged: {name} of shape {shape!r:.100} and dtype {dtype} has {end - begin} bytes"
+        )
     return StoredTensor(name, tuple(shape), dtype, _KINDS.get(dtype)), begin, end
 
 
 def _misnamed(directory: Path) -> str:
     """What is there instead, for a message."""
     found = sorted(path.name for path in directory.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    return f"; there are {_few(found)}, without an index or by other names" if found else ""
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"; there are {printable(few(found))}, without an index or by other names" if found else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,15 @@ from numpy.typing import NDArray
 
 from anthesis.errors import CheckpointError
 from anthesis.quantize import WeightTensor
+from anthesis.regular_file import open_regular
 
 Rows = slice | NDArray[np.int64]
+
+MAX_TENSORS = 1 << 15
+"""Of a checkpoint: ten times what the largest models of the known families have; a second of looking at them."""
+
+MAX_NAME_CHARACTERS = 128
+"""Of a tensor: several times the longest in use."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,50 @@ class TensorStore(Protocol):
         ...
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """A file opened for reading, unbuffered; a directory, pipe or device is none, and opening one never waits.
+def check_name(path: Path, name: str, what: str = "tensor") -> None:
+    """Refuses a name that no tensor has, so that a message can show any other as it is.
+
+    Args:
+        path: of the file that holds it.
+        name: as stored.
+        what: is called so.
+
+    Raises:
+        CheckpointError: it is empty, too long, or not printable.
+    """
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: damaged: the name of a {what} has {len(name):,} characters, {name!r:.60}; from 1 to "
+            f"{MAX_NAME_CHARACTERS} printable ones are read"
+        )
+
+
+def check_count(path: Path, count: int) -> None:
+    """Refuses a checkpoint of more tensors than any has.
+
+    Args:
+        path: of the file that holds them, or that names them.
+        count: of the tensors, together with those of the checkpoint's other files.
+
+    Raises:
+        CheckpointError: there are more.
+    """
+    if count > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path}: damaged, or made to exhaust memory: {count:,} tensors, at most {MAX_TENSORS:,} are read"
+        )
+
+
+def open_weights(path: Path) -> IO[bytes]:
+    """A file of weights opened for reading, as `open_regular`.
 
     Raises:
         CheckpointError: the file can't be read, or is no regular file.
     """
     try:
-        # A pipe without a writer would be waited for, so the file is opened without waiting and then looked at.
-        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return open_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise CheckpointError(f"{path}: a directory, pipe or device, not a regular file")
-    return os.fdopen(number, "rb", buffering=0)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
@@ -93,7 +128,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     Raises:
         CheckpointError: the file can't be read, is no regular file, or is empty.
     """
-    with open_regular(path) as file:
+    with open_weights(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")
         try:

@@ -161,13 +161,15 @@ class StoredWeights:
             if len(found) != len(shape) or found[1:] != shape[1:] or found[0] < rows:
                 wanted = (rows, *shape[1:])
                 wanted = wanted[::-1] if source.transpose else wanted
-                wrong.append(f"{stored.name} has the shape {list(stored.shape)}, not {list(wanted)}")
+                wrong.append(f"{stored.name} has the shape {list(stored.shape)!r:.100}, not {list(wanted)}")
                 continue
             rows_needed[source.name] = max(rows, rows_needed.get(source.name, 0))
         for name, rows in rows_needed.items():
             stored, axis = self._stored[name], -1 if self._is_transposed(name) else 0
             if stored.shape[axis] > rows:
-                wrong.append(f"{stored.name} has the shape {list(stored.shape)}, of which only {rows} rows have a use")
+                wrong.append(
+                    f"{stored.name} has the shape {list(stored.shape)!r:.100}, of which only {rows} rows have a use"
+                )
 
         named = {source.name for source in self._sources.values()}
         unexpected = [

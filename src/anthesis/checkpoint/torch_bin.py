@@ -25,17 +25,18 @@ from typing import Any
 import ml_dtypes
 from numpy.typing import NDArray
 
-from anthesis.checkpoint.safetensors import check_promises, has_safetensors, read_up_to, safetensors_files, shards, take
-from anthesis.checkpoint.store import Rows, StoredTensor, open_regular
-from anthesis.errors import CheckpointError, UnsupportedError, first_line
+from anthesis.checkpoint.safetensors import check_promises, has_safetensors, safetensors_files, shards, take
+from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, open_weights
+from anthesis.errors import CheckpointError, UnsupportedError, first_line, printable
 from anthesis.quantize import WeightTensor
+from anthesis.regular_file import read_up_to
 
 INDEX_NAME = "pytorch_model.bin.index.json"
 SINGLE_NAME = "pytorch_model.bin"
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_OPERATIONS = 1 << 20
-"""Of a pickle: enough for 20,000 tensors, and a few seconds of looking at it."""
+MAX_OPERATIONS = 1 << 17
+"""Of a pickle: enough for 4,000 tensors, and a second of looking at it."""
 
 MAX_DIRECTORY_BYTES = 4 << 20
 """Of an archive: enough for 60,000 entries."""
@@ -120,12 +121,14 @@ class TorchBinStore:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _LOAD_ERRORS as error:
-            raise CheckpointError(f"{path}: damaged: torch can't load it: {first_line(error):.300}") from error
+            raise CheckpointError(f"{path}: damaged: torch can't load it: {first_line(error)}") from error
         if not isinstance(found, dict):
             raise CheckpointError(f"{path}: holds {type(found).__name__}, not a dictionary of tensors")
+        check_count(path, len(self.tensors) + len(found))
         for name, tensor in found.items():
             if not isinstance(name, str):
                 raise CheckpointError(f"{path}: a tensor's name is {type(name).__name__}, not text")
+            check_name(path, name)
             if name in self.tensors:
                 raise CheckpointError(f"{path}: the tensor {name} is stored in two shards")
             if not isinstance(tensor, torch.Tensor):
@@ -154,7 +157,7 @@ def _array(path: Path, name: str, tensor: Any, sizes: frozenset[int]) -> tuple[N
     # The storage's own size is a claim as well; one that goes beyond its bytes would read those of its neighbours.
     if storage not in sizes or nbytes > storage:
         raise CheckpointError(
-            f"{path}: damaged: {name} of shape {list(tensor.shape)} and dtype {type_name} takes {nbytes} bytes "
+            f"{path}: damaged: {name} of shape {list(tensor.shape)!r:.100} and dtype {type_name} takes {nbytes} bytes "
             f"of a storage said to have {storage}, which holds fewer (or the tensor is an expanded one, which is not "
             "read: save its clone)"
         )
@@ -178,7 +181,7 @@ class _BoundedFile(FileIO):
 
 def _check_archive(path: Path) -> frozenset[int]:
     """Checks a file, pickle included, before torch sees it; gives the sizes of its storages."""
-    with open_regular(path) as opened, _BoundedFile(opened.fileno(), closefd=False) as file:
+    with open_weights(path) as opened, _BoundedFile(opened.fileno(), closefd=False) as file:
         if file.read(4) != b"PK\x03\x04":
             raise UnsupportedError(
                 f"{path}: no file of PyTorch 1.6 or newer (a zip archive): if it is an older one, and you trust it, "
@@ -196,7 +199,9 @@ def _check_archive(path: Path) -> frozenset[int]:
                 data = f"{prefix}/data/"
                 return frozenset({0} | {e.file_size for e in archive.infolist() if e.filename.startswith(data)})
         except (OSError, *_ZIP_ERRORS) as error:
-            raise CheckpointError(f"{path}: damaged, or not written by torch.save: {error}") from error
+            raise CheckpointError(
+                f"{path}: damaged, or not written by torch.save: {printable(str(error), 1000)}"
+            ) from error
 
 
 def _entry(archive: zipfile.ZipFile, name: str, size: int) -> bytes:

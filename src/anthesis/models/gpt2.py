@@ -58,7 +58,7 @@ def read_config(raw: Mapping[str, Any]) -> Gpt2Config:
     activation = read.string("activation_function", default="gelu_new")
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise ConfigError(f"activation_function {activation!r} is not computed here; known are: {known}")
+        raise ConfigError(f"activation_function {activation!r:.60} is not computed here; known are: {known}")
     hidden_size = read.size("hidden_size", "n_embd", "hidden_size")
     return _config(
         hidden_size=hidden_size,

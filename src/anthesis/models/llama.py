@@ -88,7 +88,7 @@ def read_config(raw: Mapping[str, Any]) -> LlamaConfig:
         raise ConfigError(f"config.json leads to a head_dim of {head_dim}; rotary positions need an even one")
     activation = read.string("hidden_act", default="silu")
     if activation not in _ACTIVATIONS:
-        raise ConfigError(f"hidden_act {activation!r} is not computed here; known are: {', '.join(_ACTIVATIONS)}")
+        raise ConfigError(f"hidden_act {activation!r:.60} is not computed here; known are: {', '.join(_ACTIVATIONS)}")
     # Mistral has no biases; Qwen2's are fixed; elsewhere the configuration decides
     attention_bias = model_type != "mistral" and read.boolean("attention_bias", default=model_type == "qwen2")
     vocab_size = read.size("vocab_size", "vocab_size")
@@ -144,7 +144,7 @@ def _windows(read: ConfigReader, model_type: str, num_layers: int) -> tuple[int 
         if kind not in allowed:
             without = "" if window else " without a sliding window"
             raise ConfigError(
-                f"config.json has {kind!r} among its layer_types; computed for {model_type}{without}: "
+                f"config.json has {kind!r:.60} among its layer_types; computed for {model_type}{without}: "
                 f"{' and '.join(allowed)}"
             )
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
@@ -257,7 +257,9 @@ def _read_gguf_config(metadata: Mapping[str, Any], tensors: frozenset[str]) -> L
         )
     scaling = read.string("rope.scaling.type", default="none")
     if scaling not in ("none", "linear"):
-        raise ConfigError(f"rope scaling {scaling!r} is not computed here; known are: none, linear, stored divisors")
+        raise ConfigError(
+            f"rope scaling {scaling!r:.60} is not computed here; known are: none, linear, stored divisors"
+        )
     factor = read.number("rope.scaling.factor", above=0) if scaling == "linear" else 1.0
     frequencies = rope_frequencies(head_dim, read.number("rope.freq_base", default=10_000.0, above=0))
     num_layers, vocab_size = read.size("num_layers", "block_count"), read.vocab_size()

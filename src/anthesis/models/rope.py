@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anthesis.config import ConfigReader
-from anthesis.errors import ConfigError
+from anthesis.errors import ConfigError, few
 
 
 def rope_frequencies(head_dim: int, theta: float) -> tuple[float, ...]:
@@ -39,13 +39,16 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
     """
     stated = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):
-        raise ConfigError(f"config.json has a rope scaling {stated!r}; an object is needed")
+        raise ConfigError(f"config.json has a rope scaling {stated!r:.60}; an object is needed")
     other = raw.get("rope_scaling")
     if other and other != stated:
-        raise ConfigError(f"config.json contradicts itself: rope_parameters = {stated!r}, rope_scaling = {other!r}")
+        raise ConfigError(
+            f"config.json contradicts itself: rope_parameters = {stated!r:.60}, rope_scaling = {other!r:.60}"
+        )
     nested = [key for key, value in stated.items() if isinstance(value, Mapping)]
     if nested:
-        raise ConfigError(f"config.json has rope parameters by layer type ({', '.join(nested)}), not computed here")
+        names = few([f"{key!r:.30}" for key in nested])
+        raise ConfigError(f"config.json has rope parameters by layer type ({names}), not computed here")
     scaling = ConfigReader(stated)
     top = ConfigReader(raw)
     theta = scaling.number("rope_theta", default=top.number("rope_theta", default=default_theta, above=0), above=0)
@@ -68,7 +71,7 @@ def read_rope(raw: Mapping[str, Any], head_dim: int, default_theta: float = 10_0
         if low >= high:
             raise ConfigError(f"config.json has low_freq_factor = {low} and high_freq_factor = {high}; low < high")
         return tuple(_llama3(frequency, factor, low, high, original) for frequency in frequencies)
-    raise ConfigError(f"rope scaling {kind!r} is not computed here; known are: default, linear, llama3")
+    raise ConfigError(f"rope scaling {kind!r:.60} is not computed here; known are: default, linear, llama3")
 
 
 def _llama3(frequency: float, factor: float, low: float, high: float, original_context: float) -> float:

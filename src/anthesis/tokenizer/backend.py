@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from anthesis.errors import TokenizerError
+from anthesis.errors import TokenizerError, printable
 
 
 @contextmanager
@@ -25,4 +25,4 @@ def library_errors(message: str) -> Iterator[None]:
         # panics: an exception of a class that can't be imported, and that no `except Exception` catches.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TokenizerError(f"{message}: {' '.join(str(error).split()):.300}") from error
+        raise TokenizerError(f"{message}: {printable(str(error))}") from error

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from anthesis.errors import RequestError, TokenizerError
+from anthesis.errors import RequestError, TokenizerError, printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -24,7 +24,6 @@ MAX_RENDER_S = 5.0
 MAX_MADE_BYTES = 100 << 20
 MAX_OUTPUT_CHARACTERS = 1 << 23
 MAX_DATE_FORMAT_CHARACTERS = 100
-MAX_REASON_CHARACTERS = 300
 
 
 class Budget:
@@ -55,7 +54,7 @@ class Budget:
         self.check_time()
         if n_bytes > self._bytes_left:
             raise TokenizerError(
-                f"the model's chat template goes too far with {what!r}: "
+                f"the model's chat template goes too far with {what!r:.60}: "
                 f"the text and lists that it makes could take more than {MAX_MADE_BYTES >> 20} MiB"
             )
 
@@ -75,9 +74,16 @@ class ChatTemplate:
     Args:
         source: the Jinja text.
         special_tokens: variables such as "bos_token" and "eos_token", with the tokens' text.
+
+    Raises:
+        TokenizerError: the source is longer than that of any model.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        if len(source) > MAX_SOURCE_CHARACTERS:
+            raise TokenizerError(
+                f"the chat template has {len(source):,} characters; at most {MAX_SOURCE_CHARACTERS:,} are read"
+            )
         self._source = source
         self._special_tokens = dict(special_tokens)
         self._compiled: Template | None = None
@@ -116,7 +122,7 @@ class ChatTemplate:
         except TokenizerError:
             raise
         except Exception as error:  # a template is a program, so it can raise nearly anything; so can its compilation
-            reason = " ".join(str(error)[:MAX_REASON_CHARACTERS].split()) or type(error).__name__
+            reason = printable(str(error)) or type(error).__name__
             line = getattr(error, "lineno", None)
             where = f" in line {line}" if line else ""
             raise TokenizerError(f"the model's chat template failed{where} on these messages: {reason}") from error
@@ -129,7 +135,7 @@ def _check_messages(messages: Sequence[object]) -> None:
     for i, message in enumerate(messages):
         fields = ("role", "content")
         if not isinstance(message, Mapping) or not all(isinstance(message.get(name), str) for name in fields):
-            raise RequestError(f"chat message {i} is {message!r}; it needs the strings 'role' and 'content'")
+            raise RequestError(f"chat message {i} is {message!r:.200}; it needs the strings 'role' and 'content'")
 
 
 def _compile(source: str) -> Template:
@@ -168,8 +174,6 @@ def _compile(source: str) -> Template:
         # Jinja's own filter escapes for HTML, which a prompt is not.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    if len(source) > MAX_SOURCE_CHARACTERS:
-        raise TemplateRuntimeError(f"it is {len(source)} characters long; {MAX_SOURCE_CHARACTERS} are allowed")
     environment = LimitedEnvironment()
     environment.add_extension(GenerationBlock)
     environment.filters["tojson"] = limited_filter("tojson", to_json)

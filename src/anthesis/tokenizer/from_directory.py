@@ -12,18 +12,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anthesis.errors import TokenizerError
-from anthesis.json_text import parse_object
+from anthesis.errors import TokenizerError, naming
+from anthesis.json_text import MAX_BYTES, parse_object
+from anthesis.regular_file import read_regular
 from anthesis.tokenizer.backend import library_errors
-from anthesis.tokenizer.chat import ChatTemplate
+from anthesis.tokenizer.chat import MAX_SOURCE_CHARACTERS, ChatTemplate
 from anthesis.tokenizer.growth import check_growth
 from anthesis.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-MAX_TOKENIZER_BYTES = 128 << 20
-"""Several times the largest in use."""
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Twice the largest in use, Gemma's."""
+_MOST = {b":": 1 << 19, b",": 1 << 21, b"{": 1 << 16}
+"""Of what tokenizer.json takes memory for, in the tokens themselves too: a colon for each token, some 350 bytes of it;
+one or two commas for each merge, some 500; a brace for each added token or step, some 1,200. In Gemma's there are
+310,000, 1,340,000 and 6,500 of them."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -35,12 +40,11 @@ def tokenizer_from_directory(directory: Path, usable_vocab_size: int | None) -> 
     _mark_special(backend, config, names)
     bos = _token_id(backend, names.get("bos_token"))
     eos = _token_id(backend, names.get("eos_token"))
-    source = _chat_template(directory, config)
     return Tokenizer(
         backend,
         bos_token_id=bos,
         eos_token_ids=() if eos is None else (eos,),
-        chat_template=None if source is None else ChatTemplate(source, names),
+        chat_template=_chat_template(directory, config, names),
         usable_vocab_size=usable_vocab_size,
     )
 
@@ -49,18 +53,17 @@ def _load_backend(directory: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     path = directory / "tokenizer.json"
-    try:
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+    data = _read(path, MAX_TOKENIZER_BYTES)
+    if data is None:
+        raise TokenizerError(_no_tokenizer_json(directory))
+    for mark, most in _MOST.items():
+        if (count := data.count(mark)) > most:
             raise TokenizerError(
-                f"{path} has {path.stat().st_size:,} bytes; no tokenizer has more than {MAX_TOKENIZER_BYTES:,}"
+                f"{path} is larger than that of any model: {mark.decode()!r} stands in it {count:,} times, and at most "
+                f"{most:,} are read"
             )
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TokenizerError(_no_tokenizer_json(directory)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"cannot read {path}: {error}") from error
     with library_errors(f"{path} is no tokenizer; download it again"):
-        backend = Backend.from_str(text)
+        backend = Backend.from_buffer(data)
     check_growth(backend, path)
     return backend
 
@@ -77,13 +80,24 @@ def _no_tokenizer_json(directory: Path) -> str:
     )
 
 
+def _read(path: Path, most: int) -> bytes | None:
+    """What is in an optional file of at most so many bytes; None where there is no file."""
+    try:
+        return read_regular(path, most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TokenizerError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise TokenizerError(f"cannot read {path}: {error}") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in an optional JSON file; empty where there is no file."""
+    data = _read(path, MAX_BYTES)
     try:
-        return parse_object(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return {} if data is None else parse_object(data)
+    except ValueError as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
 
 
@@ -137,17 +151,16 @@ def _token_id(backend: Backend, token: str | None) -> int | None:
     return None if token is None else backend.token_to_id(token)
 
 
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+def _chat_template(directory: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
     """The default template: the file if there is one, else the configuration's, which may be a list of named ones."""
     path = directory / "chat_template.jinja"
+    data = _read(path, 4 * MAX_SOURCE_CHARACTERS)
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
+        template = config.get("chat_template") if data is None else data.decode()
+    except UnicodeDecodeError as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
-    template = config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, Mapping)]
         template = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
+    with naming(directory / "tokenizer_config.json" if data is None else path):
+        return ChatTemplate(template, names) if isinstance(template, str) else None

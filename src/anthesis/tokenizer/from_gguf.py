@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
-_MAX_PIECE_CHARACTERS = 1024
-"""Of SentencePiece, whose own limit is 16 by default; the ways to cut all of them take time by the square."""
+_MAX_TOKENS = 1 << 19
+"""Twice the largest vocabulary in use."""
+_MAX_PIECE_CHARACTERS = 128
+"""Of SentencePiece, whose own limit is 16 by default; the ways to cut a piece take memory by the square."""
+_MAX_MERGES = 1 << 20
+"""Of SentencePiece, whose pieces have two ways to be merged on average."""
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], usable_vocab_size: int | None) -> Tokenizer:
@@ -63,6 +67,8 @@ class _Reader:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: list[str] = self.array("tokens", str)
+        if len(self.tokens) > _MAX_TOKENS:
+            raise TokenizerError(f"the GGUF file has {len(self.tokens):,} tokens; at most {_MAX_TOKENS:,} are read")
         has_types = metadata.get("tokenizer.ggml.token_type") is not None
         self.types: list[float] = self.array("token_type", float) if has_types else [_NORMAL] * len(self.tokens)
         if len(self.types) != len(self.tokens):
@@ -198,7 +204,7 @@ def _sentencepiece_bpe(reader: _Reader) -> Backend:
             f"the GGUF file's SentencePiece token {spaced!r:.60} holds a space, which is not read here; "
             "use a directory with tokenizer.json"
         )
-    longest = max(vocabulary, key=len, default="")
+    longest = max((token for token, i in vocabulary.items() if reader.types[i] == _NORMAL), key=len, default="")
     if len(longest) > _MAX_PIECE_CHARACTERS:
         raise TokenizerError(
             f"the GGUF file's SentencePiece token {longest!r:.60} has {len(longest)} characters; at most "
@@ -236,6 +242,11 @@ def _merges_by_score(vocabulary: Mapping[str, int], reader: _Reader) -> list[tup
     for piece in (reader.tokens[i] for i in pieces):
         cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
         merges += [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
+        if len(merges) > _MAX_MERGES:
+            raise TokenizerError(
+                f"the GGUF file's SentencePiece tokens can be merged in more than {_MAX_MERGES:,} ways, as those of no "
+                "model can; convert the model anew"
+            )
     return merges
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_STEPS = 64
 MAX_FACTOR = 64
 """Three times what the compiled NFKC of SentencePiece can do, the largest in use: one Arabic ligature is 18 letters."""
+MAX_CHARSMAP_CHARACTERS = 4 << 20
+"""Of a compiled normalisation; SentencePiece's NFKC has some 300 thousand."""
 MAX_ADDED = 1024
 """Characters, or tokens, put around a text."""
 
@@ -67,6 +69,8 @@ def _factor(step: Mapping[str, Any]) -> float:
         # a regular expression may match nothing, and so at every place
         return len(step["content"]) / len(pattern) if pattern else 1 + len(step["content"])
     if step["type"] == "Precompiled":
+        if len(step["precompiled_charsmap"] or "") > MAX_CHARSMAP_CHARACTERS:
+            return math.inf  # nobody has looked what it does
         blob = base64.b64decode(step["precompiled_charsmap"] or "")
         # u32 size of a trie, the trie, and what it maps to: texts that end in a zero byte
         texts = blob[4 + int.from_bytes(blob[:4], "little") :].split(b"\0")

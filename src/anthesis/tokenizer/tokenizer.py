@@ -90,7 +90,7 @@ class Tokenizer:
         limit = self._usable_vocab_size
         if limit is not None and ids and max(ids) >= limit:
             raise RequestError(
-                f"the text needs token id {max(ids)} ({self._backend.id_to_token(max(ids))!r}), but the model has "
+                f"the text needs token id {max(ids)} ({self._backend.id_to_token(max(ids))!r:.60}), but the model has "
                 f"{limit} ids; is this the model's own tokenizer?"
             )
         return ids
