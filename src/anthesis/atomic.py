@@ -8,18 +8,21 @@ from pathlib import Path
 from anthesis.errors import RequestError
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str, *, alone: bool = True) -> None:
     """Writes a text to a file, which keeps what it holds until the new content is complete and on the disk.
 
     Args:
         path: where a symbolic link leads, is written.
         text: as UTF-8.
+        alone: no other process can be writing it: the caller holds a lock. What a killed one left of its unfinished
+            file then goes with the next. Else that file has a name of this process's own, so that two don't mix, and
+            a kill just as it is written leaves it.
 
     Raises:
         OSError: it can't be written; nothing has changed.
     """
     target = path.resolve()
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    unfinished = target.with_name(f".{target.name}.{'unfinished' if alone else os.getpid()}")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anthesis.bench.statistic import Statistic
-from anthesis.errors import RequestError
-from anthesis.records import from_result, to_document
+from anthesis.errors import naming
+from anthesis.records import from_result, read_document, to_document
 
 SCHEMA_VERSION = 1
 KIND = "bench"
@@ -296,9 +295,5 @@ def read_report(path: Path) -> Report:
     Raises:
         RequestError: it can't be read, or is no such file.
     """
-    try:
-        return Report.from_document(json.loads(path.read_text("utf-8")))
-    except OSError as error:
-        raise RequestError(f"{path} can't be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} is not JSON: {error}") from error
+    with naming(path):
+        return Report.from_document(read_document(path))

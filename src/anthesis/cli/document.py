@@ -45,7 +45,7 @@ def write_text(text: str, path: Path) -> None:
     """
     try:
         if _is_replaceable(path):
-            replace_file(path, text)
+            replace_file(path, text, alone=False)
         else:
             path.write_text(text, "utf-8")
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from anthesis.bench.result import Measurement, Report, Row
 from anthesis.dataset.summary import KIND as COMPLETE
 from anthesis.dataset.summary import Counts, Summary, summary_path
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, naming
 from anthesis.records import read_document
 
 
@@ -83,15 +83,15 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         RequestError: it can't be read, or is neither.
     """
+    if path.is_dir():
+        raise RequestError(f"{path} is a directory; name a file that bench -o or complete wrote")
     beside = summary_path(path)
     path = beside if beside.is_file() else path
-    document = read_document(path)
-    try:
+    with naming(path):
+        document = read_document(path)
         if document.get("kind") == COMPLETE:
             return [_of_summary(Summary.from_document(document), str(path))]
         report = Report.from_document(document)
-    except RequestError as error:
-        raise RequestError(f"{path}: {error}") from error
     return [_of_row(row, report, str(path)) for row in report.rows]
 
 

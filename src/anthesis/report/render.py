@@ -44,10 +44,6 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _model(line: Line) -> str | None:
-    return line.model
-
-
 def _tokens(line: Line) -> str | None:
     return None if line.prompt_tokens is None else f"{line.prompt_tokens}+{line.new_tokens}"
 
@@ -58,7 +54,7 @@ def _rows(line: Line) -> str | None:
 
 _COLUMNS = (
     _Column("kind", _of("kind"), left=True),
-    _Column("model", _model, left=True),
+    _Column("model", _of("model"), left=True),
     _Column("processor", _of("processor"), left=True),
     _Column("device", _of("device"), left=True),
     _Column("weights", _of("weights"), left=True),
