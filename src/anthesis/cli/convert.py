@@ -12,6 +12,7 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.loading import LoadingBar
+from anthesis.cli.signals import exit_on_sigterm
 from anthesis.cli.terminal import dim
 from anthesis.units import amount, duration
 
@@ -43,12 +44,13 @@ def convert(model: Source, directory: Target, weights: Weights = "native", seed:
 
     check_target(directory)
     begin = time.perf_counter()
+    exit_on_sigterm()
     try:
         with LoadingBar(label="converting") as bar, open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
             with naming(checkpoint.path):
                 open_tokenizer(checkpoint.tokenizer_source)  # one that can't be used is better said now
             written = write_packed(checkpoint, directory, weights, bar)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print(f"anthesis: interrupted; nothing was left at {directory}", file=sys.stderr)
         raise
     took_s = time.perf_counter() - begin
