@@ -55,6 +55,11 @@ class Handle:
         return self._sequence.finished
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self._sequence.tokens) - len(self._sequence.prompt)
+
+    @property
     def completion(self) -> Completion:
         """The finished completion.
 

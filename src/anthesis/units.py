@@ -15,6 +15,11 @@ def amount(value: float, unit: str) -> str:
     raise AssertionError("the last prefix takes whatever is left")
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 row", "2,225 rows"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that suits it: "18.1 ms", "1.81 s"."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):

@@ -12,10 +12,11 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.completing import CompletingBar
-from anthesis.cli.loading import LoadingBar
+from anthesis.cli.loading import load
+from anthesis.cli.prompts import check_seed
 from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError
-from anthesis.units import duration
+from anthesis.units import counted, duration
 
 if TYPE_CHECKING:
     from anthesis.dataset.complete import Outcome
@@ -131,7 +132,7 @@ def complete(
     def open_llm() -> LLM:
         from anthesis.llm import LLM
 
-        return LLM(
+        llm = LLM(
             model,
             weights=weights,
             device=device,
@@ -144,10 +145,8 @@ def complete(
             seed=seed or 0,
             load=False,
         )
-
-    def load(llm: LLM) -> None:
-        with LoadingBar() as bar:
-            llm.load(bar)
+        check_seed(llm, seed, temperature)
+        return llm
 
     # a scheduler's way to end a job: as with Ctrl-C, what is done is kept and noted
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
@@ -156,9 +155,9 @@ def complete(
             outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)
     except (KeyboardInterrupt, SystemExit):
         if output.exists():
-            logger.warning("interrupted; the rows in %s are whole, and the same command goes on with them", output)
+            logger.warning("interrupted; the rows in %s are whole, and the same command goes on after them", output)
         else:
-            logger.warning("interrupted before the first row was finished")
+            logger.warning("interrupted before a row was written; nothing was left at %s", output)
         raise
     for line in _closing_lines(outcome, output):
         tell(line)
@@ -173,13 +172,15 @@ def _closing_lines(outcome: Outcome, output: Path) -> list[str]:
     summary, session = outcome.summary, outcome.session
     counts, model = summary.counts, summary.model
     failed = f", {counts.failed_rows:,} of them with an error instead" if counts.failed_rows else ""
-    lines = [f"{counts.rows:,} rows in {output}{failed}: {counts.completion_tokens:,} tokens generated and counted"]
+    lines = [
+        f"{counted(counts.rows, 'row')} in {output}{failed}: {counts.completion_tokens:,} tokens generated and counted"
+    ]
     if session is None:
         lines.append("all of them were there already; nothing was left to do")
     elif session.counts.rows:
         done, run_s = session.counts, session.run_s
         lines.append(
-            f"this session: {done.rows:,} rows in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
+            f"this session: {counted(done.rows, 'row')} in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
             f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
         )
     kinds = "+".join(model.weight_kinds)

@@ -68,7 +68,8 @@ def _text(progress: Progress) -> str:
     parts = [f"{done.rows:,}{whole} rows"]
     if session.rows and progress.run_s:
         parts.append(f"{session.rows / progress.run_s:.2f} rows/s")
-        parts.append(f"{session.completion_tokens / progress.run_s:.1f} tokens/s")
+    if progress.tokens_per_s is not None:
+        parts.append(f"{progress.tokens_per_s:.1f} tokens/s")
     if progress.left_s is not None:
         parts.append(f"{timedelta(seconds=round(progress.left_s))} left")
     if done.failed_rows:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
-from anthesis.cli.loading import LoadingBar
-from anthesis.cli.prompts import Prompt, check_tokenizer, read_prompts
+from anthesis.cli.loading import load
+from anthesis.cli.prompts import Prompt, check_seed, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim, tell
 from anthesis.errors import RequestError
@@ -77,22 +77,23 @@ def generate(
     if output is not None:
         check_output(output)
     prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens, model)
-    with LoadingBar() as bar:
-        llm = LLM(
-            model,
-            weights=weights,
-            device=device,
-            tp=tp,
-            threads=threads,
-            max_context=max_context,
-            cache=cache,
-            cache_memory=cache_memory,
-            prefill_chunk=prefill_chunk,
-            seed=seed or 0,
-            on_weight=bar,
-        )
+    llm = LLM(
+        model,
+        weights=weights,
+        device=device,
+        tp=tp,
+        threads=threads,
+        max_context=max_context,
+        cache=cache,
+        cache_memory=cache_memory,
+        prefill_chunk=prefill_chunk,
+        seed=seed or 0,
+        load=False,
+    )
     with llm:
         check_tokenizer(llm, prompts, chat)
+        check_seed(llm, seed, temperature)
+        load(llm)
         if prompt_tokens is not None:
             prompts = [llm.made_up_prompt(prompt_tokens)]
         request = {**sampling, "seed": seed, "chat": chat}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+    from anthesis.llm import LLM
+
 PATIENCE_S = 0.5
 
 
@@ -21,6 +23,12 @@ def start_bar(*columns: ProgressColumn, completed: int = 0, total: int | None = 
     bar.add_task("", completed=completed, total=total)
     bar.start()
     return bar
+
+
+def load(llm: LLM) -> None:
+    """Reads a model's weights, with a bar."""
+    with LoadingBar() as bar:
+        llm.load(bar)
 
 
 class LoadingBar:

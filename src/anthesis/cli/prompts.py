@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from anthesis.errors import RequestError
 
 if TYPE_CHECKING:
     from anthesis import LLM
+
+logger = logging.getLogger("anthesis")
 
 Prompt = str | list[int]
 
@@ -85,6 +88,12 @@ def check_tokenizer(llm: LLM, prompts: Sequence[Prompt], chat: bool) -> None:
         f"{llm.description} has no tokenizer; give token ids with --prompt-ids, or a made-up prompt with "
         f"--prompt-tokens{without}"
     )
+
+
+def check_seed(llm: LLM, seed: int | None, temperature: float) -> None:
+    """Warns of a seed that has no effect: nothing is drawn, neither tokens nor weights."""
+    if seed is not None and temperature == 0 and not llm.is_random:
+        logger.warning("--seed has no effect: at temperature 0 no token is drawn; give --temperature")
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -24,15 +24,16 @@ from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
 
-BATCH = 64
-"""Rows at once where memory allows more: beyond it each row's share of reading the weights is small already."""
+BATCH = 16
+"""Rows at once where memory allows more. The reference device gains little beyond it (docs/log.md), and rows of equal
+length that begin together end together: until then there is none to write, and a kill costs them all."""
 
 READ_AHEAD = 4
 """Rows that were read and are not written, at most, in batches: a slow row holds back those behind it."""
 
 MIN_TEXT_CHARACTERS = 1 << 16
 TEXT_CHARACTERS_PER_TOKEN = 64
-NOTE_S = 10.0
+NOTE_S = 2.0
 """Seconds between two notes in the summary of how far a session is."""
 
 
@@ -43,22 +44,33 @@ class Progress:
     Attributes:
         done: what is in the output.
         session: of that, what this session has done.
-        run_s: since its first row.
+        started_rows: rows on their way, each counted by the share of its tokens that are there.
+        started_tokens: generated for them so far.
+        run_s: since the session's first row.
         total_rows: of the whole output; estimated from the bytes that were read, where nobody has counted the rows,
             and None before there is anything to estimate it from.
     """
 
     done: Counts
     session: Counts
+    started_rows: float
+    started_tokens: int
     run_s: float
     total_rows: float | None
 
     @property
     def left_s(self) -> float | None:
         """Seconds to the end at the rate of this session, or None."""
-        if self.total_rows is None or not self.session.rows:
+        done = self.session.rows + self.started_rows
+        if self.total_rows is None or not done:
             return None
-        return max(0.0, self.total_rows - self.done.rows) * self.run_s / self.session.rows
+        return max(0.0, self.total_rows - self.done.rows - self.started_rows) * self.run_s / done
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Generated in this session, or None before the first."""
+        tokens = self.session.completion_tokens + self.started_tokens
+        return tokens / self.run_s if tokens else None
 
 
 @dataclass
@@ -165,6 +177,8 @@ class Run:
 
     def _choose_batch(self) -> int:
         limit = self._request.prompt_tokens + self._request.max_new_tokens
+        if self._llm.max_context is not None:
+            limit = min(limit, self._llm.max_context)
         fits = self._llm.max_batch(limit)
         batch = self._request.batch or min(BATCH, fits)
         if batch > fits:
@@ -200,7 +214,7 @@ class Run:
                 if not waiting and at_end:
                     return
                 self._llm.step()
-                self._tell(self._file.counts.rows + len(waiting))
+                self._tell(waiting, at_end)
         finally:
             for slot in waiting:
                 if slot.handle is not None:
@@ -234,6 +248,8 @@ class Run:
                 done = slot.handle.completion
             except AnthesisError as failure:  # of this row alone
                 error = str(failure)
+        if error is not None and not self._file.counts.failed_rows:
+            logger.warning("row %d failed, the first that did: %s", slot.row, error)
         counts = Counts(
             rows=1,
             failed_rows=int(done is None),
@@ -251,23 +267,27 @@ class Run:
         )
         self._file.append(line, counts)
 
-    def _tell(self, num_read: int) -> None:
+    def _tell(self, waiting: deque[_Slot], at_end: bool) -> None:
         now = time.perf_counter()
+        tokens = [slot.handle.num_tokens for slot in waiting if slot.handle is not None and not slot.is_done]
+        done = sum(slot.is_done for slot in waiting)
         self._progress(
             Progress(
                 done=self._file.counts,
                 session=self._file.counts - self._before,
+                started_rows=done + sum(tokens) / self._request.max_new_tokens,
+                started_tokens=sum(slot.handle.num_tokens for slot in waiting if slot.handle is not None),
                 run_s=now - self._begin_s,
-                total_rows=self._total_rows(num_read),
+                total_rows=self._total_rows(self._file.counts.rows + len(waiting), at_end),
             )
         )
         if now - self._noted_s > NOTE_S:
             self._noted_s = now
             self._note("running")
 
-    def _total_rows(self, num_read: int) -> float | None:
+    def _total_rows(self, num_read: int, at_end: bool) -> float | None:
         share = self._dataset.share_read()
-        total: float | None = self._dataset.num_rows
+        total: float | None = num_read if at_end else self._dataset.num_rows
         if total is None and share:
             total = num_read / share
         limit = self._request.limit

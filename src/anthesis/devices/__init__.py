@@ -41,4 +41,6 @@ def open_device(name: str, threads: int | None = None) -> Device:
         return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1)
     if name in _COMING:
         raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device reference is")
-    raise RequestError(f"unknown device {name!r}; known are: auto, reference, reference-fp64")
+    raise RequestError(
+        f"unknown device {name!r}; known are: auto, reference, reference-fp64 (and data sheets, for `anthesis plan`)"
+    )
