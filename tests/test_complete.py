@@ -429,7 +429,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_plain_lines(tmp_path: Path, model: st
     plain = anthesis(*arguments(model, data, tmp_path / "b.jsonl")).stderr
     assert "\x1b" not in plain
     assert "100 rows in" in plain
-    assert "batch 64" in plain
+    assert "batch 16" in plain
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, model: str) -> None:

@@ -41,7 +41,8 @@ class Completion:
 class Handle:
     """A request that is on its way; `LLM.step` brings it and all others forward.
 
-    Closing it, or leaving it as a context manager, ends the request and frees its place within one step.
+    Closing it, or leaving it as a context manager, ends the request and frees its place within one step; one that is only
+    let go of is computed to its end.
     """
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
@@ -84,9 +85,6 @@ class Handle:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
 
 class Stream(Handle):
     """The text of a completion as it comes, in pieces that never cut a character; iterate over it."""
@@ -94,6 +92,9 @@ class Stream(Handle):
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
         super().__init__(engine, sequence)
         self._shown = 0
+
+    def __del__(self) -> None:  # of streams only: it would swallow a Ctrl-C that comes just then
+        self.close()
 
     def __iter__(self) -> Iterator[str]:
         return self

@@ -26,11 +26,10 @@ from anthesis.engine.sequence import FinishReason, Sequence
 from anthesis.errors import RequestError, UnsupportedError, naming
 from anthesis.program.draw import log_softmax
 from anthesis.program.ir import BLOCK_TOKENS
+from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 OnWeight = Callable[[int, int], None]
-Messages = Seq[Mapping[str, str]]
-Prompt = str | Seq[int] | Messages
 
 MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
@@ -180,10 +179,10 @@ class LLM:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
-            stop=_as_strings(stop),
+            stop=as_strings(stop),
             logprobs=logprobs,
         )
-        sequences = [self._sequence(prompt, params, seed, chat) for prompt in _as_prompts(prompts)]
+        sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
         self._engine.run(sequences)
         return [completion_of(sequence) for sequence in sequences]
 
@@ -294,7 +293,7 @@ class LLM:
             if self.tokenizer is None:
                 raise RequestError(f"{self.description} has no tokenizer; give token ids instead of text")
             if chat:
-                ids = self.tokenizer.encode_chat(_as_messages(prompt))
+                ids = self.tokenizer.encode_chat(as_messages(prompt))
             else:
                 assert isinstance(prompt, str)
                 ids = self.tokenizer.encode(prompt)
@@ -391,27 +390,6 @@ class LLM:
         return blocks
 
 
-def _as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """Several prompts, from one or several: one is a text, a list of ids or a list of messages."""
-    if isinstance(prompts, str):
-        return [prompts]
-    found: list[Any] = list(prompts)
-    return [found] if found and isinstance(found[0], int | np.integer | Mapping) else found
-
-
-def _as_strings(stop: Seq[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
 def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
     """Those of a request that gives some by name; the others are as in `LLM.generate`."""
-    return SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params, "stop": _as_strings(params.get("stop", ()))})
-
-
-def _as_messages(prompt: Prompt) -> Messages:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    messages = [message for message in prompt if isinstance(message, Mapping)]
-    if not messages or len(messages) != len(prompt):
-        raise RequestError('chat needs a text or a list of messages {"role": ..., "content": ...}')
-    return messages
+    return SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params, "stop": as_strings(params.get("stop", ()))})

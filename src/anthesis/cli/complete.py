@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +12,7 @@ from anthesis.cli import options
 from anthesis.cli.completing import CompletingBar
 from anthesis.cli.loading import load
 from anthesis.cli.prompts import check_seed
+from anthesis.cli.signals import exit_on_sigterm
 from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError
 from anthesis.units import counted, duration
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anthesis")
 
 DATA = "Data set"
-TERMINATED = 128 + signal.SIGTERM
 
 ModelAndDataset = Annotated[
     list[str],
@@ -148,8 +146,7 @@ def complete(
         check_seed(llm, seed, temperature)
         return llm
 
-    # a scheduler's way to end a job: as with Ctrl-C, what is done is kept and noted
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    exit_on_sigterm()
     try:
         with CompletingBar() as bar:
             outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import typer
 from anthesis.cli import options
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.signals import exit_on_sigterm
-from anthesis.cli.terminal import dim
+from anthesis.cli.terminal import tell
 from anthesis.units import amount, duration
 
 Source = Annotated[
@@ -51,13 +50,10 @@ def convert(model: Source, directory: Target, weights: Weights = "native", seed:
                 open_tokenizer(checkpoint.tokenizer_source)  # one that can't be used is better said now
             written = write_packed(checkpoint, directory, weights, bar)
     except (KeyboardInterrupt, SystemExit):
-        print(f"anthesis: interrupted; nothing was left at {directory}", file=sys.stderr)
+        tell(f"anthesis: interrupted; nothing was left at {directory}")
         raise
     took_s = time.perf_counter() - begin
     size, kinds = amount(written.nbytes, "B"), "+".join(matrix_kinds(written.weights))
-    print(
-        dim(f"{directory}: {size} ({written.nbytes:,} bytes), weights {kinds}, in {duration(took_s)}", sys.stderr),
-        dim(f"use it: anthesis generate {shlex.quote(str(directory))} -p TEXT", sys.stderr),
-        sep="\n",
-        file=sys.stderr,
-    )
+    tell(f"{directory}: {size} ({written.nbytes:,} bytes), weights {kinds}, in {duration(took_s)}")
+    prompt = "--prompt-tokens 7" if checkpoint.tokenizer_source is None else "-p TEXT"
+    tell(f"use it: anthesis generate {shlex.quote(str(directory))} {prompt}")
