@@ -41,8 +41,8 @@ class Completion:
 class Handle:
     """A request that is on its way; `LLM.step` brings it and all others forward.
 
-    Closing it, or leaving it as a context manager, ends the request and frees its place within one step; one that is only
-    let go of is computed to its end.
+    Closing it, or leaving it as a context manager, ends the request and frees its place within one step. One
+    that is only let go of is computed to its end.
     """
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
