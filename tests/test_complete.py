@@ -21,7 +21,7 @@ from anthesis import LLM
 from anthesis.dataset import Request, complete, open_dataset
 from anthesis.dataset.output import OutputFile, row_line
 from anthesis.dataset.summary import Counts, read_summary, summary_path
-from anthesis.errors import RequestError
+from anthesis.errors import DataSetError, RequestError
 from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, succeed
 from text_model import text_model
 
@@ -250,10 +250,10 @@ def test_rows_that_somebody_changed_are_noticed(tmp_path: Path, model: str) -> N
     assert count_lines(output) == 8
 
 
-def complete_here(model: str, data: Path, output: Path, batch: int | None = None, **hooks: Any) -> None:
+def complete_here(model: str, data: Path, output: Path, request: Request | None = None, **hooks: Any) -> None:
     """The same within this process."""
     complete(
-        Request(max_new_tokens=8, batch=batch),
+        request or Request(max_new_tokens=8),
         open_dataset(str(data)),
         output,
         lambda: LLM(model, device="reference", load=False),
@@ -286,11 +286,35 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(tmp_path: Path, batch: in
         embed[token] = np.nan
         llm.loaded._weights["embed.weight"] = embed
 
-    complete_here(model, data, output, batch, load=load)
+    complete_here(model, data, output, Request(max_new_tokens=8, batch=batch), load=load)
     rows, expected = (list(map(json.loads, path.read_text().splitlines())) for path in (output, whole))
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "not finite" in rows[1]["error"]
     assert (rows[0], rows[2]) == (expected[0], expected[2])
+
+
+def test_a_data_set_that_changes_while_the_model_loads_is_not_read(tmp_path: Path, model: str) -> None:
+    data, output = tmp_path / "data.txt", tmp_path / "out.jsonl"
+    data.write_text("fox\n")
+
+    def load(llm: LLM) -> None:
+        llm.load()
+        data.write_text("dog\n")
+
+    with pytest.raises(DataSetError, match="changed"):
+        complete_here(model, data, output, load=load)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.txt"]
+
+
+def test_a_data_set_that_changes_behind_the_limit_is_noticed(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 5), tmp_path / "out.jsonl"
+
+    def change(progress: object) -> None:
+        with data.open("a") as file:
+            file.write("{}\n")
+
+    with pytest.raises(DataSetError, match="changed"):
+        complete_here(model, data, output, Request(max_new_tokens=8, limit=3), progress=change)
 
 
 def test_a_run_goes_on_when_nobody_reads_its_messages(tmp_path: Path, model: str) -> None:

@@ -22,7 +22,7 @@ MAX_LINES = 400
 # Who may import whom: a module imports from its own top-level name and from lines above it. "" is anthesis/__init__.py.
 ORDER = (
     ("_native", "cgroups", "columns", "errors", "fingerprint", "json_text", "regular_file", "units"),
-    ("atomic", "config", "cores", "fit", "memory", "native", "records"),
+    ("atomic", "config", "cores", "fit", "memory", "native", "prompts", "records"),
     ("host",),
     ("quantize",),
     ("program",),

@@ -125,7 +125,7 @@ def complete(
         sampling=sampling,
     )
     dataset = open_dataset(model_and_dataset[-1], column=column, split=split, subset=subset)
-    logger.warning("data set %s: %s", dataset.description, dataset.note or f"column {dataset.column}")
+    logger.warning("data set %s: %s", dataset.description, dataset.note)
 
     def open_llm() -> LLM:
         from anthesis.llm import LLM

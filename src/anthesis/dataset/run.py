@@ -212,6 +212,7 @@ class Run:
                 while waiting and waiting[0].is_done:
                     self._write(waiting.popleft())
                 if not waiting and at_end:
+                    self._dataset.check_unchanged()  # which reading to the end does too, but not up to a limit
                     return
                 self._llm.step()
                 self._tell(waiting, at_end)
@@ -283,6 +284,7 @@ class Run:
         )
         if now - self._noted_s > NOTE_S:
             self._noted_s = now
+            self._dataset.check_unchanged()
             self._note("running")
 
     def _total_rows(self, num_read: int, at_end: bool) -> float | None:
