@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anthesis.bench.result import KIND as BENCH
 from anthesis.bench.result import Measurement, Report, Row
 from anthesis.dataset.summary import KIND as COMPLETE
 from anthesis.dataset.summary import Counts, Summary, summary_path
@@ -38,7 +39,10 @@ class Line:
         prefill_tokens_per_s, decode_tokens_per_s: medians of the runs.
         tokens_per_s: generated tokens / total_s; of the runs the median.
         share_of_bandwidth: median.
-        rows, failed_rows, rows_per_s: of a data set.
+        rows, failed_rows: of a data set.
+        timed_rows: of these, those that total_s and the rates are of: without what a killed session did after its last
+            note.
+        rows_per_s: timed_rows / total_s.
         finished: a data set is whole.
         peak_memory_bytes: of the process.
         error: why there is no measurement.
@@ -68,6 +72,7 @@ class Line:
     share_of_bandwidth: float | None = None
     rows: int | None = None
     failed_rows: int | None = None
+    timed_rows: int | None = None
     rows_per_s: float | None = None
     finished: bool | None = None
     peak_memory_bytes: int | None = None
@@ -91,6 +96,10 @@ def read_lines(path: Path) -> list[Line]:
         document = read_document(path)
         if document.get("kind") == COMPLETE:
             return [_of_summary(Summary.from_document(document), str(path))]
+        if document.get("kind") != BENCH:
+            raise RequestError(
+                "neither a result of `anthesis bench -o` nor a summary of `anthesis complete`; name such a file"
+            )
         report = Report.from_document(document)
     return [_of_row(row, report, str(path)) for row in report.rows]
 
@@ -154,10 +163,10 @@ def _of_summary(summary: Summary, source: str) -> Line:
         new_tokens=summary.request.get("max_new_tokens"),
         generated_tokens=summary.counts.completion_tokens,
         total_s=run_s or None,
-        # rows that a killed session wrote after its last note have no time, and are left out of the rates
         tokens_per_s=timed.completion_tokens / run_s if run_s else None,
         rows=summary.counts.rows,
         failed_rows=summary.counts.failed_rows,
+        timed_rows=timed.rows,
         rows_per_s=timed.rows / run_s if run_s else None,
         finished=summary.finished,
         peak_memory_bytes=max((session.process_peak_memory_bytes for session in summary.sessions), default=None),

@@ -85,7 +85,7 @@ _NOTES = {
     "first": "until the first token",
     "token": "from one to the next, median; p95: 95 % stay below",
     "prompt": "prompt tokens/s until the last sequence had its first token; decode: generated tokens/s from then on",
-    "in all": "one call of generate, median; a data set: all sessions, loading left out",
+    "in all": "one call of generate, median; a data set: all sessions without loading, to a killed one's last note",
     "share": "of the read bandwidth that was measured in the same run",
     "memory": "the most that the process ever held",
 }
