@@ -260,6 +260,8 @@ Q = "layers.0.attention.q.weight"
         (("config", "norm_epsilon"), float("nan"), "not JSON compliant"),
         (("config", "norm_epsilon"), 10**400, "damaged"),
         (("config", "activation"), "x", "activation"),
+        (("config", "eos_token_ids"), [-5, 2], "token id -5"),
+        (("config", "bos_token_id"), -1, "token id -1"),
         (("config",), {}, "lacks"),
         (("tokenizer",), ["../secret"], "secret"),
         (("tokenizer",), ["tokenizer.gguf"], "tokenizer.gguf"),
@@ -277,6 +279,9 @@ Q = "layers.0.attention.q.weight"
         (("tensors", "final_norm.weight", "kind"), "int8", "vectors"),
         (("tensors", f"{Q}.scales"), {"kind": "fp32", "shape": [128]}, f"{Q}.scales"),
         (("tensors", "surprise"), {"kind": "fp32", "shape": [128]}, "surprise"),
+        (("tensors", "\x1b[2J"), {"kind": "fp32", "shape": [128]}, "'\\x1b[2J'"),
+        (("tensors", "\x1b[2J" * 100), {"kind": 5, "shape": [128]}, "'\\x1b[2J"),
+        (("tensors",), dict.fromkeys(map(str, range(32_769))), "32,769 tensors"),
     ],
 )  # fmt: skip
 def test_a_model_file_that_lies(packed, path, value, named):
@@ -287,6 +292,18 @@ def test_a_model_file_that_lies(packed, path, value, named):
     at[path[-1]] = value
     (packed / MODEL_NAME).write_text(json.dumps(document))
     refuse(packed, named, str(packed))
+
+
+def test_ends_that_never_come_are_left_out(packed):
+    document = json.loads((packed / MODEL_NAME).read_text())
+    document["config"]["eos_token_ids"] = [2, 1_000_000_000]
+    document["model"] = "\x1b[2J" * 1000
+    (packed / MODEL_NAME).write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match="eos_token_id 1000000000 is outside the vocabulary") as caught:
+        opened = open_checkpoint(str(packed))
+    assert opened.config.eos_token_ids == (2,)
+    assert opened.description.isprintable()
+    assert len(str(caught[0].message)) < 2000
 
 
 def test_a_wrong_tensor_is_named(packed):
@@ -423,12 +440,13 @@ def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path):
         pass
 
 
-def test_an_interrupt_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(tmp_path, sent):
     (tmp_path / "disk").mkdir()
     process = start_a_long_conversion(tmp_path / "disk" / "out")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (128 + sent, "")
     assert err == f"anthesis: interrupted; nothing was left at {tmp_path / 'disk' / 'out'}\n"
     assert list((tmp_path / "disk").iterdir()) == []
 

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -211,6 +212,8 @@ def test_damaged_index(tmp_path, raw):
     other = next(f for f in good.values() if f != file)
     for weight_map, message in (
         (good | {name: "../evil.safetensors"}, "evil"),
+        (good | {name: "x" * 100_000 + ".safetensors"}, "a file has 100,012 characters"),
+        (good | {"x" * 100_000: file}, "a tensor has 100,000 characters"),
         (good | {name: "model-00009-of-00002.safetensors"}, "1 of 3 shards are missing"),
         (good | {name: other}, f"lacks the tensor {name}"),
         ({}, "lacks a weight_map"),
@@ -239,13 +242,52 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         ({"w": ENTRY | {"shape": "22"}}, "w has the shape"),
         ({"w": ENTRY | {"dtype": 5}}, "w has the dtype"),
         ({"w": 3}, "entry for w"),
+        ({"w": ["\x1b[2J" * 100_000]}, r"entry for w is \['\\x1b"),
+        ({"w": ENTRY | {"dtype": "\x1b[2J"}}, r"w has the dtype '\\x1b"),
+        ({"w": ENTRY | {"dtype": "F" * 100_000}}, "w has the dtype 'FFF"),
+        ({"w": ENTRY | {"shape": [2**61] * 32}}, "w of shape .* has 16 bytes"),
+        ({"w" * 3_000_000: 5}, "3,000,000 characters, 'www"),
+        ({"\x1b[2J": ENTRY}, r"a tensor has 4 characters, '\\x1b\[2J'"),
+        ({"": ENTRY}, "a tensor has 0 characters"),
         ({"w": ENTRY, "v": ENTRY}, "overlap"),
     ],
 )
 def test_headers_that_lie(tmp_path, entries, message):
     head = json.dumps(entries).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        SafetensorsStore(tmp_path)
+    assert len(str(caught.value)) < 500
+
+
+def headed(**tensors):
+    head = json.dumps(tensors, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(head)) + head
+
+
+def test_tensors_are_counted_before_they_are_looked_at(tmp_path):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(headed(**{f"t{i}": empty for i in range(150_000)}))
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match="149,999 tensors, at most 32,768"):
+        SafetensorsStore(tmp_path)
+    assert time.process_time() - begin < 0.5
+    path.write_bytes(headed(__metadata__={"format": "pt"}, **{f"t{i}": empty for i in range(32_768)}))
+    assert len(SafetensorsStore(tmp_path).tensors) == 32_768
+
+
+def test_tensors_of_all_shards_are_counted_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("anthesis.checkpoint.store.MAX_TENSORS", 3)
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    for i in range(2):
+        (tmp_path / f"{i}.safetensors").write_bytes(headed(**{f"{i}.{j}": empty for j in range(2)}))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"0.0": "0.safetensors", "1.0": "1.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"1\.safetensors: .* 4 tensors"):
+        SafetensorsStore(tmp_path)
+    index.write_text(json.dumps({"weight_map": {f"{i}": "0.safetensors" for i in range(4)}}))
+    with pytest.raises(CheckpointError, match=r"index\.json: .* 4 tensors"):
         SafetensorsStore(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from anthesis.dataset import read_summary
+from anthesis.errors import RequestError
 from anthesis.report import FORMATS, Line, read_lines, render
 from command_line import anthesis, fail, succeed, tiny_model
+from hostile import forget_peak_kib, peak_kib, sample
 from text_model import text_model
 
 DEVICE = ("--device", "reference")
@@ -105,6 +108,39 @@ def test_files_that_are_no_result(tmp_path: Path, content: str | None, message: 
     line = fail("report", str(path))
     assert str(path) in line
     assert message in line
+
+
+@pytest.mark.parametrize("place", [".", "..", "", "/", "made"])
+def test_a_directory_is_no_result(tmp_path: Path, place: str) -> None:
+    name = str(tmp_path / "made") if place == "made" else place
+    Path(name).mkdir(exist_ok=True)
+    assert f"{Path(name)} is a directory; name a file" in fail("report", name)
+
+
+def test_a_pipe_is_no_result(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to: to open it would be to wait forever
+    with pytest.raises(RequestError, match=r"pipe can't be read: a directory, pipe or device"):
+        read_lines(tmp_path / "pipe")
+
+
+def test_no_more_of_a_file_is_read_than_a_result_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with path.open("wb") as sparse:
+        sparse.truncate(3 << 30)
+    before = forget_peak_kib()
+    with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 16,777,216 bytes"):
+        read_lines(path)
+    assert peak_kib() - before < 100_000
+
+
+def test_keys_and_versions_are_shown_in_part(tmp_path: Path) -> None:
+    path, summary = tmp_path / "x.json", json.loads(sample("summary"))
+    for change in ({"schema_version": "\x1b" * 100_000}, {"versions": {"\x1b" * 100_000: 5}}):
+        path.write_text(json.dumps(summary | change))
+        with pytest.raises(RequestError) as caught:
+            read_lines(path)
+        assert len(str(caught.value)) < 500
+        assert str(caught.value).isprintable()
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_malformed_messages_are_refused(messages) -> None:
     ("template", "reason"),
     [
         ("{{ raise_exception('roles must\nalternate') }}", "roles must alternate"),
+        ("{{ raise_exception('\x1b[2J' * 1000) }}", r"\\x1b\[2J"),
         ("{% for %}", "in line 1"),
         ("{{ messages[0].nothing.at.all }}", "no attribute 'nothing'"),
         ("{{ messages + 1 }}", "concatenate"),
@@ -159,7 +160,8 @@ def test_malformed_messages_are_refused(messages) -> None:
 def test_a_failing_template_is_one_clear_error(template, reason) -> None:
     with pytest.raises(TokenizerError, match=reason) as caught:
         ChatTemplate(template, {}).render(MESSAGES, True)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
 
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"

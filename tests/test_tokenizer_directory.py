@@ -1,6 +1,9 @@
 """tokenizer.json directories, against transformers reading the same directory."""
 
 import json
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 
 from anthesis.errors import RequestError, TokenizerError
 from anthesis.tokenizer import open_tokenizer
+from anthesis.tokenizer.chat import MAX_SOURCE_CHARACTERS
 from anthesis.tokenizer.pretokenizers import BYTE_LEVEL_RULES
+from hostile import forget_peak_kib, peak_kib
 from trained_tokenizers import TEXTS, train_byte_fallback, train_byte_level
 
 
@@ -175,6 +180,94 @@ def test_an_unknown_decoder_is_refused(tmp_path, bloom) -> None:
         open_tokenizer(write(tmp_path, tokenizer, {}))
 
 
+ADDED = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_refused(tmp_path, bloom, name) -> None:
+    shutil.copytree(bloom, tmp_path / "m")
+    (tmp_path / "m" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "m" / name)  # which nobody writes to: to open it would be to wait forever
+    with pytest.raises(TokenizerError, match=f"cannot read .*{name}: a directory, pipe or device"):
+        open_tokenizer(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_more_of_a_file_is_read_than_it_may_have(tmp_path, bloom, name) -> None:
+    shutil.copytree(bloom, tmp_path / "m")
+    with (tmp_path / "m" / name).open("ab") as sparse:
+        sparse.truncate(3 << 30)
+    before = forget_peak_kib()
+    with pytest.raises(TokenizerError, match=f"cannot read .*{name}: too long"):
+        open_tokenizer(tmp_path / "m")
+    assert peak_kib() - before < 200_000
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_template_that_is_too_long_is_refused_by_name(tmp_path, bloom, place) -> None:
+    for length in (MAX_SOURCE_CHARACTERS, MAX_SOURCE_CHARACTERS + 1):
+        directory, template = tmp_path / str(length), "é" * length
+        tokenizer = Tokenizer.from_file(str(bloom / "tokenizer.json"))
+        write(directory, tokenizer, {"chat_template": "" if place.endswith("jinja") else template})
+        if place.endswith("jinja"):
+            (directory / place).write_text(template)
+        if length == MAX_SOURCE_CHARACTERS:
+            assert open_tokenizer(directory).has_chat_template
+        else:
+            with pytest.raises(TokenizerError, match=rf"{place}: the chat template has 49,153 .* at most 49,152"):
+                open_tokenizer(directory)
+
+
+def written(model: dict, **parts: object) -> str:
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model, **parts}, separators=(",", ":"))
+
+
+BOUNDS = {
+    "tokens": written({"type": "BPE", "vocab": {f"{i:x}": i for i in range(600_000)}, "merges": []}),
+    "merges": written({"type": "BPE", "vocab": {"a": 0, "aa": 1}, "merges": [["a", "a"]] * 1_100_000}),
+    "steps": written(
+        {"type": "BPE", "vocab": {}, "merges": []},
+        normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 70_000},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_takes_memory_is_counted_before_it_is_read(tmp_path, name) -> None:
+    (tmp_path / "tokenizer.json").write_text(BOUNDS[name])
+    before, begin = forget_peak_kib(), time.process_time()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is larger than that of any model: '[:,{]' stands in it"):
+        open_tokenizer(tmp_path)
+    assert time.process_time() - begin < 0.5
+    assert peak_kib() - before < 100_000
+
+
+def test_a_tokenizer_as_large_as_gemma_s_is_read(tmp_path) -> None:
+    letters = [chr(0x4E00 + i) for i in range(512)]
+    pairs = [a + b for a in letters for b in letters]
+    vocabulary = {token: i for i, token in enumerate((letters + pairs)[:262_144])}
+    merges = [list(pair) for pair in pairs if pair in vocabulary] * 2
+    added = [{"id": 262_144 + i, "content": f"<unused{i}>", **ADDED} for i in range(6_400)]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
+    decoder = json.loads(decoders.ByteLevel().__getstate__())
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(json.loads(written(model, decoder=decoder)) | {"added_tokens": added})
+    )
+    assert open_tokenizer(tmp_path).vocab_size == 268_544
+
+
+def test_what_the_library_says_is_shown_in_part(tmp_path, bloom) -> None:
+    raw = json.loads((bloom / "tokenizer.json").read_text())
+    raw["model"]["unk_token"] = None
+    raw["model"]["merges"] = [["\x1b[2J" * 100_000, "a"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(TokenizerError, match=r"\\x1b\[2J") as caught:
+        open_tokenizer(tmp_path)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
 def charsmap(*texts: str) -> bytes:
     """A compiled normalisation, as SentencePiece stores it, to these texts; its trie finds nothing."""
     return (4).to_bytes(4, "little") + bytes(4) + "".join(f"{text}\0" for text in texts).encode()
@@ -197,6 +290,7 @@ BOMBS = {
     },
     "longer texts when decoding": {"decoder": decoders.Sequence([decoders.Replace("a", "aa")] * 24)},
     "compiled": {"normalizer": normalizers.Precompiled(charsmap("a" * 1000))},
+    "compiled and long": {"normalizer": normalizers.Precompiled(charsmap(*"a" * 3_000_000))},
 }
 
 

@@ -23,7 +23,7 @@ def printable(text: str, most: int = 300) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line, or at least what it is."""
-    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], 1000)
 
 
 def few(names: Sequence[str], most: int = 4) -> str:
