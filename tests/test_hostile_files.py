@@ -119,6 +119,7 @@ REGRESSIONS = {
     "a number of tokens": ("tokenizer config", config_of("additional_special_tokens", 5)),
     "a text of tokens": ("tokenizer config", config_of("added_tokens_decoder", "a")),
     "a template by no name": ("tokenizer config", config_of("chat_template", [{"name": {}, "template": "a"}])),
+    "a name of a column that is no text": ("parquet", sample("parquet").replace(b"text", b"te\x85t")),
     "two wide columns of one name": ("csv", b",".join([b"x" * 5000] * 2)),
     "wide columns of numbers": ("csv", b"a" * 5000 + b"," + b"b" * 5000 + b"\n1,2"),
     "an integer that no float holds": (

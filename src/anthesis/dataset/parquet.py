@@ -42,7 +42,8 @@ class ParquetDataSet:
         except ImportError as error:
             raise needs_extra(error) from error
         self._source = SourceFile(path)
-        self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError)
+        # names that are not UTF-8 are found out by Python
+        self._errors: tuple[type[Exception], ...] = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             file = ParquetFile(path)
             is_text = {field.name: is_text_type(field.type) for field in file.schema_arrow}
