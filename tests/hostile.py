@@ -40,8 +40,8 @@ SHARD = "model-00001-of-00001.safetensors"
 
 def check(kind: str, data: bytes) -> bool:
     """Opens the bytes as a file of this kind; whether they were read. Fails where the promise is broken."""
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         directory = Path(name)
         file = place(kind, directory)
         file.write_bytes(data)
@@ -55,7 +55,9 @@ def check(kind: str, data: bytes) -> bool:
         took_s = time.process_time() - begin
         taken = peak_kib() - before
         assert took_s < MAX_S, f"{kind}: {took_s:.1f} s"
-        assert len(message) < 2000, f"an error of {len(message)} characters"
+        for text in (message, *(str(warning.message) for warning in warned)):
+            assert len(text) < 2000, f"a message of {len(text)} characters"
+            assert text.isprintable(), f"a message with control characters: {text!r}"
         # what goes wrong with a text later is said of the text
         names_it = file.name in message or name in message or message.startswith(("the text needs", "the tokenizer is"))
         assert was_read or names_it, f"an error that names no file: {message}"

@@ -257,6 +257,15 @@ def test_a_tokenizer_as_large_as_gemma_s_is_read(tmp_path) -> None:
     assert open_tokenizer(tmp_path).vocab_size == 268_544
 
 
+def test_special_tokens_are_counted(tmp_path) -> None:
+    tokens = [f"{i:x}" for i in range(70_000)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    (tmp_path / "tokenizer.json").write_text(written({"type": "BPE", "vocab": vocabulary, "merges": []}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"additional_special_tokens": tokens}))
+    with pytest.raises(TokenizerError, match="70,000 special tokens; at most 65,536"):
+        open_tokenizer(tmp_path)
+
+
 def test_what_the_library_says_is_shown_in_part(tmp_path, bloom) -> None:
     raw = json.loads((bloom / "tokenizer.json").read_text())
     raw["model"]["unk_token"] = None

@@ -238,12 +238,23 @@ def test_padding_rows_are_no_tokens() -> None:
         ({"tokenizer.ggml.merges": ["a b c"]}, "merge 'a b c'"),
         ({"tokenizer.ggml.merges": ["a nowhere"]}, "do not fit together"),
         ({"tokenizer.ggml.eos_token_id": 501}, "eos_token_id = 501"),
+        ({"tokenizer.ggml.tokens": ["a"] * 600_000}, "600,000 tokens; at most 524,288 are read"),
+        ({"tokenizer.chat_template": "x" * 100_000}, "the chat template has 100,000 characters"),
     ],
 )
 def test_what_cannot_be_read_exactly_is_refused(change, message) -> None:
     metadata, _ = byte_level_metadata("gpt-2")
     with pytest.raises(TokenizerError, match=message):
         open_gguf(metadata | change)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(3, r"70,60\d special tokens"), (4, "70,600 user-defined tokens")])
+def test_special_tokens_are_counted(kind, message) -> None:
+    metadata, _ = byte_level_metadata("gpt-2")
+    tokens = [*metadata["tokenizer.ggml.tokens"], *(f"<{i}>" for i in range(70_600))]
+    types = [1] * len(metadata["tokenizer.ggml.tokens"]) + [kind] * 70_600
+    with pytest.raises(TokenizerError, match=f"{message}; at most 65,536"):
+        open_gguf({**metadata, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
 
 
 def test_a_token_listed_twice_is_refused() -> None:
@@ -336,3 +347,11 @@ def test_sentencepiece_models_that_cannot_be_read_exactly_are_refused(change, me
     metadata, _ = train_sentencepiece(TRAINING_TEXT * 20, vocab_size=400)
     with pytest.raises(TokenizerError, match=message):
         open_gguf(metadata | change)
+
+
+def test_the_ways_to_merge_sentencepiece_tokens_are_counted() -> None:
+    letters = [chr(0x4E00 + i) for i in range(140)]
+    tokens = ["<unk>", *(letter * n for letter in letters for n in range(1, 129))]
+    sizes = {"tokenizer.ggml.scores": [0.0] * len(tokens), "tokenizer.ggml.token_type": [2] + [1] * (len(tokens) - 1)}
+    with pytest.raises(TokenizerError, match=r"merged in more than 1,048,576 ways"):
+        open_gguf({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, **sizes})

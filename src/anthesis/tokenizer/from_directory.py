@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from anthesis.errors import TokenizerError, naming
 from anthesis.json_text import MAX_BYTES, parse_object
 from anthesis.regular_file import read_regular
-from anthesis.tokenizer.backend import library_errors
+from anthesis.tokenizer.backend import add_whole_tokens, library_errors
 from anthesis.tokenizer.chat import MAX_SOURCE_CHARACTERS, ChatTemplate
 from anthesis.tokenizer.growth import check_growth
 from anthesis.tokenizer.tokenizer import Tokenizer
@@ -121,8 +121,6 @@ def _mark_special(backend: Backend, config: Mapping[str, Any], names: Mapping[st
 
     Tokens the vocabulary lacks are left out: the model has no embedding for them.
     """
-    from tokenizers import AddedToken
-
     extra = _entries(config, "additional_special_tokens") or _entries(config, "extra_special_tokens")
     listed = _entries(config, "added_tokens_decoder")
     called_special = [
@@ -136,7 +134,7 @@ def _mark_special(backend: Backend, config: Mapping[str, Any], names: Mapping[st
         for token in dict.fromkeys(called_special)
         if token is not None and token not in already and backend.token_to_id(token) is not None
     ]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in missing])
+    add_whole_tokens(backend, missing, special=True)
 
 
 def _entries(config: Mapping[str, Any], name: str) -> list[object]:

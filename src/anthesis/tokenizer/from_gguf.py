@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from anthesis.errors import TokenizerError
-from anthesis.tokenizer.backend import library_errors
+from anthesis.tokenizer.backend import add_whole_tokens, library_errors
 from anthesis.tokenizer.chat import ChatTemplate
 from anthesis.tokenizer.pretokenizers import BYTE_LEVEL_RULES
 from anthesis.tokenizer.tokenizer import Tokenizer
@@ -255,17 +255,11 @@ def _add_whole_tokens(backend: Backend, reader: _Reader) -> None:
 
     So are the unknown token and those that begin and end a text, of whatever type an old file makes them.
     """
-    from tokenizers import AddedToken
-
     special = {i for i, kind in enumerate(reader.types) if kind in (_CONTROL, _UNKNOWN)}
     special |= {i for i in (reader.token_id("bos"), *reader.end_ids()) if i is not None}
     ordinary = {i for i, kind in enumerate(reader.types) if kind == _USER_DEFINED} - special
-
-    def whole(ids: set[int], is_special: bool) -> list[AddedToken]:
-        return [AddedToken(reader.tokens[i], normalized=False, special=is_special) for i in sorted(ids)]
-
-    backend.add_special_tokens(whole(special, True))
-    backend.add_tokens(whole(ordinary, False))
+    for ids, is_special in ((special, True), (ordinary, False)):
+        add_whole_tokens(backend, [reader.tokens[i] for i in sorted(ids)], special=is_special)
 
 
 def _surround(backend: Backend, first: int | None, last: int | None) -> None:
