@@ -82,6 +82,20 @@ def test_the_table_and_markdown_say_once_what_is_the_same(results: tuple[Path, P
     assert len({line.replace("\\|", "").count("|") for line in grid}) == 1
 
 
+def test_the_ending_of_a_file_names_its_format(results: tuple[Path, Path], tmp_path: Path) -> None:
+    for form in FORMATS:
+        succeed("report", str(results[1]), "-o", str(tmp_path / f"report.{form}"))
+        assert (tmp_path / f"report.{form}").read_text() == succeed("report", str(results[1]), "--format", form)
+    succeed("report", str(results[1]), "-o", str(tmp_path / "report.txt"))
+    assert (tmp_path / "report.txt").read_text() == succeed("report", str(results[1]))
+
+
+def test_a_data_set_is_shown_once(results: tuple[Path, Path]) -> None:
+    rows = results[1]
+    both = succeed("report", str(rows), f"{rows}.summary.json", "--format", "json")
+    assert both == succeed("report", str(rows), "--format", "json")
+
+
 def test_a_file_is_written_whole(results: tuple[Path, Path], tmp_path: Path) -> None:
     for form in FORMATS:
         target = tmp_path / f"report.{form}"
@@ -94,6 +108,7 @@ def test_a_file_is_written_whole(results: tuple[Path, Path], tmp_path: Path) -> 
     [
         (None, "can't be read: No such file"),
         ("{", "not valid JSON"),
+        ('{"kind": "report"}', "neither a result of `anthesis bench -o` nor a summary"),
         ("[1]", "a JSON object is needed, not an array"),
         ('{"kind": "bench", "schema_version": 7}', "schema_version 7"),
         ('{"kind": "complete", "schema_version": 1}', "the summary lacks request, limit"),
