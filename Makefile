@@ -8,8 +8,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 # A build folder that stays makes a rebuild compile only what changed.
 BUILD_FLAGS := --no-build-isolation -C build-dir=build/native -C cmake.define.ANTHESIS_WERROR=ON
 NATIVE := $(shell find native -type f)
-# A worker for each core, up to eight; a file's tests share what they prepare, so they stay together.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# A worker for each core, up to eight.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The editable install knows the packages that were there when it was made; a new one must be told to it.
 PACKAGES := $(shell find src -name __init__.py)
 
@@ -28,10 +28,12 @@ demo: $(STAMPS)/demo ## Generate text with the embedded default model, measure h
 	$(BIN)/anthesis report results/bench.json results/news.jsonl
 
 test: check ## Style, types, and every test that takes no more than a few seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not timed"
+	$(BIN)/python -m pytest -m "timed and not slow"
 
 test-slow: check ## Style, types, and every test
-	$(PYTEST)
+	$(PYTEST) -m "not timed"
+	$(BIN)/python -m pytest -m timed
 
 check: $(STAMPS)/test ## Style and types only
 	$(BIN)/ruff check .

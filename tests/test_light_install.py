@@ -58,6 +58,7 @@ def tiny_model(tmp_path: Path) -> str:
     return f"random:{path}"
 
 
+@pytest.mark.timed
 def test_import_is_quick() -> None:
     code = "import time\nstart = time.perf_counter()\nimport anthesis\nprint(time.perf_counter() - start)"
     assert min(float(_output(code)) for _ in range(5)) < MAX_IMPORT_S

@@ -54,6 +54,7 @@ def _seconds(action) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.timed
 def test_bandwidth_takes_the_time_it_was_given() -> None:
     elapsed = _seconds(lambda: native.read_bandwidth(16 * MIB, 1, seconds=0.5))
     assert 0.5 <= elapsed < 3

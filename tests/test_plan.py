@@ -283,6 +283,7 @@ def test_operations_add_up_to_the_step(tmp_path: Path) -> None:
     assert sum(c.sent_bytes for c in plan.operations.values()) == sum(e.count * e.payload_bytes for e in plan.exchanges)
 
 
+@pytest.mark.timed
 def test_the_command_answers_quickly_and_can_be_pasted() -> None:
     before = _children_s()
     result = command("random:bloomz", "--device", "gaudi2", "--tp", "8")

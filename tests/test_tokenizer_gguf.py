@@ -105,6 +105,7 @@ def test_smollm_text_survives(smollm, smollm_metadata, text) -> None:
     assert smollm.decode(smollm.encode(text)) == text
 
 
+@pytest.mark.timed
 def test_a_large_vocabulary_opens_fast(smollm_metadata) -> None:
     def seconds() -> float:
         start = time.perf_counter()
