@@ -265,6 +265,7 @@ def headed(**tensors):
     return struct.pack("<Q", len(head)) + head
 
 
+@pytest.mark.timed
 def test_tensors_are_counted_before_they_are_looked_at(tmp_path):
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     path = tmp_path / "model.safetensors"

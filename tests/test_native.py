@@ -36,6 +36,7 @@ def test_features_are_those_the_kernel_lists() -> None:
     assert {"x86_64": "amx_bf16", "aarch64": "i8mm"}[platform.machine()] in features
 
 
+@pytest.mark.timed
 def test_bandwidth_is_plausible() -> None:
     threads = min(2, usable_cores())
     samples = native.read_bandwidth(128 * MIB, threads, seconds=0.2)

@@ -233,6 +233,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", BOUNDS)
 def test_what_takes_memory_is_counted_before_it_is_read(tmp_path, name) -> None:
     (tmp_path / "tokenizer.json").write_text(BOUNDS[name])
