@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, succeed
 from text_model import text_model
 
 DEVICE = ("--device", "reference")
+COLUMN = {".jsonl": "content"}
 WORDS = ["quick", "brown", "fox", "lazy", "dog", "jumps", "über", "日本語", "print", "return"]
 
 
@@ -47,6 +48,21 @@ def write_rows(path: Path, count: int) -> Path:
 
 def arguments(model: str, data: Path, output: Path, *more: str) -> tuple[str, ...]:
     return ("complete", model, str(data), "-o", str(output), "--column", "content", "-n", "8", *DEVICE, *more)
+
+
+def complete_here(
+    model: str, data: Path, output: Path, request: Request | None = None, llm: Mapping[str, Any] = {}, **hooks: Any
+) -> None:
+    """The same within this process."""
+    how = {"model": model, "device": "reference", **llm}
+    request = request or Request(max_new_tokens=8)
+    complete(
+        request,
+        open_dataset(str(data), column=COLUMN.get(data.suffix)),
+        output,
+        lambda: LLM(**how, load=False),
+        **hooks,
+    )
 
 
 def count_lines(path: Path) -> int:
@@ -215,23 +231,24 @@ def test_what_a_power_cut_leaves_is_cut_off_and_nothing_else(tmp_path: Path) -> 
 def test_a_finished_output_is_no_other_models(tmp_path: Path, model: str) -> None:
     other = text_model(tmp_path / "other", eos_token_id=3)
     data, output = write_rows(tmp_path / "data.jsonl", 5), tmp_path / "out.jsonl"
-    run = arguments(model, data, output)
-    succeed(*run)
+    complete_here(model, data, output)
     before = [path.read_bytes() for path in (output, summary_path(output))]
-    for refused, message in (
-        (arguments(str(other), data, output), "the content of its model is another one now"),
-        ((*run, "--weights", "bf16"), "model.weights was 'fp32' and is 'bf16' now"),
-        ((*run, "--cache", "bf16"), "model.cache was 'fp32' and is 'bf16' now"),
-        ((*run, "--max-context", "50"), "model.max_context was 96 and is 50 now"),
-        ((*run, "--device", "reference-fp64"), "device.name was"),
-        (arguments(str(tmp_path / "none"), data, output), "no such file or directory"),
+    for changed, message in (
+        ({"model": str(other)}, "the content of its model is another one now"),
+        ({"weights": "bf16"}, "model.weights was 'fp32' and is 'bf16' now"),
+        ({"cache": "bf16"}, "model.cache was 'fp32' and is 'bf16' now"),
+        ({"max_context": 50}, "model.max_context was 96 and is 50 now"),
+        ({"device": "reference-fp64"}, "device.name was"),
+        ({"model": str(tmp_path / "none")}, "no such file or directory"),
     ):
-        assert message in fail_last(*refused)
-    for same in (run, (*run, "--seed", "3"), (*run, "--limit", "9"), (*run, "--limit", "5")):
-        result = anthesis(*same)
-        assert result.returncode == 0
-        assert "nothing was left to do" in result.stderr
-        assert "this session" not in result.stderr
+        with pytest.raises(RequestError, match=message):
+            complete_here(model, data, output, llm=changed)
+    for limit in (9, 5):
+        complete_here(model, data, output, Request(max_new_tokens=8, limit=limit, seed=3))
+    result = anthesis(*arguments(model, data, output))
+    assert result.returncode == 0
+    assert "nothing was left to do" in result.stderr
+    assert "this session" not in result.stderr
     assert [path.read_bytes() for path in (output, summary_path(output))] == before
 
 
@@ -248,17 +265,6 @@ def test_rows_that_somebody_changed_are_noticed(tmp_path: Path, model: str) -> N
     output.write_bytes(b"".join((first, second, *others[:-1])))
     assert "somebody else wrote to it" in fail_last(*arguments(model, data, output))
     assert count_lines(output) == 8
-
-
-def complete_here(model: str, data: Path, output: Path, request: Request | None = None, **hooks: Any) -> None:
-    """The same within this process."""
-    complete(
-        request or Request(max_new_tokens=8),
-        open_dataset(str(data)),
-        output,
-        lambda: LLM(model, device="reference", load=False),
-        **hooks,
-    )
 
 
 def test_an_interrupt_before_the_first_row_leaves_nothing(tmp_path: Path, model: str) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,10 @@ def _warn_of_another_computer(before: Summary) -> None:
 
 def _wanted(request: Request, dataset: DataSet, before: Summary | None) -> dict[str, Any]:
     """What the rows depend on, as far as it is known before the model is loaded."""
-    sampling: dict[str, Any] = {**request.sampling, "stop": list(request.sampling.get("stop", ()))}
+    sampling = asdict(request.params)
+    del sampling["seed"], sampling["logprobs"]
     seed = None
-    if sampling.get("temperature", 0.0) > 0:  # else nothing depends on it
+    if sampling["temperature"] > 0:  # else nothing depends on it
         seed = request.seed
         if seed is None and before is not None:
             seed = before.request.get("seed")
@@ -165,8 +166,8 @@ def _wanted(request: Request, dataset: DataSet, before: Summary | None) -> dict[
     return {
         "data_set": dataset.identity,
         "prompt_tokens": request.prompt_tokens,
-        "max_new_tokens": request.max_new_tokens,
         **sampling,
+        "stop": list(sampling["stop"]),
         "seed": seed,
     }
 

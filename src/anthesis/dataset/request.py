@@ -41,4 +41,9 @@ class Request:
                 raise RequestError(f"{name} is {value}; it must be at least 1")
         if self.batch is not None and self.batch > MAX_SEQUENCES:
             raise RequestError(f"batch is {self.batch}; at most {MAX_SEQUENCES} sequences run at once")
-        SamplingParams(max_new_tokens=self.max_new_tokens, seed=self.seed or 0, **self.sampling)
+        _ = self.params  # whose values are checked
+
+    @property
+    def params(self) -> SamplingParams:
+        """Of a row, but for its own seed."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens, seed=self.seed or 0, **self.sampling)
