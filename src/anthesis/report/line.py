@@ -5,6 +5,7 @@ This is the one schema of all formats: a column of csv and a key of json is an a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ class Line:
     finished: bool | None = None
     peak_memory_bytes: int | None = None
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, float) and not math.isfinite(value):  # of figures near the ends of what a float holds
+                object.__setattr__(self, name, None)
 
 
 def read_lines(path: Path) -> list[Line]:
