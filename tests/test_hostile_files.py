@@ -147,6 +147,13 @@ def test_what_once_went_wrong(name: str) -> None:
     check(*REGRESSIONS[name])
 
 
+@pytest.mark.parametrize("value", [1, 204])  # which make a dictionary of texts shorter, or places in it that it lacks
+def test_any_byte_of_a_parquet_file(value: int) -> None:
+    data = sample("parquet")
+    for at in range(len(data)):
+        check("parquet", data[:at] + bytes([value]) + data[at + 1 :])
+
+
 @pytest.mark.parametrize("key", GGUF_REGRESSIONS)
 def test_gguf_values_of_another_type(key: str) -> None:
     assert not check("gguf", gguf(Random(0), {key: GGUF_REGRESSIONS[key]}))

@@ -70,7 +70,11 @@ class ParquetDataSet:
         """
         for number, cells in self._chunks(skip):
             self._source.check_unchanged()
-            yield from rows_of_cells(cells, number, self.column)
+            try:
+                yield from rows_of_cells(cells, number, self.column)
+            except self._errors as error:  # places in a dictionary that it does not have
+                last = number + len(cells) - 1
+                raise DataSetError(f"{self._source.path}: of rows {number} to {last}: {first_line(error)}") from error
 
     def check_unchanged(self) -> None:
         """See `DataSet.check_unchanged`."""
