@@ -111,7 +111,9 @@ def config_of(key: str, value: object) -> bytes:
 
 UNKNOWN_TOKEN = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "z"}
 NO_CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+WIDTH = b"llama.embedding_length" + struct.pack("<I", 4)  # a uint32 follows
 REGRESSIONS = {
+    "a width that cuts a group": ("gguf", sample("gguf").replace(WIDTH + b"\x20", WIDTH + b"\x30")),
     "a weight without dimensions": ("safetensors", safetensors_of_scalars()),
     "a rust panic": ("tokenizer", tokenizer_with(normalizer=NO_CHARSMAP)),
     "a text that can't be encoded": ("tokenizer", tokenizer_with(model=UNKNOWN_TOKEN, added_tokens=[])),

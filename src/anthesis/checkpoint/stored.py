@@ -72,7 +72,7 @@ class StoredWeights:
         try:
             kind.check_shape(shape)
         except RequestError as error:
-            raise RequestError(f"{name}: {error}") from error
+            raise RequestError(f"{self._where}: {name}: {error}") from error
         return kind.name
 
     def load(self, value: Value) -> WeightTensor:
