@@ -52,6 +52,7 @@ def test_help_fits_a_screen_and_shows_an_example(name: str, columns: int) -> Non
     assert any(line.strip().startswith(f"$ anthesis {name} ") for line in lines)
 
 
+@pytest.mark.timed
 def test_help_is_quick() -> None:
     def cpu_seconds() -> float:
         process = subprocess.Popen(command("--help"), stdout=subprocess.DEVNULL)
