@@ -95,7 +95,7 @@ class HubDataSet:
             cells = self._texts[begin:end].column(0)  # mapped, not copied
         except self._errors as error:
             raise DataSetError(f"{self.description}: row {begin} can't be read: {first_line(error)}") from error
-        yield from rows_of_cells(cells, begin, self.column)
+        yield from rows_of_cells(cells, begin, self.column, self.description)
 
     def _sampled_sha256(self) -> str:
         """Of up to 256 rows, spread evenly: a commit that only changes the README leaves it as it was."""

@@ -70,11 +70,7 @@ class ParquetDataSet:
         """
         for number, cells in self._chunks(skip):
             self._source.check_unchanged()
-            try:
-                yield from rows_of_cells(cells, number, self.column)
-            except self._errors as error:  # places in a dictionary that it does not have
-                last = number + len(cells) - 1
-                raise DataSetError(f"{self._source.path}: of rows {number} to {last}: {first_line(error)}") from error
+            yield from rows_of_cells(cells, number, self.column, str(self._source.path))
 
     def check_unchanged(self) -> None:
         """See `DataSet.check_unchanged`."""
@@ -111,18 +107,25 @@ def is_text_type(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def rows_of_cells(cells: Any, first: int, column: str | None) -> Iterator[Row]:
+def rows_of_cells(cells: Any, first: int, column: str | None, where: str) -> Iterator[Row]:
     """The rows of an Arrow array, of which one text at a time becomes Python's, and no more of it than is looked at.
 
     Args:
         cells: an array or a chunked array.
         first: the number of its first row.
         column: what messages call it.
+        where: what messages call the data set.
+
+    Raises:
+        DataSetError: a cell is damaged: a place in a dictionary that it does not have.
     """
     import pyarrow
 
     for number, cell in enumerate(cells, first):
-        value = cell.value if isinstance(cell, pyarrow.DictionaryScalar) else cell
+        try:
+            value = cell.value if isinstance(cell, pyarrow.DictionaryScalar) else cell
+        except pyarrow.ArrowException as error:
+            raise DataSetError(f"{where}: row {number} can't be read: {first_line(error)}") from error
         if value is None or not value.is_valid:
             yield wrong_type(f"row {number}", "null", column)
         elif isinstance(value, pyarrow.StringScalar):

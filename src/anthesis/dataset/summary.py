@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from anthesis.atomic import replace_file
 from anthesis.bench.result import Device, Machine, Model
-from anthesis.errors import RequestError
+from anthesis.errors import naming
 from anthesis.json_text import format_json
 from anthesis.records import from_result, read_document, to_document
 
@@ -146,8 +146,5 @@ def read_summary(path: Path) -> Summary:
     Raises:
         RequestError: it can't be read, or is no summary.
     """
-    document = read_document(path)
-    try:
-        return Summary.from_document(document)
-    except RequestError as error:
-        raise RequestError(f"{path}: {error}") from error
+    with naming(path):
+        return Summary.from_document(read_document(path))

@@ -55,7 +55,8 @@ class LoadedModel:
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, device: Device, cache: str = "auto") -> None:
         self.config = config
         self.device = device
-        weights = trace(config, "argmax", checkpoint.kind_of).of_kind("weight")
+        self._traced = trace(config, "argmax", checkpoint.kind_of)
+        weights = self._traced.of_kind("weight")
         checkpoint.check(weights)
         self._kinds = {value.name: value.dtype for value in weights}
         self.cache_dtype = choose_cache_dtype(cache, weights)
@@ -79,10 +80,9 @@ class LoadedModel:
         Raises:
             CheckpointError: weights that are NaN or infinite.
         """
-        program = trace(self.config, "argmax", checkpoint.kind_of)
-        weights = program.of_kind("weight")
+        weights = self._traced.of_kind("weight")
         for count, value in enumerate(weights, start=1):
-            self._weights[value.name] = self.device.pack(checkpoint.load(value), program.uses(value.name))
+            self._weights[value.name] = self.device.pack(checkpoint.load(value), self._traced.uses(value.name))
             on_weight(count, len(weights))
 
     def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:
