@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import pty
@@ -29,10 +30,20 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "anthesis", *arguments]
 
 
-def anthesis(*arguments: str, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command with its output in pipes and these environment variables; output is UTF-8, or the test fails."""
+def anthesis(
+    *arguments: str, stdin: bytes = b"", before: Callable[[], None] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command with its output in pipes and these environment variables; output is UTF-8, or the test fails.
+
+    `before` is called in the new process, before the command.
+    """
     result = subprocess.run(
-        command(*arguments), input=stdin, capture_output=True, timeout=TIMEOUT_S, env={**os.environ, **variables}
+        command(*arguments),
+        input=stdin,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, **variables},
+        preexec_fn=before,
     )
     return subprocess.CompletedProcess(
         result.args, result.returncode, result.stdout.decode("utf-8"), result.stderr.decode("utf-8")
@@ -52,6 +63,13 @@ def fail(*arguments: str, code: int = 2, **more: Any) -> str:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("anthesis: device auto")]
     assert (result.returncode, result.stdout, len(lines)) == (code, "", 1), (result.returncode, result.stderr)
     return lines[0]
+
+
+def obey_permissions() -> None:
+    """Makes what this process becomes obey the permissions of files, even root's."""
+    drop_from_bounding_set, override = 24, 1  # PR_CAPBSET_DROP and CAP_DAC_OVERRIDE, linux/prctl.h and capability.h
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).prctl(drop_from_bounding_set, override, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 class Terminal:

@@ -22,7 +22,7 @@ from anthesis.dataset import Request, complete, open_dataset
 from anthesis.dataset.output import OutputFile, row_line
 from anthesis.dataset.summary import Counts, read_summary, summary_path
 from anthesis.errors import DataSetError, RequestError
-from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, succeed
+from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, obey_permissions, succeed
 from text_model import text_model
 
 DEVICE = ("--device", "reference")
@@ -180,9 +180,9 @@ def test_an_output_of_another_request_is_left_alone(tmp_path: Path, model: str) 
     assert output.read_bytes() == before
 
 
-def fail_last(*run: str, code: int = 2) -> str:
+def fail_last(*run: str, code: int = 2, **more: Any) -> str:
     """The last line on stderr of a command that must fail."""
-    result = anthesis(*run)
+    result = anthesis(*run, **more)
     assert (result.returncode, result.stdout) == (code, ""), result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr.splitlines()[-1]
@@ -367,6 +367,17 @@ def test_a_full_disk_costs_no_row(tmp_path: Path, model: str, small_disk: Path) 
     ballast.unlink()
     succeed(*arguments(model, data, output))
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_directory_that_can_t_be_written_to_is_told_at_once(tmp_path: Path, model: str) -> None:
+    data, directory = write_rows(tmp_path / "data.jsonl", 2), tmp_path / "closed"
+    directory.mkdir(mode=0o555)
+    run = arguments(model, data, directory / "out.jsonl")
+    assert "out.jsonl can't be written to: Permission denied" in fail_last(*run, before=obey_permissions)
+    directory.chmod(0o755)
+    (directory / "out.jsonl").touch()
+    directory.chmod(0o555)  # rows could be written, and their summary not
+    assert "out.jsonl.summary.json has to stand there" in fail_last(*run, before=obey_permissions)
 
 
 def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path, model: str) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from anthesis.dataset import read_summary
 from anthesis.errors import RequestError
 from anthesis.report import Line, read_lines, render
-from command_line import anthesis, fail, succeed, tiny_model
+from command_line import anthesis, fail, obey_permissions, succeed, tiny_model
 from hostile import forget_peak_kib, peak_kib, sample
 from text_model import text_model
 
@@ -82,6 +82,17 @@ def test_the_table_and_markdown_say_once_what_is_the_same(results: tuple[Path, P
     assert len({line.replace("\\|", "").count("|") for line in grid}) == 1
 
 
+def test_names_reach_a_terminal_in_one_line_without_its_control_characters(results: tuple[Path, Path]) -> None:
+    (line,) = read_lines(results[1])
+    lines = [replace(line, model="a\x1b[31m\nb"), replace(line, model="c", error="d\x9be")]
+    assert json.loads(render(lines, "json"))["lines"][0]["model"] == "a\x1b[31m\nb"
+    for form in ("table", "md"):
+        text = render(lines, form)
+        assert all(c.isprintable() for c in text.replace("\n", ""))
+        assert "a\\x1b[31m b" in text.replace("\\\\", "\\")
+        assert len(text.splitlines()) == len(render([line, replace(line, model="c", error="d")], form).splitlines())
+
+
 def test_a_data_set_is_shown_once(results: tuple[Path, Path]) -> None:
     rows = results[1]
     both = succeed("report", str(rows), f"{rows}.summary.json", "--format", "json")
@@ -95,6 +106,9 @@ def test_a_file_is_written_in_the_format_it_ends_in(results: tuple[Path, Path], 
         assert (tmp_path / name).read_text() == render(lines, form)
     succeed("report", str(results[1]), "-o", str(tmp_path / "b.md"), "--format", "table")
     assert (tmp_path / "b.md").read_text() == render(lines, "table")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    refused = fail("report", str(results[1]), "-o", str(tmp_path / "closed" / "c.md"), before=obey_permissions)
+    assert "can't be written to; name another file" in refused
 
 
 @pytest.mark.parametrize(

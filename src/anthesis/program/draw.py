@@ -44,10 +44,13 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
+@lru_cache(maxsize=4)  # a draw asks for its key up to three times
 def _key(seed: int, position: int) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         key = _mix(np.array([seed % 2**64], dtype=np.uint64) + GOLDEN)
-        return _mix(key + np.uint64(position) * GOLDEN)
+        key = _mix(key + np.uint64(position) * GOLDEN)
+    key.setflags(write=False)
+    return key
 
 
 def _hashes(key: NDArray[np.uint64], tokens: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from anthesis.columns import aligned
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, printable
 from anthesis.json_text import format_json
 from anthesis.report.line import Line
 from anthesis.units import amount, duration
@@ -21,11 +21,16 @@ EMPTY = "-"
 
 @dataclass(frozen=True)
 class _Column:
-    """A column that people see: its title, and its cell; None for nothing to show."""
+    """A column that people see: its title, and what it shows of a line; None for nothing to show."""
 
     title: str
-    cell: Callable[[Line], str | None]
+    value: Callable[[Line], str | None]
     left: bool = False
+
+    def cell(self, line: Line) -> str | None:
+        """One line of text: names in a result file are somebody else's, and go to a terminal."""
+        value = self.value(line)
+        return None if value is None else printable(value, 1000)
 
 
 def _of(name: str, shown: Callable[[Any], str] = str) -> Callable[[Line], str | None]:
@@ -117,7 +122,7 @@ def _visible(lines: Sequence[Line]) -> tuple[list[tuple[str, str]], list[_Column
                 shared.append((column.title, cells[0]))
         elif any(cell is not None for cell in cells):
             columns.append(column)
-    rows = [[" ".join((column.cell(line) or EMPTY).split()) for column in columns] for line in lines]
+    rows = [[column.cell(line) or EMPTY for column in columns] for line in lines]
     return shared, columns, rows
 
 
