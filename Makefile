@@ -35,7 +35,9 @@ test-slow: check ## Style, types, and every test
 	$(PYTEST) -m "not timed"
 	$(BIN)/python -m pytest -m timed
 
+# Hundreds of tests start the command, and where PYTHONDONTWRITEBYTECODE is set each would compile every module again.
 check: $(STAMPS)/test ## Style and types only
+	$(BIN)/python -m compileall -q src
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

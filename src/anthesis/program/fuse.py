@@ -24,9 +24,10 @@ def fuse(program: Program) -> Program:
     Returns:
         The fused program.
     """
+    ops = program.ops
     for rule in (_fold_bias, _join_products, _fold_activation, _fold_gate, _fold_residual):
-        program = _rewrite(program, rule)
-    return program
+        ops = _rewrite(program, ops, rule)
+    return program.with_ops(ops)
 
 
 Readers = Mapping[str, list[Op]]
@@ -36,14 +37,17 @@ Rule = Callable[[Program, Readers, Linear], "tuple[Linear, list[Op]] | None"]
 """(program, readers, product) -> the larger product and the operations that it replaces besides its own, or None."""
 
 
-def _rewrite(program: Program, rule: Rule) -> Program:
-    """Applies the rule once to every product that is left when its turn comes."""
+def _rewrite(program: Program, ops: tuple[Op, ...], rule: Rule) -> tuple[Op, ...]:
+    """Applies the rule once to every product that is left when its turn comes.
+
+    `ops` are those of the program as earlier rules left them: fewer, over the same values.
+    """
     readers: dict[str, list[Op]] = {name: [] for name in program.values}
-    for op in program.ops:
+    for op in ops:
         for name in op.reads():
             readers[name].append(op)
     instead: dict[int, Op | None] = {}
-    for op in program.ops:
+    for op in ops:
         if not isinstance(op, Linear) or id(op) in instead:
             continue
         found = rule(program, readers, op)
@@ -59,8 +63,8 @@ def _rewrite(program: Program, rule: Rule) -> Program:
         # a residual may be ready only where it was added; everything else is ready where the product stood
         place = op if larger.residual is None else replaced[-1]
         instead[id(place)] = larger
-    kept = (instead.get(id(op), op) for op in program.ops)
-    return program.with_ops(op for op in kept if op is not None)
+    kept = (instead.get(id(op), op) for op in ops)
+    return tuple(op for op in kept if op is not None)
 
 
 def _only_reader(readers: Readers, product: Linear) -> Op | None:
