@@ -397,8 +397,8 @@ def _assert_nothing_left(directory, result):
 
 def test_a_file_size_limit_leaves_nothing(tmp_path):
     (tmp_path / "disk").mkdir()
-    arguments = command("convert", tiny_model(tmp_path), str(tmp_path / "disk" / "out"))
-    result = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=_limit_files)  # a stand-in for below
+    convert = ("convert", tiny_model(tmp_path), str(tmp_path / "disk" / "out"))
+    result = anthesis(*convert, before=_limit_files)  # a stand-in for below
     _assert_nothing_left(tmp_path / "disk", result)
 
 

@@ -388,9 +388,7 @@ def test_a_file_size_limit_is_told_like_a_full_disk(tmp_path: Path, model: str) 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-    result = subprocess.run(
-        command(*arguments(model, data, output)), capture_output=True, text=True, preexec_fn=limit, timeout=TIMEOUT_S
-    )
+    result = anthesis(*arguments(model, data, output), before=limit)
     assert result.returncode == 1
     assert "File too large" in result.stderr.splitlines()[-1]
     assert whole.read_bytes().startswith(output.read_bytes())

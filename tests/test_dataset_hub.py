@@ -134,7 +134,9 @@ def hub(main: str = COMMIT) -> Iterator[tuple[str, list[str]]]:
             found: Any = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
         else:
             folders = {folder.as_posix() for file in files for folder in Path(file).parents} - {"."}
-            entries = [{"type": "file", "path": f, "size": len(files[f]), "oid": f"{len(f)}"} for f in files]
+            entries: list[dict[str, Any]] = [
+                {"type": "file", "path": f, "size": len(files[f]), "oid": f"{len(f)}"} for f in files
+            ]
             entries += [{"type": "directory", "path": folder, "oid": "0"} for folder in sorted(folders)]
             if action == ["paths-info"]:
                 found = [entry for entry in entries if entry["path"] in body["paths"]]

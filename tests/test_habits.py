@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,7 @@ def import_complaints(path: str, source: str) -> list[str]:
 
 def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """(line, top-level name below anthesis) of each import of our own modules."""
+    node: Any
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -283,7 +284,7 @@ def charsmap(*texts: str) -> bytes:
     return (4).to_bytes(4, "little") + bytes(4) + "".join(f"{text}\0" for text in texts).encode()
 
 
-BOMBS = {
+BOMBS: dict[str, dict[str, Any]] = {
     "doubled again and again": {"normalizer": normalizers.Sequence([normalizers.Replace("a", "aa")] * 24)},
     "a replacement at every place": {"normalizer": normalizers.Replace(Regex("x*"), "y" * 1000)},
     "a book before each text": {"normalizer": normalizers.Prepend("a" * 8_000_000)},

@@ -12,6 +12,7 @@ from anthesis import native
 from anthesis.cores import usable_cores
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
+from anthesis.units import counted
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -47,7 +48,7 @@ class Bandwidth:
         return statistics.median(self.samples)
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        threads = counted(self.threads, "thread")
         return f"median of {len(self.samples)} passes of {threads} over {self.buffer_bytes >> 20} MiB"
 
 

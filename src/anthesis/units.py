@@ -20,6 +20,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def rate(per_second: float) -> str:
+    """How often something happens: "33.1/s", "1,024/s"."""
+    return f"{per_second:,.{1 if per_second < 999.5 else 0}f}/s"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that suits it: "18.1 ms", "1.81 s"."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):

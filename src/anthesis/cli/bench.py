@@ -13,7 +13,7 @@ from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import tell
 from anthesis.columns import aligned
 from anthesis.errors import RequestError
-from anthesis.units import amount, duration
+from anthesis.units import amount, counted, duration, rate
 
 if TYPE_CHECKING:
     from anthesis.bench import Measurement, Report
@@ -169,30 +169,22 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
         duration(speed.first_token_s.median),
         "-" if between is None else duration(between.median),
         "-" if between is None else duration(between.p95),
-        _rate(speed.prefill_tokens_per_s.median),
-        "-" if decode is None else _rate(decode.median),
+        rate(speed.prefill_tokens_per_s.median),
+        "-" if decode is None else rate(decode.median),
         duration(speed.total_s.median),
         "-" if share is None else f"{share.median:.1%}",
     ]
 
 
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.{1 if per_second < 999.5 else 0}f}/s"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _explanation(measured: Measurement) -> list[str]:
     config, model, traffic = measured.configuration, measured.model, measured.traffic
-    size = f"{_count(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
+    size = f"{counted(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
     warmup = f"{len(measured.warmup.run_s)} to warm up"
     loading = f"loading took {duration(measured.load_s)}"
     peak = f"peak memory {amount(measured.process_peak_memory_bytes, 'B')}"
     lines = [
         f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
-        f"medians of {_count(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
+        f"medians of {counted(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
         "first: until the first token; token: from one to the next; in all: the whole call",
         "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
     ]

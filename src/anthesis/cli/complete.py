@@ -105,8 +105,6 @@ def complete(
     from anthesis.dataset import Request, open_dataset
     from anthesis.dataset import complete as complete_dataset
 
-    if not all(stop or ()):
-        raise RequestError("--stop is empty, which would stop at once; give a text")
     sampling: dict[str, Any] = {
         "ignore_eos": ignore_eos,
         "temperature": temperature,
@@ -114,7 +112,7 @@ def complete(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop or ()),
+        "stop": options.stop_texts(stop),
     }
     request = Request(
         prompt_tokens=prompt_tokens,

@@ -65,14 +65,12 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop or ()),
+        "stop": options.stop_texts(stop),
         "logprobs": logprobs,
     }
     from anthesis.engine.sampling import SamplingParams
     from anthesis.llm import LLM
 
-    if not all(stop or ()):
-        raise RequestError("--stop is empty, which would stop at once; give a text")
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
     if output is not None:
         check_output(output)

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from anthesis.errors import RequestError
+
 MODEL = "Model"
 PROMPT = "Prompt"
 SAMPLING = "Completion"
@@ -58,6 +60,17 @@ def parse_bytes(text: str) -> int:
     if not found or found[2] not in UNITS:
         raise typer.BadParameter(f"{text!r} is not a size; write bytes, or a number with MiB, GiB, MB or GB behind it")
     return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
+
+
+def stop_texts(stop: list[str] | None) -> tuple[str, ...]:
+    """The texts that `Stop` gave a command.
+
+    Raises:
+        RequestError: an empty one.
+    """
+    if not all(stop or ()):
+        raise RequestError("--stop is empty, which would stop at once; give a text")
+    return tuple(stop or ())
 
 
 Model = Annotated[

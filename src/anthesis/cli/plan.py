@@ -10,7 +10,7 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import print_json
-from anthesis.units import amount, duration
+from anthesis.units import amount, counted, duration
 
 if TYPE_CHECKING:
     from anthesis.plan import Plan
@@ -97,6 +97,7 @@ def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     hardware, job = made.hardware, made.job
     devices = f"device {hardware.name}" if hardware.memory_is_shared else f"{made.tp} x {hardware.name}"
     ranks = f", {made.tp} ranks" if hardware.memory_is_shared and made.tp > 1 else ""
+    sequences = counted(job.batch, "sequence")
     parameters = f"{made.parameters / 1e9:.4g} B" if made.parameters >= 1e9 else f"{made.parameters / 1e6:.4g} M"
     heading = (
         f"{made.model}: {parameters} parameters in {made.num_layers} layers, "
@@ -106,7 +107,7 @@ def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         (heading, []),
         (f"on {devices}{ranks} ({hardware.description})", _hardware_rows(made)),
         (_memory_heading(made), _memory_rows(made)),
-        (f"token step, {_sequences(job.batch)} at {job.decode_step().context:,} tokens, per rank", _step_rows(made)),
+        (f"token step, {sequences} at {job.decode_step().context:,} tokens, per rank", _step_rows(made)),
         (f"least possible time (latencies count as nothing{_counted(made)})", _floor_rows(made)),
     ]
 
@@ -145,7 +146,8 @@ def _memory_rows(made: Plan) -> list[tuple[str, str]]:
     job, hardware = made.job, made.hardware
     need = made.total_memory if hardware.memory_is_shared else made.rank_memory
     usable = hardware.memory_bytes - made.reserve_bytes
-    held = f"{_sequences(job.batch)} of {job.context_tokens:,} tokens, {made.cache_bytes_per_token:,} B per token"
+    sequences = counted(job.batch, "sequence")
+    held = f"{sequences} of {job.context_tokens:,} tokens, {made.cache_bytes_per_token:,} B per token"
     return [
         ("weights", f"{amount(need.weight_bytes, 'B')}{_held(made)}"),
         ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if made.tp > 1 else ''})"),
@@ -239,7 +241,3 @@ def _operation_lines(made: Plan) -> list[str]:
         cells = "".join(f" {amount(size, 'B'):>12}" for size in sizes)
         lines.append(f"  {kind:<18}{cells} {amount(cost.flops, 'FLOP'):>14} {amount(cost.sent_bytes, 'B'):>12}")
     return [*lines, "program (R rows in the step, L rows with logits; equal layers are listed once)", made.listing]
-
-
-def _sequences(batch: int) -> str:
-    return "1 sequence" if batch == 1 else f"{batch} sequences"

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from anthesis.cli.prompts import Prompt
+from anthesis.units import counted
 
 if TYPE_CHECKING:
     from anthesis import LLM, Completion
@@ -37,7 +38,7 @@ def summary_lines(llm: LLM, completions: Sequence[Completion]) -> list[str]:
     between = [interval for completion in completions for interval in completion.timing.per_token_s]
     total_s = max(completion.timing.total_s for completion in completions)
     speed = [
-        f"{tokens} {'token' if tokens == 1 else 'tokens'} ({ends})",
+        f"{counted(tokens, 'token')} ({ends})",
         "first after " + (f"{_ms(min(firsts))} to {_ms(max(firsts))}" if len(firsts) > 1 else _ms(firsts[0])),
         *([f"then {_ms(median(between))} per token (median)"] if between else []),
         f"{tokens / total_s:.1f} tokens/s in all",

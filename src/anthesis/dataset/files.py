@@ -20,6 +20,7 @@ from anthesis.dataset.read import MAX_COLUMNS, Row, choose_column, no_rows, row_
 from anthesis.dataset.source import SourceFile
 from anthesis.errors import DataSetError, RequestError
 from anthesis.json_text import parse_json, type_name
+from anthesis.units import counted
 
 LOOKED_AT_ROWS = 100
 """Rows in which the columns are looked for."""
@@ -181,8 +182,7 @@ class CsvFile(_LinesDataSet):
             return f"{record.where} {record.error}"
         num_fields = len(record.fields)
         if num_fields != len(self._names):
-            fields = "1 field" if num_fields == 1 else f"{num_fields} fields"
-            return f"{record.where} has {fields} where the header has {len(self._names)}"
+            return f"{record.where} has {counted(num_fields, 'field')} where the header has {len(self._names)}"
         return None
 
     def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:

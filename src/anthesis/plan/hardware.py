@@ -13,6 +13,7 @@ from anthesis.host import memory_bandwidth
 from anthesis.memory import available_memory_bytes
 from anthesis.program.cost import kind_bytes
 from anthesis.program.ir import Value
+from anthesis.units import counted
 
 THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
 """Devices that live in this machine's own memory."""
@@ -123,7 +124,7 @@ def _this_machine(device: str) -> Hardware:
         figures = f"unknown: {error}"
     return Hardware(
         name=device,
-        description=f"this machine, {cores} usable {'core' if cores == 1 else 'cores'}",
+        description=f"this machine, {counted(cores, 'usable core')}",
         figures=f"memory: available now; bandwidth: {figures}",
         memory_bytes=available_memory_bytes(),
         memory_is_shared=True,

@@ -12,7 +12,7 @@ from anthesis.columns import aligned
 from anthesis.errors import RequestError, printable
 from anthesis.json_text import format_json
 from anthesis.report.line import Line
-from anthesis.units import amount, duration
+from anthesis.units import amount, duration, rate
 
 SCHEMA_VERSION = 1
 FORMATS = ("table", "md", "csv", "json")
@@ -41,10 +41,6 @@ def _of(name: str, shown: Callable[[Any], str] = str) -> Callable[[Line], str | 
     return cell
 
 
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.{1 if per_second < 999.5 else 0}f}/s"
-
-
 def _count(number: int) -> str:
     return f"{number:,}"
 
@@ -70,10 +66,10 @@ _COLUMNS = (
     _Column("first", _of("first_token_s", duration)),
     _Column("token", _of("token_s", duration)),
     _Column("p95", _of("token_p95_s", duration)),
-    _Column("prompt", _of("prefill_tokens_per_s", _rate)),
-    _Column("decode", _of("decode_tokens_per_s", _rate)),
+    _Column("prompt", _of("prefill_tokens_per_s", rate)),
+    _Column("decode", _of("decode_tokens_per_s", rate)),
     _Column("in all", _of("total_s", duration)),
-    _Column("tokens/s", _of("tokens_per_s", _rate)),
+    _Column("tokens/s", _of("tokens_per_s", rate)),
     _Column("share", _of("share_of_bandwidth", "{:.1%}".format)),
     _Column("rows", _rows),
     _Column("failed", _of("failed_rows", _count)),
