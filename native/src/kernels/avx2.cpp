@@ -1,0 +1,37 @@
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include <immintrin.h>
+
+#include "kernels.hpp"
+#include "target.hpp"
+
+ANTHESIS_TARGET_BEGIN("avx2,fma,f16c")
+
+namespace anthesis::avx2 {
+namespace {
+
+constexpr int kBlockRows = 6;    // six rows of a tile fill twelve of the sixteen registers
+constexpr int kBlockQueries = 6;
+
+#include "lanes_avx2.hpp"
+#include "math.hpp"
+#include "dots_avx2.hpp"
+#include "linear.hpp"
+#include "attend.hpp"
+
+} // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = ANTHESIS_KERNELS("avx2");
+
+} // namespace anthesis::avx2
+
+ANTHESIS_TARGET_END
+
+#endif

@@ -1,0 +1,130 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "../matrix.hpp"
+
+namespace anthesis {
+
+enum class Activation { none, gelu, gelu_tanh, silu, relu };
+
+// To what the inputs of a product are rounded before it. `natural`: what belongs to the kind of weight: nothing for fp32
+// and fp16, bf16 for bf16, eight bits in groups of 32 for the integer kinds. `wide`: sixteen bits for these.
+enum class InputWidth { natural, wide };
+
+// A norm that comes before a product, over whole rows.
+struct NormSpec {
+    const float* weight;
+    const float* bias; // or null
+    float epsilon;
+    bool centered; // layer norm; else root mean square
+};
+
+// How many of the `rows` that are left make the next block, at most `most` >= 4 of them: whole blocks, then 4, 2, 1.
+constexpr int block_rows(int most, int rows) { return rows >= most ? most : rows >= 4 ? 4 : rows >= 2 ? 2 : 1; }
+
+// One block of rows of inputs, packed for a kind of weight. Rows are packed side by side, so that the kernel finds an
+// element of each of them with one address.
+struct PackRows {
+    const float* x;
+    std::size_t stride; // floats from row to row
+    int rows, columns;  // at most `max_rows`
+    const NormSpec* norm; // or null
+    std::byte* out;
+    float* scratch; // as many floats as there are columns, rounded up to 32
+};
+
+// The outputs of one panel of a matrix, for every row.
+struct PanelOutputs {
+    const float* bias;     // whole vector, padded to whole tiles, or null
+    float* out;            // first row, first output of the matrix
+    std::size_t stride;    // floats from row to row
+    Activation activation; // of the first matrix
+    const float* residual; // as `out`, or null
+    std::size_t residual_stride;
+};
+
+struct PanelProduct {
+    const Matrix* matrix;
+    const Matrix* gate_by; // activation(matrix x) * (gate_by x), or null
+    const float* gate_by_bias;
+    InputWidth width;
+    const std::byte* x; // packed blocks
+    int rows;
+    PanelOutputs to;
+};
+
+// Where the keys and values of a layer stand. A block holds 64 tokens, first the keys of each head as (D, 64), then the
+// values of each head as (64, D'), D' being D rounded up to a multiple of 16.
+struct CacheLayout {
+    int kv_heads, head_dim;
+    bool is_bf16;
+    std::size_t element_bytes() const { return is_bf16 ? 2 : 4; }
+    int value_width() const { return (head_dim + 15) / 16 * 16; }
+    std::size_t key_bytes() const { return static_cast<std::size_t>(head_dim) * 64 * element_bytes(); }
+    std::size_t value_bytes() const { return static_cast<std::size_t>(value_width()) * 64 * element_bytes(); }
+    std::size_t block_bytes() const { return kv_heads * (key_bytes() + value_bytes()); }
+    std::size_t keys_at(int head) const { return head * key_bytes(); }
+    std::size_t values_at(int head) const { return kv_heads * key_bytes() + head * value_bytes(); }
+};
+
+struct AttendLayer {
+    CacheLayout layout;
+    std::byte* cache;
+    int queries_per_kv_head_of_model;
+    int first_head, first_kv_head; // of this rank
+    int heads;                     // query heads of this rank
+    float scale;
+    const float* slopes; // of this rank's heads, or null
+    int window;          // keys a row sees, its own included; 0: all
+    bool rotates;
+};
+
+struct AttendRows {
+    const AttendLayer* layer;
+    const float *q, *k, *v;
+    std::size_t q_stride, kv_stride;
+    const float* angles; // (R, D): D/2 cosines, then D/2 sines, or null
+    float* out;
+    std::size_t out_stride;
+    const std::int32_t* positions;
+    const std::int32_t* table; // the sequence's line of the block table
+    int first_row, rows;       // of one sequence
+    int kv_head;
+    float* scratch;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+    const char* name;
+    int max_rows; // in a block of packed inputs
+
+    // Bytes of one packed row; a block of n rows takes n times as many.
+    std::size_t (*packed_row_bytes)(const MatrixKind& kind, InputWidth width, int columns);
+    void (*pack_rows)(const MatrixKind& kind, InputWidth width, const PackRows& rows);
+    void (*panel_product)(const PanelProduct& product, int panel);
+
+    void (*norm)(const NormSpec& norm, const float* x, float* out, int width);
+    void (*activate)(Activation activation, const float* x, float* out, int count);
+    void (*rotate)(const float* x, const float* angles, float* out, int head_dim);
+
+    // Stores the keys and values of the rows in the cache.
+    void (*attend_store)(const AttendRows& rows);
+    // Attends; the keys and values of the rows are in the cache.
+    void (*attend)(const AttendRows& rows);
+    std::size_t (*attend_scratch_floats)(const AttendLayer& layer);
+    // The place of the largest of `count` > 0 numbers, the first of equal ones; a NaN counts as the largest.
+    int (*argmax)(const float* x, int count);
+};
+
+// Those that this processor can run, the fastest first; there is always "portable".
+std::vector<const Kernels*> usable_kernels();
+
+// The fastest, or those that the environment variable ANTHESIS_CPU_KERNELS names.
+// Throws std::invalid_argument where it names none that can run here.
+const Kernels& chosen_kernels();
+
+} // namespace anthesis

@@ -1,0 +1,337 @@
+// Products of a packed matrix and packed rows. Included inside a namespace, with the instruction set switched on.
+//
+// An output is summed in the order of the columns in one lane, whatever else is computed beside it: the bits do not
+// depend on how many rows or tiles a kernel works on at a time.
+
+// A format says how one unit of T tiles is multiplied with a block of R rows, and what 32 inputs of one row take: floats;
+// or pairs of bf16; or a scale, a sum and the quantised inputs. A unit has several parts of 32 columns where a group of
+// four-bit values is larger.
+constexpr std::size_t kRecordHead = 8; // scale and sum
+
+template <bool kHalf> struct PlainFormat { // fp32, fp16
+    static constexpr std::size_t input_bytes = 32 * 4;
+
+    template <int T, int R>
+    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+        const auto* in = reinterpret_cast<const float*>(x);
+        for (int k = 0; k < 32; ++k)
+            for (int t = 0; t < T; ++t) {
+                const std::byte* at = w + t * tile_step + k * (kHalf ? 32 : 64);
+                const Floats value = kHalf ? load_halves(at) : load(reinterpret_cast<const float*>(at));
+                for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value, fill(in[k * R + r]), sums[t][r]);
+            }
+    }
+};
+
+struct Bf16Format {
+    static constexpr std::size_t input_bytes = kHasBf16Dot ? 32 * 2 : 32 * 4;
+
+    template <int T, int R>
+    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+        for (int pair = 0; pair < 16; ++pair)
+            for (int t = 0; t < T; ++t) {
+                const std::byte* at = w + t * tile_step + pair * 64;
+                if constexpr (kHasBf16Dot) {
+                    const auto* in = reinterpret_cast<const std::int32_t*>(x) + pair * R;
+                    for (int r = 0; r < R; ++r) sums[t][r] = dot_bf16(sums[t][r], at, in[r]);
+                } else {
+                    const auto* in = reinterpret_cast<const float*>(x) + 2 * pair * R;
+                    const FloatPairs value = load_bf16_pairs(at);
+                    for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.first, fill(in[r]), sums[t][r]);
+                    for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.second, fill(in[R + r]), sums[t][r]);
+                }
+            }
+    }
+};
+
+template <bool kGrouped, bool kWide> struct Int8Format {
+    static constexpr std::size_t input_bytes = kRecordHead + (kInt8TakesWords || kWide ? 64 : 32);
+
+    template <int T, int R>
+    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+        const auto* scales = reinterpret_cast<const float*>(x);
+        const auto* input_sums = reinterpret_cast<const std::int32_t*>(x) + R;
+        Ints dot[T][R];
+        dot_int8<T, R, kWide>(w + (kGrouped ? 32 : 0), tile_step, input_sums, input_sums + R, dot);
+        for (int t = 0; t < T; ++t) {
+            if constexpr (kGrouped) {
+                const Floats scale = load_halves(w + t * tile_step);
+                for (int r = 0; r < R; ++r)
+                    sums[t][r] = multiply_add(to_floats(dot[t][r]), scale * fill(scales[r]), sums[t][r]);
+            } else {
+                for (int r = 0; r < R; ++r)
+                    sums[t][r] = multiply_add(to_floats(dot[t][r]), fill(scales[r]), sums[t][r]);
+            }
+        }
+    }
+};
+
+template <bool kMinimum, bool kWide> struct Int4Format {
+    static constexpr std::size_t input_bytes = kRecordHead + (kWide ? 64 : 32);
+
+    template <int T, int R>
+    static INLINE void unit(const std::byte* w, std::size_t tile_step, int parts, const std::byte* x, Floats (&sums)[T][R]) {
+        constexpr std::size_t head = kMinimum ? 64 : 32;
+        Floats group[T][R], offset[T][R]; // of all parts: values times inputs; with a minimum also the sum of the inputs
+        for (int t = 0; t < T; ++t)
+            for (int r = 0; r < R; ++r) group[t][r] = offset[t][r] = zeros();
+        for (int part = 0; part < parts; ++part) {
+            const std::byte* record = x + part * input_bytes * R;
+            const auto* scales = reinterpret_cast<const float*>(record);
+            const auto* input_sums = reinterpret_cast<const std::int32_t*>(record) + R;
+            Ints dot[T][R];
+            dot_int4<T, R, kWide>(w + head + part * 256, tile_step, input_sums + R, dot);
+            for (int t = 0; t < T; ++t)
+                for (int r = 0; r < R; ++r) {
+                    const Floats scale = fill(scales[r]);
+                    const Floats value = to_floats(kMinimum ? dot[t][r] : dot[t][r] - fill_ints(8 * input_sums[r]));
+                    group[t][r] = multiply_add(value, scale, group[t][r]);
+                    if constexpr (kMinimum) {
+                        const Floats input_sum = fill(static_cast<float>(input_sums[r]));
+                        offset[t][r] = multiply_add(input_sum, scale, offset[t][r]);
+                    }
+                }
+        }
+        for (int t = 0; t < T; ++t) {
+            const Floats scale = load_halves(w + t * tile_step);
+            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(group[t][r], scale, sums[t][r]);
+            if constexpr (kMinimum) {
+                const Floats minimum = load_halves(w + t * tile_step + 32);
+                for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(offset[t][r], minimum, sums[t][r]);
+            }
+        }
+    }
+};
+
+// Calls f(Format()) with the format of this kind and width.
+template <class F> INLINE decltype(auto) with_format(const MatrixKind& kind, InputWidth width, F&& f) {
+    const bool wide = width == InputWidth::wide;
+    switch (kind.elements) {
+    case Elements::fp32: return f(PlainFormat<false>());
+    case Elements::fp16: return f(PlainFormat<true>());
+    case Elements::bf16: return f(Bf16Format());
+    case Elements::int8:
+        if (kind.group) return wide ? f(Int8Format<true, true>()) : f(Int8Format<true, false>());
+        return wide ? f(Int8Format<false, true>()) : f(Int8Format<false, false>());
+    default:
+        if (kind.has_minimum) return wide ? f(Int4Format<true, true>()) : f(Int4Format<true, false>());
+        return wide ? f(Int4Format<false, true>()) : f(Int4Format<false, false>());
+    }
+}
+
+// The sums of T tiles for one block of R rows.
+template <class Format, int T, int R>
+INLINE void sum_block(const Matrix& matrix, const std::byte* w, std::size_t stride, std::size_t ahead, const std::byte* x,
+                      Floats (&sums)[T][R]) {
+    const MatrixLayout& layout = matrix.layout;
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) sums[t][r] = zeros();
+    const std::size_t unit_bytes = layout.unit_bytes;
+    const int parts = layout.unit_columns / kInputGroup;
+    for (int unit = 0; unit < layout.units; ++unit) {
+        if (ahead)
+            for (std::size_t line = 0; line < T * unit_bytes; line += 64) fetch_ahead(w + ahead + line);
+        Format::template unit<T, R>(w, unit_bytes, parts, x, sums);
+        w += stride;
+        x += Format::input_bytes * parts * R;
+    }
+}
+
+// Sixteen outputs of one row become what is stored.
+INLINE void store_outputs(Floats value, const PanelProduct& product, int row, int first, int count) {
+    const PanelOutputs& to = product.to;
+    float* out = to.out + row * to.stride + first;
+    const float* residual = to.residual ? to.residual + row * to.residual_stride + first : nullptr;
+    if (count == kTileRows) {
+        if (residual) value = load(residual) + value;
+        store(out, value);
+        return;
+    }
+    float values[kTileRows];
+    store(values, value);
+    for (int i = 0; i < count; ++i) out[i] = residual ? residual[i] + values[i] : values[i];
+}
+
+INLINE Floats with_scale_and_bias(Floats sum, const Matrix& matrix, const float* bias, int first) {
+    if (!matrix.row_scales.empty()) sum = sum * load(matrix.row_scales.data() + first);
+    return bias ? sum + load(bias + first) : sum;
+}
+
+constexpr std::size_t kAhead = 2048; // bytes between what is read and what is fetched
+
+template <class Format, int T, int R>
+NO_INLINE void tiles_product(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
+    const Matrix& matrix = *product.matrix;
+    const std::size_t ahead = R <= 2 ? kAhead : 0; // else the tile is in a cache: rows before have read it
+    Floats sums[T][R];
+    sum_block<Format, T, R>(matrix, matrix.tile(panel, tile), matrix.unit_stride(panel), ahead, x, sums);
+    const int first = (panel * kPanelTiles + tile) * kTileRows;
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r)
+            sums[t][r] = activate(product.to.activation,
+                                  with_scale_and_bias(sums[t][r], matrix, product.to.bias, first + t * kTileRows));
+    if (product.gate_by) {
+        const Matrix& other = *product.gate_by;
+        Floats gates[T][R];
+        sum_block<Format, T, R>(other, other.tile(panel, tile), other.unit_stride(panel), ahead, x, gates);
+        for (int t = 0; t < T; ++t)
+            for (int r = 0; r < R; ++r)
+                sums[t][r] = sums[t][r] * with_scale_and_bias(gates[t][r], other, product.gate_by_bias, first + t * kTileRows);
+    }
+    for (int t = 0; t < T; ++t) {
+        const int at = first + t * kTileRows, count = matrix.layout.rows - at;
+        for (int r = 0; r < R; ++r) store_outputs(sums[t][r], product, row + r, at, count < kTileRows ? count : kTileRows);
+    }
+}
+
+template <class Format> struct PanelKernel {
+    // One row reads each tile once, so two of them side by side keep the arithmetic from waiting for itself.
+    static void one_row(const PanelProduct& product, int panel, const std::byte* x, int row) {
+        const int tiles = product.matrix->layout.tiles_of(panel);
+        if (tiles == kPanelTiles) return tiles_product<Format, kPanelTiles, 1>(product, panel, 0, x, row);
+        for (int tile = 0; tile < tiles; ++tile) tiles_product<Format, 1, 1>(product, panel, tile, x, row);
+    }
+
+    // A tile stays in the cache while all rows pass by.
+    template <int R> static void rows(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
+        tiles_product<Format, 1, R>(product, panel, tile, x, row);
+    }
+
+    static void run(const PanelProduct& product, int panel) {
+        const MatrixLayout& layout = product.matrix->layout;
+        if (product.rows == 1) return one_row(product, panel, product.x, 0);
+        const std::size_t row_bytes = Format::input_bytes * layout.parts();
+        for (int tile = 0; tile < layout.tiles_of(panel); ++tile) {
+            const std::byte* x = product.x;
+            for (int row = 0; row < product.rows;) {
+                const int count = block_rows(kBlockRows, product.rows - row);
+                if (count == kBlockRows)
+                    rows<kBlockRows>(product, panel, tile, x, row);
+                else if (count == 4)
+                    rows<4>(product, panel, tile, x, row);
+                else if (count == 2)
+                    rows<2>(product, panel, tile, x, row);
+                else
+                    rows<1>(product, panel, tile, x, row);
+                row += count;
+                x += count * row_bytes;
+            }
+        }
+    }
+};
+
+inline void panel_product(const PanelProduct& product, int panel) {
+    with_format(product.matrix->layout.kind, product.width,
+                [&](auto format) { PanelKernel<decltype(format)>::run(product, panel); });
+}
+
+// Inputs ---------------------------------------------------------------------------------------------------------------
+
+inline std::size_t packed_row_bytes(const MatrixKind& kind, InputWidth width, int columns) {
+    return with_format(kind, width, [](auto format) { return decltype(format)::input_bytes; }) *
+           MatrixLayout(kind, 1, columns).parts();
+}
+
+// Of a wide input's 127 * 256 steps the high byte is -127 .. 127 and the low one -128 .. 127.
+constexpr float kWideSteps = 127 * 256, kNarrowSteps = 127;
+
+// Quantises 32 inputs of one row into the record of its block.
+template <bool kWords, bool kWide> INLINE void pack_group(const float* x, std::byte* record, int rows, int row) {
+    const Floats a = load(x), b = load(x + 16);
+    const float most = largest(larger(magnitude(a), magnitude(b)));
+    constexpr float kSteps = kWide ? kWideSteps : kNarrowSteps;
+    const float scale = most / kSteps;
+    // a group of zeros, or of numbers so small that the inverse is no number, counts as zeros
+    const bool usable = most > 1e-30f;
+    const Floats inverse = fill(usable ? kSteps / most : 0.0f);
+    const Ints first = to_ints(a * inverse), second = to_ints(b * inverse);
+    // maximum and rounding lose a NaN, so it goes into the scale
+    reinterpret_cast<float*>(record)[row] = (usable ? scale : 0.0f) + sum(a * zeros() + b * zeros());
+    reinterpret_cast<std::int32_t*>(record)[rows + row] = sum(first + second);
+    auto* data = reinterpret_cast<std::int32_t*>(record) + 2 * rows;
+    std::int32_t packed[16];
+    int count = 8;
+    if constexpr (kWords) {
+        store_words_even_odd(packed, first);
+        store_words_even_odd(packed + 8, second);
+        count = 16;
+    } else if constexpr (kWide) {
+        const Ints half = fill_ints(128);
+        const Ints high_first = arithmetic_shift(first + half, 8), high_second = arithmetic_shift(second + half, 8);
+        store_bytes(packed, high_first, high_second);
+        store_bytes(packed + 8, first - shift_left(high_first, 8), second - shift_left(high_second, 8));
+        count = 16;
+    } else {
+        store_bytes(packed, first, second);
+    }
+    if (rows == 1) {
+        std::memcpy(data, packed, count * sizeof(std::int32_t));
+    } else {
+        for (int i = 0; i < count; ++i) data[i * rows + row] = packed[i];
+    }
+}
+
+template <class Format> struct Packer; // how a row of inputs is packed for a format
+
+template <bool kHalf> struct Packer<PlainFormat<kHalf>> {
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        auto* out = reinterpret_cast<float*>(record);
+        if (rows == 1) {
+            std::memcpy(out, x, 32 * sizeof(float));
+        } else {
+            for (int k = 0; k < 32; ++k) out[k * rows + row] = x[k];
+        }
+    }
+};
+
+template <> struct Packer<Bf16Format> {
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        if constexpr (kHasBf16Dot) {
+            std::int32_t pairs[16];
+            store_bf16(pairs, load(x));
+            store_bf16(pairs + 8, load(x + 16));
+            auto* out = reinterpret_cast<std::int32_t*>(record);
+            for (int i = 0; i < 16; ++i) out[i * rows + row] = pairs[i];
+        } else {
+            float rounded[32];
+            store(rounded, rounded_to_bf16(load(x)));
+            store(rounded + 16, rounded_to_bf16(load(x + 16)));
+            Packer<PlainFormat<false>>::pack(rounded, record, rows, row);
+        }
+    }
+};
+
+template <bool kGrouped, bool kWide> struct Packer<Int8Format<kGrouped, kWide>> {
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        pack_group<kInt8TakesWords, kWide>(x, record, rows, row);
+    }
+};
+
+template <bool kMinimum, bool kWide> struct Packer<Int4Format<kMinimum, kWide>> {
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        pack_group<false, kWide>(x, record, rows, row);
+    }
+};
+
+template <class Format> void pack_rows_as(int padded, const PackRows& job) {
+    for (int row = 0; row < job.rows; ++row) {
+        const float* x = job.x + row * job.stride;
+        if (job.norm) {
+            norm(*job.norm, x, job.scratch, job.columns);
+        } else if (padded != job.columns) {
+            std::memcpy(job.scratch, x, job.columns * sizeof(float));
+        }
+        if (job.norm || padded != job.columns) {
+            for (int i = job.columns; i < padded; ++i) job.scratch[i] = 0;
+            x = job.scratch;
+        }
+        std::byte* record = job.out;
+        for (int i = 0; i < padded; i += kInputGroup, record += Format::input_bytes * job.rows)
+            Packer<Format>::pack(x + i, record, job.rows, row);
+    }
+}
+
+inline void pack_rows(const MatrixKind& kind, InputWidth width, const PackRows& job) {
+    const int padded = kInputGroup * static_cast<int>(MatrixLayout(kind, 1, job.columns).parts());
+    with_format(kind, width, [&](auto format) { pack_rows_as<decltype(format)>(padded, job); });
+}

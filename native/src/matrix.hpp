@@ -1,0 +1,103 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "pages.hpp"
+
+namespace anthesis {
+
+// How the elements of a matrix are stored; the names are those of quantize.py.
+enum class Elements { fp32, fp16, bf16, int8, int4 };
+
+struct MatrixKind {
+    Elements elements;
+    int group = 0;            // columns that share a scale; 0: a whole row does, or nothing
+    bool has_scale = false;
+    bool has_minimum = false;
+};
+
+// Throws std::invalid_argument for a kind that has no kernels.
+MatrixKind matrix_kind(std::string_view name);
+
+constexpr int kTileRows = 16;   // rows of the matrix that lie side by side, one in each lane of a vector
+constexpr int kPanelTiles = 2;  // tiles that lie interleaved: two keep the arithmetic of one row from waiting for itself
+constexpr int kPanelRows = kTileRows * kPanelTiles;
+constexpr int kInputGroup = 32; // columns whose inputs are quantised together
+
+// Where the parts of a matrix stand.
+//
+// The rows are cut into tiles of 16, two tiles make a panel (the last one of a matrix may have one), and the columns
+// into units of 32, or of a group where that is larger. Memory holds panel after panel, in each unit after unit, in each
+// the tiles one behind the other. A unit of one tile holds, for 16 rows (lanes):
+//
+//   fp32          32 x [16 floats]                       one column after the other
+//   fp16          32 x [16 halves]
+//   bf16          16 x [16 pairs of two columns]
+//   int8           8 x [16 x 4 columns], value + 128
+//   int8-g32      [16 scales] and the same
+//   int4 kinds    [16 scales] [16 minimums, if any] and for every 32 columns 4 x [16 x 4 bytes]: byte j of the 32
+//                 columns holds column j in its low half and column j + 16 in its high half
+//
+// Columns beyond the width and rows beyond the height are zeros (the integers that stand for 0). Scales of whole rows
+// stand in an array of their own.
+struct MatrixLayout {
+    MatrixLayout(MatrixKind kind, int rows, int columns);
+
+    MatrixKind kind;
+    int rows, columns;
+    int tiles, panels;
+    int unit_columns, units;
+    std::size_t unit_bytes;  // of one tile
+    std::size_t panel_bytes; // of a whole panel
+    std::size_t nbytes() const { return static_cast<std::size_t>(tiles) * units * unit_bytes; }
+    // Runs of 32 columns, those that only pad the last unit included.
+    std::size_t parts() const { return static_cast<std::size_t>(units) * (unit_columns / kInputGroup); }
+    int tiles_of(int panel) const { return panel + 1 < panels ? kPanelTiles : tiles - panel * kPanelTiles; }
+};
+
+// Memory that matrices share: a model has hundreds of them, and huge pages of its own would waste most of a small one's.
+class Arena {
+public:
+    // `nbytes`, aligned to a cache line, kept alive by what is returned. Throws std::bad_alloc.
+    std::shared_ptr<std::byte> take(std::size_t nbytes);
+
+private:
+    std::shared_ptr<Pages> pages_;
+    std::size_t used_ = 0;
+};
+
+// A weight matrix in the layout that the kernels read.
+struct Matrix {
+    MatrixLayout layout;
+    std::shared_ptr<std::byte> data;
+    std::vector<float> row_scales; // of kinds whose rows have one, padded with zeros to whole tiles; else empty
+
+    const std::byte* panel(int index) const { return data.get() + static_cast<std::size_t>(index) * layout.panel_bytes; }
+    const std::byte* tile(int panel_index, int tile) const { return panel(panel_index) + static_cast<std::size_t>(tile) * layout.unit_bytes; }
+    // From one unit of a tile to the next.
+    std::size_t unit_stride(int panel_index) const { return static_cast<std::size_t>(layout.tiles_of(panel_index)) * layout.unit_bytes; }
+};
+
+// A matrix as it is stored in files: row after row (see quantize.py).
+struct StoredMatrix {
+    const std::byte* values;
+    std::size_t values_stride; // bytes from row to row
+    const std::uint16_t* scales = nullptr; // fp16, of a row or of its groups
+    std::size_t scales_stride = 0;         // elements
+    const std::uint16_t* minimums = nullptr;
+    std::size_t minimums_stride = 0;
+};
+
+// Writes the panels [first, last) of the matrix; panels can be written side by side.
+void pack_panels(const StoredMatrix& stored, Matrix& matrix, int first, int last);
+
+// One row as numbers: `columns` floats.
+void dequantize_row(const Matrix& matrix, int row, float* out);
+
+float half_to_float(std::uint16_t half);
+
+} // namespace anthesis
