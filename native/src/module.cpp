@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bandwidth.hpp"
+#include "bind.hpp"
 #include "cpu_features.hpp"
 
 namespace nb = nanobind;
@@ -38,4 +39,5 @@ NB_MODULE(_native, m) {
     m.doc() = "Native part of anthesis; use it through anthesis.native.";
     m.def("read_bandwidth", &read_bandwidth, nb::arg("nbytes"), nb::arg("threads"), nb::arg("seconds"));
     m.def("cpu_features", &cpu_features);
+    anthesis::bind_cpu(m);
 }

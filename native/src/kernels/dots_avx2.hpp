@@ -3,9 +3,15 @@
 // There is an instruction for products of unsigned and signed bytes, but its sums of two saturate at 16 bits. Four-bit
 // values are small enough for it, and for sums of a whole group in 16 bits. Values of eight bits are widened to words.
 
-// How a block of R rows of quantised inputs is laid out, behind its scales and sums: for int8 as words, of every four
-// columns (0, 2) and (1, 3) together, the order in which masking and shifting a word of four bytes gives them.
-constexpr bool kInt8TakesWords = true;
+// Inputs of int8 matrices are words, of every four columns (0, 2) and (1, 3) together: the order in which masking and
+// shifting a word of four bytes gives them.
+template <bool kWide> constexpr std::size_t kInt8InputBytes = 64;
+constexpr int kInt8Layout = 2;
+
+template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, std::int32_t* out) {
+    store_words_even_odd(out, first);
+    store_words_even_odd(out + 8, second);
+}
 
 // dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128.
 template <int T, int R, bool kWide>
@@ -91,4 +97,5 @@ INLINE FloatPairs load_bf16_pairs(const void* p) {
     return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
             {_mm256_castsi256_ps(_mm256_and_si256(low, mask)), _mm256_castsi256_ps(_mm256_and_si256(high, mask))}};
 }
-constexpr bool kHasBf16Dot = false;
+
+#include "bf16_as_floats.hpp"

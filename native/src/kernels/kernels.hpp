@@ -105,7 +105,9 @@ struct Kernels {
     // Bytes of one packed row; a block of n rows takes n times as many.
     std::size_t (*packed_row_bytes)(const MatrixKind& kind, InputWidth width, int columns);
     void (*pack_rows)(const MatrixKind& kind, InputWidth width, const PackRows& rows);
-    void (*panel_product)(const PanelProduct& product, int panel);
+    // Equal numbers for kinds whose packed inputs are the same.
+    int (*input_format)(const MatrixKind& kind, InputWidth width);
+    void (*panel_product)(const PanelProduct& product, int first_panel, int last_panel);
 
     void (*norm)(const NormSpec& norm, const float* x, float* out, int width);
     void (*activate)(Activation activation, const float* x, float* out, int count);

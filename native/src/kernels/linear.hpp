@@ -21,31 +21,26 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
                 for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value, fill(in[k * R + r]), sums[t][r]);
             }
     }
-};
 
-struct Bf16Format {
-    static constexpr std::size_t input_bytes = kHasBf16Dot ? 32 * 2 : 32 * 4;
-
-    template <int T, int R>
-    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
-        for (int pair = 0; pair < 16; ++pair)
-            for (int t = 0; t < T; ++t) {
-                const std::byte* at = w + t * tile_step + pair * 64;
-                if constexpr (kHasBf16Dot) {
-                    const auto* in = reinterpret_cast<const std::int32_t*>(x) + pair * R;
-                    for (int r = 0; r < R; ++r) sums[t][r] = dot_bf16(sums[t][r], at, in[r]);
-                } else {
-                    const auto* in = reinterpret_cast<const float*>(x) + 2 * pair * R;
-                    const FloatPairs value = load_bf16_pairs(at);
-                    for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.first, fill(in[r]), sums[t][r]);
-                    for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.second, fill(in[R + r]), sums[t][r]);
-                }
-            }
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        auto* out = reinterpret_cast<float*>(record) + row;
+        for (int k = 0; k < 32; ++k) out[k * rows] = x[k];
     }
 };
 
+struct Bf16Format {
+    static constexpr std::size_t input_bytes = kBf16InputBytes;
+
+    template <int T, int R>
+    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+        add_bf16_unit<T, R>(w, tile_step, x, sums);
+    }
+
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) { pack_bf16(x, record, rows, row); }
+};
+
 template <bool kGrouped, bool kWide> struct Int8Format {
-    static constexpr std::size_t input_bytes = kRecordHead + (kInt8TakesWords || kWide ? 64 : 32);
+    static constexpr std::size_t input_bytes = kRecordHead + kInt8InputBytes<kWide>;
 
     template <int T, int R>
     static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -63,6 +58,10 @@ template <bool kGrouped, bool kWide> struct Int8Format {
                     sums[t][r] = multiply_add(to_floats(dot[t][r]), fill(scales[r]), sums[t][r]);
             }
         }
+    }
+
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        pack_group<kInt8InputBytes<kWide> / 4, kWide>(x, record, rows, row, arrange_int8_inputs<kWide>);
     }
 };
 
@@ -100,6 +99,10 @@ template <bool kMinimum, bool kWide> struct Int4Format {
                 for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(offset[t][r], minimum, sums[t][r]);
             }
         }
+    }
+
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        pack_group<kWide ? 16 : 8, kWide>(x, record, rows, row, arrange_bytes<kWide>);
     }
 };
 
@@ -220,9 +223,10 @@ template <class Format> struct PanelKernel {
     }
 };
 
-inline void panel_product(const PanelProduct& product, int panel) {
-    with_format(product.matrix->layout.kind, product.width,
-                [&](auto format) { PanelKernel<decltype(format)>::run(product, panel); });
+inline void panel_product(const PanelProduct& product, int first_panel, int last_panel) {
+    with_format(product.matrix->layout.kind, product.width, [&](auto format) {
+        for (int panel = first_panel; panel < last_panel; ++panel) PanelKernel<decltype(format)>::run(product, panel);
+    });
 }
 
 // Inputs ---------------------------------------------------------------------------------------------------------------
@@ -232,86 +236,18 @@ inline std::size_t packed_row_bytes(const MatrixKind& kind, InputWidth width, in
            MatrixLayout(kind, 1, columns).parts();
 }
 
-// Of a wide input's 127 * 256 steps the high byte is -127 .. 127 and the low one -128 .. 127.
-constexpr float kWideSteps = 127 * 256, kNarrowSteps = 127;
-
-// Quantises 32 inputs of one row into the record of its block.
-template <bool kWords, bool kWide> INLINE void pack_group(const float* x, std::byte* record, int rows, int row) {
-    const Floats a = load(x), b = load(x + 16);
-    const float most = largest(larger(magnitude(a), magnitude(b)));
-    constexpr float kSteps = kWide ? kWideSteps : kNarrowSteps;
-    const float scale = most / kSteps;
-    // a group of zeros, or of numbers so small that the inverse is no number, counts as zeros
-    const bool usable = most > 1e-30f;
-    const Floats inverse = fill(usable ? kSteps / most : 0.0f);
-    const Ints first = to_ints(a * inverse), second = to_ints(b * inverse);
-    // maximum and rounding lose a NaN, so it goes into the scale
-    reinterpret_cast<float*>(record)[row] = (usable ? scale : 0.0f) + sum(a * zeros() + b * zeros());
-    reinterpret_cast<std::int32_t*>(record)[rows + row] = sum(first + second);
-    auto* data = reinterpret_cast<std::int32_t*>(record) + 2 * rows;
-    std::int32_t packed[16];
-    int count = 8;
-    if constexpr (kWords) {
-        store_words_even_odd(packed, first);
-        store_words_even_odd(packed + 8, second);
-        count = 16;
-    } else if constexpr (kWide) {
-        const Ints half = fill_ints(128);
-        const Ints high_first = arithmetic_shift(first + half, 8), high_second = arithmetic_shift(second + half, 8);
-        store_bytes(packed, high_first, high_second);
-        store_bytes(packed + 8, first - shift_left(high_first, 8), second - shift_left(high_second, 8));
-        count = 16;
-    } else {
-        store_bytes(packed, first, second);
+// Which of the layouts below a format's inputs have.
+inline int input_format(const MatrixKind& kind, InputWidth width) {
+    const int wide = width == InputWidth::wide;
+    switch (kind.elements) {
+    case Elements::fp32:
+    case Elements::fp16: return 0;
+    case Elements::bf16: return 1;
+    case Elements::int8: return kInt8Layout + wide;
+    case Elements::int4: return 4 + wide;
     }
-    if (rows == 1) {
-        std::memcpy(data, packed, count * sizeof(std::int32_t));
-    } else {
-        for (int i = 0; i < count; ++i) data[i * rows + row] = packed[i];
-    }
+    return -1;
 }
-
-template <class Format> struct Packer; // how a row of inputs is packed for a format
-
-template <bool kHalf> struct Packer<PlainFormat<kHalf>> {
-    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        auto* out = reinterpret_cast<float*>(record);
-        if (rows == 1) {
-            std::memcpy(out, x, 32 * sizeof(float));
-        } else {
-            for (int k = 0; k < 32; ++k) out[k * rows + row] = x[k];
-        }
-    }
-};
-
-template <> struct Packer<Bf16Format> {
-    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        if constexpr (kHasBf16Dot) {
-            std::int32_t pairs[16];
-            store_bf16(pairs, load(x));
-            store_bf16(pairs + 8, load(x + 16));
-            auto* out = reinterpret_cast<std::int32_t*>(record);
-            for (int i = 0; i < 16; ++i) out[i * rows + row] = pairs[i];
-        } else {
-            float rounded[32];
-            store(rounded, rounded_to_bf16(load(x)));
-            store(rounded + 16, rounded_to_bf16(load(x + 16)));
-            Packer<PlainFormat<false>>::pack(rounded, record, rows, row);
-        }
-    }
-};
-
-template <bool kGrouped, bool kWide> struct Packer<Int8Format<kGrouped, kWide>> {
-    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        pack_group<kInt8TakesWords, kWide>(x, record, rows, row);
-    }
-};
-
-template <bool kMinimum, bool kWide> struct Packer<Int4Format<kMinimum, kWide>> {
-    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        pack_group<false, kWide>(x, record, rows, row);
-    }
-};
 
 template <class Format> void pack_rows_as(int padded, const PackRows& job) {
     for (int row = 0; row < job.rows; ++row) {
@@ -327,7 +263,7 @@ template <class Format> void pack_rows_as(int padded, const PackRows& job) {
         }
         std::byte* record = job.out;
         for (int i = 0; i < padded; i += kInputGroup, record += Format::input_bytes * job.rows)
-            Packer<Format>::pack(x + i, record, job.rows, row);
+            Format::pack(x + i, record, job.rows, row);
     }
 }
 

@@ -13,7 +13,6 @@ DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
 """All names but "auto", those that this version does not have included."""
 
 _COMING = {
-    "cpu": "the native CPU device",
     "cuda": "the CUDA device",
     "hpu": "the Gaudi device",
 }
@@ -39,6 +38,10 @@ def open_device(name: str, threads: int | None = None) -> Device:
         from anthesis.devices.reference import ReferenceDevice
 
         return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1)
+    if name == "cpu":
+        from anthesis.devices.cpu import CpuDevice
+
+        return CpuDevice(threads)
     if name in _COMING:
         raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device reference is")
     raise RequestError(

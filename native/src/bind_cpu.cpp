@@ -1,0 +1,245 @@
+// The Python face of the CPU device: pools, packed matrices, caches and programs. Only translation happens here.
+
+#include "bind.hpp"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "program.hpp"
+
+namespace nb = nanobind;
+
+namespace anthesis {
+namespace {
+
+using PlaceTuple = std::tuple<bool, std::size_t, int>; // (rows are logit rows, floats per row before it, width)
+
+Place place(const PlaceTuple& tuple) {
+    const auto& [logit_rows, offset, width] = tuple;
+    return {logit_rows ? Place::Rows::logit : Place::Rows::token, offset, width};
+}
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
+using Halves = nb::ndarray<const std::uint16_t, nb::ndim<2>, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T, int kDims> using Array = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+
+struct VectorHandle {
+    Vector values;
+    std::size_t size;
+};
+
+VectorHandle make_vector(const Floats& array) {
+    auto values = std::make_shared<std::vector<float>>((array.size() + 15) / 16 * 16);
+    std::memcpy(values->data(), array.data(), array.size() * sizeof(float));
+    return {std::move(values), array.size()};
+}
+
+Vector vector_of(const VectorHandle* handle) { return handle ? handle->values : nullptr; }
+
+std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string& kind_name, int columns, const Bytes& values,
+                                    const std::optional<Halves>& scales, const std::optional<Halves>& minimums) {
+    const MatrixKind kind = matrix_kind(kind_name);
+    const int rows = static_cast<int>(values.shape(0));
+    if (values.stride(1) != 1 || (scales && scales->stride(1) != 1) || (minimums && minimums->stride(1) != 1))
+        throw std::invalid_argument("the rows of a matrix must be contiguous");
+    if (kind.has_scale != scales.has_value() || kind.has_minimum != minimums.has_value())
+        throw std::invalid_argument("a matrix of the kind " + kind_name + " has too few or too many scales");
+    const MatrixLayout layout(kind, rows, columns);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
+    StoredMatrix stored{reinterpret_cast<const std::byte*>(values.data()), static_cast<std::size_t>(values.stride(0))};
+    if (scales && kind.group) {
+        stored.scales = scales->data();
+        stored.scales_stride = static_cast<std::size_t>(scales->stride(0));
+    } else if (scales) {
+        matrix->row_scales.assign(static_cast<std::size_t>(layout.tiles) * kTileRows, 0.0f);
+        for (int row = 0; row < rows; ++row) matrix->row_scales[row] = half_to_float((*scales)(row, 0));
+    }
+    if (minimums) {
+        stored.minimums = minimums->data();
+        stored.minimums_stride = static_cast<std::size_t>(minimums->stride(0));
+    }
+    nb::gil_scoped_release released;
+    pool.run([&](int thread) {
+        const auto [first, last] = Team{pool, thread}.share(layout.panels);
+        pack_panels(stored, *matrix, first, last);
+    });
+    return matrix;
+}
+
+std::shared_ptr<LayerCache> make_cache(int blocks, int kv_heads, int head_dim, bool is_bf16, const LayerCache* old) {
+    const CacheLayout layout{kv_heads, head_dim, is_bf16};
+    const std::size_t nbytes = layout.block_bytes() * blocks;
+    auto pages = std::make_shared<Pages>(nbytes);
+    auto* data = static_cast<std::byte*>(pages->data());
+    if (old) std::memcpy(data, old->data.get(), old->layout.block_bytes() * old->blocks);
+    return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::shared_ptr<std::byte>(pages, data)});
+}
+
+Activation activation_of(const std::optional<std::string>& name) {
+    if (!name) return Activation::none;
+    if (*name == "gelu") return Activation::gelu;
+    if (*name == "gelu_tanh") return Activation::gelu_tanh;
+    if (*name == "silu") return Activation::silu;
+    if (*name == "relu") return Activation::relu;
+    throw std::invalid_argument("no kernel for the activation " + *name);
+}
+
+struct NormHandle {
+    std::shared_ptr<const Norm> norm;
+};
+
+NormHandle make_norm(const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
+    return {std::make_shared<Norm>(Norm{weight.values, vector_of(bias), epsilon, centered})};
+}
+
+// (matrix, gate_by, bias, gate_by_bias, wide, out, to_logits)
+using Part = std::tuple<std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, const VectorHandle*, const VectorHandle*, bool, PlaceTuple, bool>;
+
+void add_linear(Program& program, const PlaceTuple& x, const NormHandle* norm, const std::vector<Part>& parts,
+                const std::optional<std::string>& activation, const std::optional<PlaceTuple>& residual) {
+    LinearSpec spec;
+    spec.norm = norm ? norm->norm : nullptr;
+    spec.x = place(x);
+    for (const auto& [matrix, gate_by, bias, gate_by_bias, wide, out, to_logits] : parts)
+        spec.parts.push_back({matrix, gate_by, vector_of(bias), vector_of(gate_by_bias),
+                              wide ? InputWidth::wide : InputWidth::natural, place(out), to_logits});
+    spec.activation = activation_of(activation);
+    if (residual) {
+        spec.has_residual = true;
+        spec.residual = place(*residual);
+    }
+    program.add(std::move(spec));
+}
+
+void add_attend(Program& program, std::shared_ptr<LayerCache> cache, const PlaceTuple& q, const PlaceTuple& k, const PlaceTuple& v,
+                const PlaceTuple& out, const std::optional<PlaceTuple>& angles, int queries_per_kv_head, int first_head,
+                int first_kv_head, int heads, float scale, std::vector<float> slopes, int window) {
+    AttendSpec spec;
+    spec.cache = std::move(cache);
+    spec.q = place(q);
+    spec.k = place(k);
+    spec.v = place(v);
+    spec.out = place(out);
+    if (angles) {
+        spec.rotates = true;
+        spec.angles = place(*angles);
+    }
+    spec.queries_per_kv_head = queries_per_kv_head;
+    spec.first_head = first_head;
+    spec.first_kv_head = first_kv_head;
+    spec.heads = heads;
+    spec.scale = scale;
+    spec.slopes = std::move(slopes);
+    spec.window = window;
+    program.add(std::move(spec));
+}
+
+void add_elementwise(Program& program, const std::string& kind, const PlaceTuple& a, const std::optional<PlaceTuple>& b,
+                     const VectorHandle* vector, const std::optional<std::string>& activation, const PlaceTuple& out) {
+    using Kind = ElementwiseSpec::Kind;
+    const Kind known = kind == "activate"     ? Kind::activate
+                       : kind == "add"        ? Kind::add
+                       : kind == "multiply"   ? Kind::multiply
+                       : kind == "add_vector" ? Kind::add_vector
+                                              : Kind::select_rows;
+    program.add(ElementwiseSpec{known, activation_of(activation), place(a), b ? place(*b) : Place{}, place(out), vector_of(vector)});
+}
+
+void run_program(Program& program, const Array<std::int32_t, 1>& tokens, const Array<std::int32_t, 1>& positions,
+                 const Array<std::int32_t, 1>& slots, const Array<std::int32_t, 2>& segments,
+                 const Array<std::int32_t, 2>& block_table, const std::optional<Array<std::int32_t, 1>>& logit_rows,
+                 std::optional<nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig>> token,
+                 std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig>> logits) {
+    StepInputs in;
+    in.rows = static_cast<int>(tokens.size());
+    in.tokens = tokens.data();
+    in.positions = positions.data();
+    in.slots = slots.data();
+    in.segments = segments.data();
+    in.num_segments = static_cast<int>(segments.shape(0));
+    in.block_table = block_table.data();
+    in.table_width = static_cast<int>(block_table.shape(1));
+    if (logit_rows) {
+        in.logit_rows = static_cast<int>(logit_rows->size());
+        in.logit_row_numbers = logit_rows->data();
+    }
+    nb::gil_scoped_release released;
+    program.run(in, token ? token->data() : nullptr, logits ? logits->data() : nullptr);
+}
+
+} // namespace
+
+void bind_cpu(nb::module_& m) {
+    nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("size", &Pool::size);
+    nb::class_<Arena>(m, "Arena").def(nb::init<>());
+    nb::class_<VectorHandle>(m, "Vector").def("__init__", [](VectorHandle* self, const Floats& values) {
+        new (self) VectorHandle(make_vector(values));
+    }, nb::arg("values")).def("values", [](const VectorHandle& self) {
+        return nb::ndarray<nb::numpy, const float, nb::ndim<1>>(self.values->data(), {self.size}, nb::find(self));
+    });
+    nb::class_<Matrix>(m, "Matrix")
+        .def_prop_ro("shape", [](const Matrix& self) { return std::tuple(self.layout.rows, self.layout.columns); })
+        .def_prop_ro("nbytes", [](const Matrix& self) { return self.layout.nbytes() + self.row_scales.size() * sizeof(float); })
+        .def("row", [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
+            if (row < 0 || row >= self.layout.rows || static_cast<int>(out.size()) != self.layout.columns)
+                throw std::invalid_argument("no such row, or an array of another width");
+            dequantize_row(self, row, out.data());
+        }, nb::arg("row"), nb::arg("out"));
+    m.def("pack_matrix", &pack_matrix, nb::arg("arena"), nb::arg("pool"), nb::arg("kind"), nb::arg("columns"), nb::arg("values"),
+          nb::arg("scales").none(), nb::arg("minimums").none());
+    m.def("matrix_bytes", [](const std::string& kind_name, int rows, int columns) {
+        const MatrixLayout layout(matrix_kind(kind_name), rows, columns);
+        const bool row_scales = layout.kind.has_scale && !layout.kind.group;
+        return layout.nbytes() + (row_scales ? static_cast<std::size_t>(layout.tiles) * kTileRows * sizeof(float) : 0);
+    }, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"));
+    nb::class_<LayerCache>(m, "LayerCache");
+    m.def("make_cache", &make_cache, nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());
+    m.def("cache_block_bytes", [](int kv_heads, int head_dim, bool is_bf16) { return CacheLayout{kv_heads, head_dim, is_bf16}.block_bytes(); },
+          nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"));
+    nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
+        new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
+    }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));
+    m.def("kernels", [] {
+        std::vector<std::string> names;
+        for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);
+        return names;
+    });
+    m.def("chosen_kernels", [] { return std::string(chosen_kernels().name); });
+
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<std::shared_ptr<Pool>, std::size_t, std::size_t>(), nb::arg("pool"), nb::arg("floats_per_row"), nb::arg("floats_per_logit_row"))
+        .def("add_embed", [](Program& self, std::shared_ptr<Matrix> matrix, bool positions, int offset, const PlaceTuple& out) {
+            self.add(EmbedSpec{positions ? EmbedSpec::Ids::positions : EmbedSpec::Ids::tokens, std::move(matrix), offset, place(out)});
+        }, nb::arg("matrix"), nb::arg("positions"), nb::arg("offset"), nb::arg("out"))
+        .def("add_norm", [](Program& self, const NormHandle& norm, int width, const PlaceTuple& x, const PlaceTuple& out) {
+            self.add(NormRowsSpec{*norm.norm, width, place(x), place(out)});
+        }, nb::arg("norm"), nb::arg("width"), nb::arg("x"), nb::arg("out"))
+        .def("add_linear", &add_linear, nb::arg("x"), nb::arg("norm").none(), nb::arg("parts"), nb::arg("activation").none(), nb::arg("residual").none())
+        .def("add_angles", [](Program& self, std::vector<double> frequencies, const PlaceTuple& out) {
+            self.add(AnglesSpec{std::move(frequencies), place(out)});
+        }, nb::arg("frequencies"), nb::arg("out"))
+        .def("add_rotate", [](Program& self, const PlaceTuple& x, const PlaceTuple& angles, int head_dim, const PlaceTuple& out) {
+            self.add(RotateSpec{place(x), place(angles), place(out), head_dim});
+        }, nb::arg("x"), nb::arg("angles"), nb::arg("head_dim"), nb::arg("out"))
+        .def("add_attend", &add_attend, nb::arg("cache"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("angles").none(),
+             nb::arg("queries_per_kv_head"), nb::arg("first_head"), nb::arg("first_kv_head"), nb::arg("heads"), nb::arg("scale"),
+             nb::arg("slopes"), nb::arg("window"))
+        .def("add_elementwise", &add_elementwise, nb::arg("kind"), nb::arg("a"), nb::arg("b").none(), nb::arg("vector").none(),
+             nb::arg("activation").none(), nb::arg("out"))
+        .def("add_argmax", [](Program& self, const PlaceTuple& logits, int usable) { self.add(ArgmaxSpec{place(logits), usable}); },
+             nb::arg("logits"), nb::arg("usable"))
+        .def("run", &run_program, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("segments"), nb::arg("block_table"),
+             nb::arg("logit_rows").none(), nb::arg("token").none(), nb::arg("logits").none());
+}
+
+} // namespace anthesis

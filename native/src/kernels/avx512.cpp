@@ -1,0 +1,38 @@
+#if defined(__x86_64__)
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include <immintrin.h>
+
+#include "kernels.hpp"
+#include "target.hpp"
+
+ANTHESIS_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")
+
+namespace anthesis::avx512 {
+namespace {
+
+constexpr int kBlockRows = 12; // twelve rows of two tiles would fill 24 of the 32 registers
+constexpr int kBlockQueries = 12;
+
+#include "lanes_avx512.hpp"
+#include "math.hpp"
+#include "quantised_inputs.hpp"
+#include "dots_avx512.hpp"
+#include "linear.hpp"
+#include "attend.hpp"
+
+} // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = ANTHESIS_KERNELS("avx512");
+
+} // namespace anthesis::avx512
+
+ANTHESIS_TARGET_END
+
+#endif

@@ -1,0 +1,23 @@
+// Products with bf16 matrices where there is no instruction for them: bf16 numbers are the upper halves of floats.
+// Included inside a namespace, after load_bf16_pairs() and rounded_to_bf16().
+
+constexpr std::size_t kBf16InputBytes = 32 * sizeof(float);
+
+template <int T, int R>
+INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
+    const auto* in = reinterpret_cast<const float*>(x);
+    for (int pair = 0; pair < 16; ++pair, in += 2 * R)
+        for (int t = 0; t < T; ++t) {
+            const FloatPairs value = load_bf16_pairs(w + t * tile_step + pair * 64);
+            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.first, fill(in[r]), sums[t][r]);
+            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.second, fill(in[R + r]), sums[t][r]);
+        }
+}
+
+INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
+    float rounded[32];
+    store(rounded, rounded_to_bf16(load(x)));
+    store(rounded + 16, rounded_to_bf16(load(x + 16)));
+    auto* out = reinterpret_cast<float*>(record) + row;
+    for (int k = 0; k < 32; ++k) out[k * rows] = rounded[k];
+}

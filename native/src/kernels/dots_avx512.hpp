@@ -1,0 +1,81 @@
+// Products of 32 columns on AVX-512 with VNNI and BF16. Included inside a namespace, with the instruction set switched on.
+
+// Inputs of int8 matrices are bytes, those of int4 matrices are in the same order.
+template <bool kWide> constexpr std::size_t kInt8InputBytes = kWide ? 64 : 32;
+constexpr int kInt8Layout = 4;
+
+template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, std::int32_t* out) {
+    arrange_bytes<kWide>(first, second, out);
+}
+
+// Adds the products of unsigned bytes (four of each lane) with four signed ones, the same for every lane.
+INLINE Ints add_products(Ints a, __m512i bytes, std::int32_t x) {
+    return {_mm512_dpbusd_epi32(a.all, bytes, _mm512_set1_epi32(x))};
+}
+
+// dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128. Wide
+// inputs are two planes of bytes, x = 256 high + low.
+template <int T, int R, bool kWide>
+INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
+                     Ints (&dot)[T][R]) {
+    Ints high[T][R];
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) {
+            dot[t][r] = fill_ints(-128 * sums[r]);
+            high[t][r] = fill_ints(0);
+        }
+    for (int step = 0; step < 8; ++step)
+        for (int t = 0; t < T; ++t) {
+            const __m512i bytes = _mm512_loadu_si512(w + t * tile_step + step * 64);
+            for (int r = 0; r < R; ++r) {
+                dot[t][r] = add_products(dot[t][r], bytes, x[(step + (kWide ? 8 : 0)) * R + r]);
+                if constexpr (kWide) high[t][r] = add_products(high[t][r], bytes, x[step * R + r]);
+            }
+        }
+    if constexpr (kWide)
+        for (int t = 0; t < T; ++t)
+            for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+}
+
+// dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r).
+template <int T, int R, bool kWide>
+INLINE void dot_int4(const std::byte* w, std::size_t tile_step, const std::int32_t* x, Ints (&dot)[T][R]) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    Ints high[T][R];
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) dot[t][r] = high[t][r] = fill_ints(0);
+    for (int step = 0; step < 4; ++step)
+        for (int t = 0; t < T; ++t) {
+            const __m512i bytes = _mm512_loadu_si512(w + t * tile_step + step * 64);
+            const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+            for (int r = 0; r < R; ++r) {
+                const std::int32_t* in = x + (kWide ? 8 * R : 0) + r;
+                dot[t][r] = add_products(add_products(dot[t][r], first, in[step * R]), last, in[(step + 4) * R]);
+                if constexpr (kWide)
+                    high[t][r] = add_products(add_products(high[t][r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
+            }
+        }
+    if constexpr (kWide)
+        for (int t = 0; t < T; ++t)
+            for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+}
+
+constexpr std::size_t kBf16InputBytes = 32 * 2;
+
+template <int T, int R>
+INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
+    const auto* in = reinterpret_cast<const std::int32_t*>(x);
+    for (int pair = 0; pair < 16; ++pair, in += R)
+        for (int t = 0; t < T; ++t) {
+            const __m512bh values = (__m512bh)_mm512_loadu_si512(w + t * tile_step + pair * 64);
+            for (int r = 0; r < R; ++r) sums[t][r] = _mm512_dpbf16_ps(sums[t][r], values, (__m512bh)_mm512_set1_epi32(in[r]));
+        }
+}
+
+INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
+    std::int32_t pairs[16];
+    store_bf16(pairs, load(x));
+    store_bf16(pairs + 8, load(x + 16));
+    auto* out = reinterpret_cast<std::int32_t*>(record) + row;
+    for (int i = 0; i < 16; ++i) out[i * rows] = pairs[i];
+}

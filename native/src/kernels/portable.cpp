@@ -1,0 +1,29 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "kernels.hpp"
+#include "target.hpp"
+
+namespace anthesis::portable {
+namespace {
+
+constexpr int kBlockRows = 4;
+constexpr int kBlockQueries = 4;
+
+#include "lanes_portable.hpp"
+#include "math.hpp"
+#include "quantised_inputs.hpp"
+#include "dots_portable.hpp"
+#include "linear.hpp"
+#include "attend.hpp"
+
+} // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = ANTHESIS_KERNELS("portable");
+
+} // namespace anthesis::portable

@@ -1,0 +1,139 @@
+"""The CPU device: packs weights into tiles, keeps the cache, and lowers programs to instructions of the C++ extension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from anthesis.cores import usable_cores
+from anthesis.devices.cpu.lower import Lowering
+from anthesis.devices.device import DeviceInfo
+from anthesis.errors import RequestError, UnsupportedError
+from anthesis.host import processor_name
+from anthesis.memory import available_memory_bytes
+from anthesis.native import extension
+from anthesis.program.attend import Attend
+from anthesis.program.ir import Array, Arrays, Program, Value
+from anthesis.quantize import WeightTensor
+from anthesis.units import counted
+
+
+class CpuDevice:
+    """This machine's processor.
+
+    Args:
+        threads: that run a step; None: one for each core that this process may use.
+
+    Raises:
+        UnsupportedError: the extension was never built.
+        RequestError: ANTHESIS_CPU_KERNELS names kernels that can't run here.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._native = extension()
+        try:
+            self.kernels: str = self._native.chosen_kernels()
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        self.threads = threads or usable_cores()
+        self._pool = self._native.Pool(self.threads)
+        self._arena = self._native.Arena()
+
+    def info(self) -> DeviceInfo:
+        """The processor, its kernels and its threads."""
+        return DeviceInfo(
+            name="cpu",
+            description=f"{processor_name()}, {self.kernels} kernels, {counted(self.threads, 'thread')}",
+            memory_bytes=available_memory_bytes(),
+            arithmetic="float32 sums; inputs as wide as the weights: bf16 for bf16, 8 bits in groups of 32 for int8, int4",
+            batch_invariant=True,
+        )
+
+    def held_bytes(self, value: Value) -> int:
+        """Bytes of a weight in tiles.
+
+        Raises:
+            UnsupportedError: a kind of weights without kernels here.
+        """
+        shape = value.static_shape
+        if len(shape) == 1:
+            return 4 * (-(-shape[0] // 16) * 16)
+        try:
+            nbytes: int = self._native.matrix_bytes(value.dtype, *shape)
+        except ValueError as error:
+            raise UnsupportedError(f"{error} on the cpu device; choose another --weights, such as bf16") from error
+        return nbytes
+
+    def block_bytes(self, program: Program) -> int:
+        """Bytes of one block of the cache, over all layers."""
+        return sum(self._native.cache_block_bytes(*_sizes(program, op)) for op in _attends(program))
+
+    def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Any:
+        """A matrix (N, K) in tiles of sixteen rows, whatever its kind, or a vector (N,) float32."""
+        if len(weight.shape) == 1:
+            return self._native.Vector(np.ascontiguousarray(weight.values, np.float32))
+        values = weight.values if weight.values.strides[1] == weight.values.itemsize else weight.values.copy()
+        scales, minimums = (_halves(array, weight.shape[0]) for array in (weight.scales, weight.minimums))
+        return self._native.pack_matrix(
+            self._arena, self._pool, weight.kind.name, weight.shape[1], values.view(np.uint8), scales, minimums
+        )
+
+    def allocate(self, program: Program, num_blocks: int, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A pool of blocks for each layer, in the dtype that the program's caches have."""
+        return {
+            op.cache: self._native.make_cache(num_blocks, *_sizes(program, op), None if old is None else old[op.cache])
+            for op in _attends(program)
+        }
+
+    def compile(self, program: Program, weights: Mapping[str, Any], cache: Mapping[str, Any]) -> CpuExecutable:
+        """The program as a list of native instructions over these weights and this cache.
+
+        Raises:
+            UnsupportedError: an operation that this device does not have.
+        """
+        return CpuExecutable(program, weights, cache, self._pool)
+
+
+class CpuExecutable:
+    """A program lowered to native instructions."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Any], cache: Mapping[str, Any], pool: Any) -> None:
+        self._native = Lowering(program, weights, cache, pool).native
+        self._outputs = {name: program.values[name] for name in program.outputs}
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """One step; logits (L, V) come as float32."""
+        rows = inputs.get("logit_rows")
+        outputs: dict[str, Array] = {}
+        for name, value in self._outputs.items():
+            assert rows is not None, "a program with outputs has rows of logits"
+            shape = (len(rows), *map(int, value.shape[1:]))
+            outputs[name] = np.empty(shape, np.int32 if value.dtype == "int32" else np.float32)
+        self._native.run(
+            inputs["tokens"],
+            inputs["positions"],
+            inputs["slots"],
+            inputs["segments"],
+            inputs["block_table"],
+            rows,
+            outputs.get("token"),
+            outputs.get("logits"),
+        )
+        return outputs
+
+
+def _attends(program: Program) -> list[Attend]:
+    return [op for op in program.ops if isinstance(op, Attend)]
+
+
+def _sizes(program: Program, op: Attend) -> tuple[int, int, bool]:
+    """(key-value heads, head size, whether numbers are bf16) of a layer's cache."""
+    cache = program.values[op.cache]
+    return cache.static_width // op.head_dim, op.head_dim, cache.dtype == "bf16"
+
+
+def _halves(array: Array | None, rows: int) -> Array | None:
+    """Scales or minimums as the bits of fp16: (N, groups) uint16."""
+    return None if array is None else np.ascontiguousarray(array).view(np.uint16).reshape(rows, -1)

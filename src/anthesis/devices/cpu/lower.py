@@ -1,0 +1,246 @@
+"""Lowers a program to the flat list of instructions that the C++ extension runs.
+
+Norms become part of the products that read them, and rotations part of the attention that reads them, so that no thread
+waits for another in between; what else reads them keeps them an instruction of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from anthesis.devices.cpu.arena import ArenaPlan, Life, Place, plan_arena
+from anthesis.errors import UnsupportedError
+from anthesis.native import extension
+from anthesis.program.attend import Attend, alibi_slopes
+from anthesis.program.ir import Op, Program, Value
+from anthesis.program.ops import Activate, Add, Embed, Linear, Mul, Norm, Rope, SelectRows
+from anthesis.program.sample import Argmax
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Cosines and sines of a step's positions: (R, D), made once for all layers."""
+
+    out: str
+    frequencies: tuple[float, ...]
+
+    @property
+    def value(self) -> Value:
+        """Where they stand."""
+        return Value(self.out, ("R", 2 * len(self.frequencies)), "fp32", "buffer")
+
+
+@dataclass
+class Instruction:
+    """One operation together with those that it computes on the way.
+
+    Attributes:
+        op: the operation, or the angles of rotations.
+        norm: over whole rows, computed before the product.
+        angles: that the attention rotates its queries and keys by, or a rotation its input.
+        reads: values it reads, the inputs and weights not counted.
+        writes: values it computes.
+    """
+
+    op: Op | Angles
+    norm: Norm | None = None
+    angles: Angles | None = None
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def source(self, name: str) -> str:
+        """The value that is read in place of one that is computed on the way."""
+        return self.renamed.get(name, name)
+
+
+def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
+    """The instructions of a program, in order.
+
+    Args:
+        program: of one rank, fused or not.
+        weights: packed, by name.
+    """
+    readers: dict[str, list[Op]] = {name: [] for name in program.values}
+    makers: dict[str, Op] = {}
+    for op in program.ops:
+        makers.update((name, op) for name in op.writes())
+        for name in op.reads():
+            readers[name].append(op)
+
+    def only_linear(op: Op) -> bool:
+        if not isinstance(op, Norm) or op.out in program.outputs or op.width != program.values[op.x].static_width:
+            return False
+        return all(isinstance(reader, Linear) and reader.residual != op.out for reader in readers[op.out])
+
+    def rotations(op: Attend) -> tuple[Rope, Rope] | None:
+        q, k = makers.get(op.q), makers.get(op.k)
+        if not isinstance(q, Rope) or not isinstance(k, Rope):
+            return None
+        alone = len(readers[q.out]) == 1 and len(readers[k.out]) == 1
+        return (q, k) if alone and _turns(q) == _turns(k) else None
+
+    folded = {id(op) for op in program.ops if only_linear(op)}
+    attended = {id(op): pair for op in program.ops if isinstance(op, Attend) and (pair := rotations(op))}
+    folded.update(id(rope) for pair in attended.values() for rope in pair)
+
+    angles: dict[Any, Angles] = {}
+
+    def angles_of(rope: Rope) -> Angles:
+        frequencies = np.array(rope.frequencies)
+        if rope.divisors is not None:
+            frequencies = frequencies / weights[rope.divisors].values()
+        return angles.setdefault(_turns(rope), Angles(f"angles.{len(angles)}", tuple(frequencies.tolist())))
+
+    instructions = []
+    for op in program.ops:
+        if id(op) in folded:
+            continue
+        instruction = Instruction(op)
+        if isinstance(op, Linear) and id(makers.get(op.x)) in folded:
+            norm = makers[op.x]
+            assert isinstance(norm, Norm)
+            instruction.norm, instruction.renamed = norm, {norm.out: norm.x}
+        elif id(op) in attended:
+            q, k = attended[id(op)]
+            instruction.angles, instruction.renamed = angles_of(q), {q.out: q.x, k.out: k.x}
+        elif isinstance(op, Rope):
+            instruction.angles = angles_of(op)
+        instructions.append(instruction)
+    tables = [Instruction(table) for table in angles.values()]
+    for instruction in (every := tables + instructions):
+        instruction.reads, instruction.writes = _reads_and_writes(program, instruction)
+    return every
+
+
+def _turns(rope: Rope) -> tuple[Any, ...]:
+    return rope.frequencies, rope.divisors
+
+
+def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if isinstance(instruction.op, Angles):
+        return (), (instruction.op.out,)
+    names = [instruction.source(name) for name in instruction.op.reads()]
+    reads = [name for name in names if program.values[name].kind in ("buffer", "output")]
+    if instruction.angles is not None:
+        reads.append(instruction.angles.out)
+    writes = tuple(name for name in instruction.op.writes() if program.values[name].dtype == "fp32")
+    return tuple(reads), writes
+
+
+def plan(program: Program, instructions: list[Instruction]) -> ArenaPlan:
+    """Where the values of the instructions stand."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, instruction in enumerate(instructions):
+        for name in instruction.writes:
+            first[name] = last[name] = i
+        for name in instruction.reads:
+            last[name] = i
+    tables = {i.op.out: i.op.value for i in instructions if isinstance(i.op, Angles)}
+    values = {**program.values, **tables}
+    return plan_arena(Life(values[name], first[name], last[name]) for name in first)
+
+
+class Lowering:
+    """Writes the instructions of one program into a native one.
+
+    Args:
+        program: of one rank.
+        weights: packed, by name: matrices and vectors.
+        caches: of each layer, by name.
+        pool: that runs it.
+    """
+
+    def __init__(
+        self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any
+    ) -> None:
+        self._program = program
+        self._weights = weights
+        self._caches = caches
+        self._native = extension()
+        instructions = fold(program, weights)
+        self._plan = plan(program, instructions)
+        self.native = self._native.Program(pool, self._plan.floats_per_row, self._plan.floats_per_logit_row)
+        for instruction in instructions:
+            self._write(instruction)
+
+    def _place(self, name: str) -> Place:
+        return self._plan.places[name]
+
+    def _vector(self, name: str | None) -> Any:
+        return None if name is None else self._weights[name]
+
+    def _norm(self, op: Norm) -> Any:
+        weight, bias = self._weights[op.weight], self._vector(op.bias)
+        return self._native.Norm(weight, bias, op.epsilon, op.norm == "layer")
+
+    def _write(self, instruction: Instruction) -> None:
+        op, to, place = instruction.op, self.native, self._place
+        if isinstance(op, Angles):
+            to.add_angles(list(op.frequencies), place(op.out))
+        elif isinstance(op, Linear):
+            self._write_linear(op, instruction)
+        elif isinstance(op, Attend):
+            self._write_attend(op, instruction)
+        elif isinstance(op, Embed):
+            to.add_embed(self._weights[op.weight], op.ids == "positions", op.offset, place(op.out))
+        elif isinstance(op, Norm):
+            to.add_norm(self._norm(op), op.width, place(op.x), place(op.out))
+        elif isinstance(op, Rope):
+            assert instruction.angles is not None
+            to.add_rotate(place(op.x), place(instruction.angles.out), 2 * len(op.frequencies), place(op.out))
+        elif isinstance(op, Activate):
+            to.add_elementwise("activate", place(op.x), None, None, op.activation, place(op.out))
+        elif isinstance(op, Mul):
+            to.add_elementwise("multiply", place(op.a), place(op.b), None, None, place(op.out))
+        elif isinstance(op, Add) and self._program.values[op.b].kind == "weight":
+            to.add_elementwise("add_vector", place(op.a), None, self._weights[op.b], None, place(op.out))
+        elif isinstance(op, Add):
+            to.add_elementwise("add", place(op.a), place(op.b), None, None, place(op.out))
+        elif isinstance(op, SelectRows):
+            to.add_elementwise("select_rows", place(op.x), None, None, None, place(op.out))
+        elif isinstance(op, Argmax):
+            assert op.first_id == 0, "a split vocabulary needs a collective"
+            to.add_argmax(place(op.logits), op.usable)
+        else:
+            raise UnsupportedError(f"the operation {op.kind} is not in this version of the CPU device")
+
+    def _write_linear(self, op: Linear, instruction: Instruction) -> None:
+        norm = None if instruction.norm is None else self._norm(instruction.norm)
+        biases = op.biases or (None,) * len(op.weights)
+        matrices = [self._weights[name] for name in op.weights]
+        vectors = [self._vector(name) for name in biases]
+        if op.gated:
+            gated = (matrices[0], matrices[1], vectors[0], vectors[1], False, self._place(op.outs[0]), False)
+            parts = [gated]
+        else:
+            parts = [
+                (matrix, None, vector, None, False, self._place(out), out in self._program.outputs)
+                for matrix, vector, out in zip(matrices, vectors, op.outs, strict=True)
+            ]
+        residual = None if op.residual is None else self._place(op.residual)
+        self.native.add_linear(self._place(instruction.source(op.x)), norm, parts, op.activation, residual)
+
+    def _write_attend(self, op: Attend, instruction: Instruction) -> None:
+        heads = self._program.values[op.q].static_width // op.head_dim
+        slopes = alibi_slopes(op.num_heads)[op.first_head : op.first_head + heads].tolist() if op.alibi else []
+        self.native.add_attend(
+            cache=self._caches[op.cache],
+            q=self._place(instruction.source(op.q)),
+            k=self._place(instruction.source(op.k)),
+            v=self._place(op.v),
+            out=self._place(op.out),
+            angles=None if instruction.angles is None else self._place(instruction.angles.out),
+            queries_per_kv_head=op.num_heads // op.num_kv_heads,
+            first_head=op.first_head,
+            first_kv_head=op.first_kv_head,
+            heads=heads,
+            scale=op.scale,
+            slopes=slopes,
+            window=op.window or 0,
+        )
