@@ -9,6 +9,8 @@
 namespace anthesis {
 namespace {
 
+constexpr std::size_t kCachedWeightBytes = 256 << 10;
+
 std::size_t up_to_line(std::size_t nbytes) { return (nbytes + 63) / 64 * 64; }
 
 class Embed final : public Instruction {
@@ -64,6 +66,7 @@ public:
             if (known == inputs_.end())
                 inputs_.push_back({format, kind, part.width, kernels.packed_row_bytes(kind, part.width, spec_.x.width)});
             panels_ += part.matrix->layout.panels;
+            panel_bytes_ = std::max(panel_bytes_, part.matrix->layout.panel_bytes);
         }
     }
 
@@ -86,7 +89,9 @@ public:
         std::byte* packed = alone ? own + up_to_line((spec_.x.width + 512) * sizeof(float)) : step.packed;
         pack(step, team, rows, alone, packed, scratch);
         if (!alone) team.barrier();
-        const int at_once = rows > 1 ? 1 : std::max(1, panels_ / (8 * team.size()));
+        // Small enough for an even share; of many rows also for the weights to stay in a second-level cache meanwhile.
+        int at_once = std::max(1, panels_ / (8 * team.size()));
+        if (rows > 1) at_once = std::clamp(static_cast<int>(kCachedWeightBytes / panel_bytes_), 1, at_once);
         tasks_.run(team, panels_, at_once, [&](int first, int last) { multiply(step, rows, packed, first, last); });
     }
 
@@ -145,6 +150,7 @@ private:
     std::vector<Input> inputs_;              // the formats that the parts read, each once
     std::vector<std::size_t> input_of_part_; // which of them each reads
     int panels_ = 0;
+    std::size_t panel_bytes_ = 1; // of the largest
     Tasks tasks_;
 };
 

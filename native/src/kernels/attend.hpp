@@ -61,15 +61,15 @@ template <bool kBf16, int Q, int G>
 INLINE void score_block(const float* queries, int D, const std::byte* keys, float* scores) {
     for (int group = 0; group < kBlockGroups; group += G) {
         Floats s[Q][G];
-        for (int q = 0; q < Q; ++q)
-            for (int g = 0; g < G; ++g) s[q][g] = zeros();
+        UNROLL for (int q = 0; q < Q; ++q)
+            UNROLL for (int g = 0; g < G; ++g) s[q][g] = zeros();
         for (int d = 0; d < D; ++d)
-            for (int g = 0; g < G; ++g) {
+            UNROLL for (int g = 0; g < G; ++g) {
                 const Floats key = load_cached<kBf16>(keys, static_cast<std::size_t>(d) * kBlockTokens + (group + g) * 16);
-                for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(queries[q * D + d]), key, s[q][g]);
+                UNROLL for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(queries[q * D + d]), key, s[q][g]);
             }
-        for (int q = 0; q < Q; ++q)
-            for (int g = 0; g < G; ++g) store(scores + q * kBlockTokens + (group + g) * 16, s[q][g]);
+        UNROLL for (int q = 0; q < Q; ++q)
+            UNROLL for (int g = 0; g < G; ++g) store(scores + q * kBlockTokens + (group + g) * 16, s[q][g]);
     }
 }
 
@@ -77,15 +77,15 @@ INLINE void score_block(const float* queries, int D, const std::byte* keys, floa
 template <bool kBf16, int Q, int G>
 INLINE void weigh_values(const float* weights, const std::byte* values, int width, int element, int from, int to, float* sums) {
     Floats s[Q][G];
-    for (int q = 0; q < Q; ++q)
-        for (int g = 0; g < G; ++g) s[q][g] = zeros();
+    UNROLL for (int q = 0; q < Q; ++q)
+        UNROLL for (int g = 0; g < G; ++g) s[q][g] = zeros();
     for (int key = from; key < to; ++key)
-        for (int g = 0; g < G; ++g) {
+        UNROLL for (int g = 0; g < G; ++g) {
             const Floats value = load_cached<kBf16>(values, static_cast<std::size_t>(key) * width + element + g * 16);
-            for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(weights[q * kBlockTokens + key]), value, s[q][g]);
+            UNROLL for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(weights[q * kBlockTokens + key]), value, s[q][g]);
         }
-    for (int q = 0; q < Q; ++q)
-        for (int g = 0; g < G; ++g) store(sums + q * width + element + g * 16, s[q][g]);
+    UNROLL for (int q = 0; q < Q; ++q)
+        UNROLL for (int g = 0; g < G; ++g) store(sums + q * width + element + g * 16, s[q][g]);
 }
 
 template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job, const Query* queries) {
@@ -97,7 +97,7 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
     float* now = scores + Q * kBlockTokens;           // (Q, width): the weighted sum of this block
     float* weighted = now + Q * width;                // (Q, width): that of all blocks so far
     int first_block = queries[0].first / kBlockTokens, last_block = 0;
-    for (int q = 0; q < Q; ++q) {
+    UNROLL for (int q = 0; q < Q; ++q) {
         const float* query = job.q + queries[q].row * job.q_stride + queries[q].head * D;
         if (layer.rotates) {
             rotate(query, job.angles + static_cast<std::size_t>(queries[q].row) * D, scaled + q * D, D);
@@ -116,7 +116,7 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
         const int start = block * kBlockTokens;
         float block_largest[Q] = {}, block_total[Q] = {};
         int from = kBlockTokens, to = 0;
-        for (int q = 0; q < Q; ++q) {
+        UNROLL for (int q = 0; q < Q; ++q) {
             const int seen_from = std::max(queries[q].first - start, 0);
             const int seen_to = std::min(queries[q].position + 1 - start, kBlockTokens);
             float* s = scores + q * kBlockTokens;
@@ -153,7 +153,7 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
             for (; element + 64 / Q <= width; element += 64 / Q)
                 weigh_values<kBf16, Q, 4 / Q>(scores, values, width, element, from, to, now);
         for (; element < width; element += 16) weigh_values<kBf16, Q, 1>(scores, values, width, element, from, to, now);
-        for (int q = 0; q < Q; ++q) {
+        UNROLL for (int q = 0; q < Q; ++q) {
             if (block_total[q] == 0) continue;
             float* sums = weighted + q * width;
             const float* added = now + q * width;
@@ -173,7 +173,7 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
             largest_so_far[q] = most;
         }
     }
-    for (int q = 0; q < Q; ++q) {
+    UNROLL for (int q = 0; q < Q; ++q) {
         float* out = job.out + queries[q].row * job.out_stride + queries[q].head * D;
         const Floats total = fill(total_so_far[q]);
         for (int i = 0; i < D; i += 16) store_first(out + i, load(weighted + q * width + i) / total, D - i);

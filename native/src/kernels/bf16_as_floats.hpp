@@ -1,5 +1,6 @@
 // Products with bf16 matrices where there is no instruction for them: bf16 numbers are the upper halves of floats.
-// Included inside a namespace, after load_bf16_pairs() and rounded_to_bf16().
+// Included inside a namespace, after load_first_of_pairs(), load_second_of_pairs() and
+// rounded_to_bf16().
 
 constexpr std::size_t kBf16InputBytes = 32 * sizeof(float);
 
@@ -7,10 +8,14 @@ template <int T, int R>
 INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const float*>(x);
     for (int pair = 0; pair < 16; ++pair, in += 2 * R)
-        for (int t = 0; t < T; ++t) {
-            const FloatPairs value = load_bf16_pairs(w + t * tile_step + pair * 64);
-            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.first, fill(in[r]), sums[t][r]);
-            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value.second, fill(in[R + r]), sums[t][r]);
+        UNROLL for (int t = 0; t < T; ++t) {
+            const std::byte* at = w + t * tile_step + pair * 64;
+            const Floats first = load_first_of_pairs(at);
+            UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(first, fill(in[r]), sums[t][r]);
+            READ_NO_EARLIER();
+            const Floats second = load_second_of_pairs(at);
+            UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(second, fill(in[R + r]), sums[t][r]);
+            READ_NO_EARLIER();
         }
 }
 

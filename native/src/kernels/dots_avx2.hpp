@@ -13,89 +13,86 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
     store_words_even_odd(out + 8, second);
 }
 
+// Adds the products of words (two of each lane) with two, the same for every lane.
+INLINE Ints add_word_products(Ints a, Ints words, std::int32_t x) {
+    const __m256i in = _mm256_set1_epi32(x);
+    return {_mm256_add_epi32(a.low, _mm256_madd_epi16(words.low, in)),
+            _mm256_add_epi32(a.high, _mm256_madd_epi16(words.high, in))};
+}
+
+// Adds in sixteen bits the products of unsigned bytes with four signed ones, the same for every lane, two by two.
+INLINE Ints add_byte_products(Ints a, Ints bytes, std::int32_t x) {
+    const __m256i in = _mm256_set1_epi32(x);
+    return {_mm256_add_epi16(a.low, _mm256_maddubs_epi16(bytes.low, in)),
+            _mm256_add_epi16(a.high, _mm256_maddubs_epi16(bytes.high, in))};
+}
+
 // dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128.
 template <int T, int R, bool kWide>
 INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
     const __m256i mask = _mm256_set1_epi16(0x00ff);
     for (int step = 0; step < 8; ++step) {
-        const std::int32_t* even = x + 2 * step * R;
-        const std::int32_t* odd = even + R;
-        for (int t = 0; t < T; ++t) {
+        const std::int32_t* in = x + 2 * step * R;
+        UNROLL for (int t = 0; t < T; ++t) {
             const auto* bytes = reinterpret_cast<const __m256i*>(w + t * tile_step + step * 64);
-            const __m256i low = _mm256_loadu_si256(bytes), high = _mm256_loadu_si256(bytes + 1);
-            const __m256i low_even = _mm256_and_si256(low, mask), high_even = _mm256_and_si256(high, mask);
-            const __m256i low_odd = _mm256_srli_epi16(low, 8), high_odd = _mm256_srli_epi16(high, 8);
-            for (int r = 0; r < R; ++r) {
-                const __m256i e = _mm256_set1_epi32(even[r]), o = _mm256_set1_epi32(odd[r]);
-                Ints& d = dot[t][r];
-                d.low = _mm256_add_epi32(d.low, _mm256_madd_epi16(low_even, e));
-                d.high = _mm256_add_epi32(d.high, _mm256_madd_epi16(high_even, e));
-                d.low = _mm256_add_epi32(d.low, _mm256_madd_epi16(low_odd, o));
-                d.high = _mm256_add_epi32(d.high, _mm256_madd_epi16(high_odd, o));
-            }
+            const Ints even = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], even, in[r]);
+            READ_NO_EARLIER();
+            const Ints odd = {_mm256_srli_epi16(_mm256_loadu_si256(bytes), 8), _mm256_srli_epi16(_mm256_loadu_si256(bytes + 1), 8)};
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], odd, in[R + r]);
+            READ_NO_EARLIER();
         }
     }
 }
 
-// dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
+// words[r] = sums of 16 bits of the values of one tile, 0 .. 15, times one plane of bytes of the inputs:
+// |sums of eight products of two| <= 8 * 2 * 15 * 128 < 2^15.
+template <int R> INLINE void multiply_plane(const std::byte* w, const std::int32_t* plane, Ints (&words)[R]) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    UNROLL for (int r = 0; r < R; ++r) words[r] = fill_ints(0);
+    for (int step = 0; step < 4; ++step, plane += R) {
+        const auto* bytes = reinterpret_cast<const __m256i*>(w + step * 64);
+        const Ints low = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
+        UNROLL for (int r = 0; r < R; ++r) words[r] = add_byte_products(words[r], low, plane[r]);
+        READ_NO_EARLIER();
+        const Ints high = {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes), 4), mask),
+                           _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes + 1), 4), mask)};
+        UNROLL for (int r = 0; r < R; ++r) words[r] = add_byte_products(words[r], high, plane[4 * R + r]);
+        READ_NO_EARLIER();
+    }
+}
+
+INLINE Ints add_pairs(Ints words, std::int16_t factor) {
+    const __m256i factors = _mm256_set1_epi16(factor);
+    return {_mm256_madd_epi16(words.low, factors), _mm256_madd_epi16(words.high, factors)};
+}
+
+// dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
 // bytes, x = 256 high + low.
-template <int T, int R, bool kWide>
-INLINE void dot_int4(const std::byte* w, std::size_t tile_step, const std::int32_t* x, Ints (&dot)[T][R]) {
-    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    for (int t = 0; t < T; ++t) {
-        // |sums of eight products of two| <= 8 * 2 * 15 * 128 < 2^15
-        Ints words[R];
-        for (int r = 0; r < R; ++r) words[r] = fill_ints(0);
-        const auto add_plane = [&](const std::int32_t* plane) {
-            for (int step = 0; step < 4; ++step) {
-                const auto* bytes = reinterpret_cast<const __m256i*>(w + t * tile_step + step * 64);
-                const __m256i low = _mm256_loadu_si256(bytes), high = _mm256_loadu_si256(bytes + 1);
-                const __m256i low_first = _mm256_and_si256(low, mask), high_first = _mm256_and_si256(high, mask);
-                for (int r = 0; r < R; ++r) {
-                    const __m256i in = _mm256_set1_epi32(plane[step * R + r]);
-                    words[r].low = _mm256_add_epi16(words[r].low, _mm256_maddubs_epi16(low_first, in));
-                    words[r].high = _mm256_add_epi16(words[r].high, _mm256_maddubs_epi16(high_first, in));
-                }
-                const __m256i low_last = _mm256_and_si256(_mm256_srli_epi16(low, 4), mask);
-                const __m256i high_last = _mm256_and_si256(_mm256_srli_epi16(high, 4), mask);
-                for (int r = 0; r < R; ++r) {
-                    const __m256i in = _mm256_set1_epi32(plane[(step + 4) * R + r]);
-                    words[r].low = _mm256_add_epi16(words[r].low, _mm256_maddubs_epi16(low_last, in));
-                    words[r].high = _mm256_add_epi16(words[r].high, _mm256_maddubs_epi16(high_last, in));
-                }
-            }
-        };
-        if constexpr (kWide) {
-            const __m256i factor = _mm256_set1_epi16(256);
-            add_plane(x);
-            for (int r = 0; r < R; ++r) {
-                dot[t][r] = {_mm256_madd_epi16(words[r].low, factor), _mm256_madd_epi16(words[r].high, factor)};
-                words[r] = fill_ints(0);
-            }
-            add_plane(x + 8 * R);
-            for (int r = 0; r < R; ++r)
-                dot[t][r] = dot[t][r] + Ints{_mm256_madd_epi16(words[r].low, ones), _mm256_madd_epi16(words[r].high, ones)};
-        } else {
-            add_plane(x);
-            for (int r = 0; r < R; ++r)
-                dot[t][r] = {_mm256_madd_epi16(words[r].low, ones), _mm256_madd_epi16(words[r].high, ones)};
-        }
+template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
+    Ints words[R];
+    multiply_plane<R>(w, x, words);
+    UNROLL for (int r = 0; r < R; ++r) dot[r] = add_pairs(words[r], kWide ? 256 : 1);
+    if constexpr (kWide) {
+        multiply_plane<R>(w, x + 8 * R, words);
+        UNROLL for (int r = 0; r < R; ++r) dot[r] = dot[r] + add_pairs(words[r], 1);
     }
 }
 
-// Of sixteen pairs of bf16, the first of each and the second of each as floats.
-struct FloatPairs {
-    Floats first, second;
-};
-INLINE FloatPairs load_bf16_pairs(const void* p) {
+// Of sixteen pairs of bf16, the first or the second of each as floats.
+INLINE Floats load_first_of_pairs(const void* p) {
     const auto* at = static_cast<const __m256i*>(p);
-    const __m256i low = _mm256_loadu_si256(at), high = _mm256_loadu_si256(at + 1);
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(at), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(at + 1), 16))};
+}
+INLINE Floats load_second_of_pairs(const void* p) {
+    const auto* at = static_cast<const __m256i*>(p);
     const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-    return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
-            {_mm256_castsi256_ps(_mm256_and_si256(low, mask)), _mm256_castsi256_ps(_mm256_and_si256(high, mask))}};
+    return {_mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(at), mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(at + 1), mask))};
 }
 
 #include "bf16_as_floats.hpp"

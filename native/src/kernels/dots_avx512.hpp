@@ -19,45 +19,42 @@ template <int T, int R, bool kWide>
 INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
     Ints high[T][R];
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) {
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int r = 0; r < R; ++r) {
             dot[t][r] = fill_ints(-128 * sums[r]);
             high[t][r] = fill_ints(0);
         }
     for (int step = 0; step < 8; ++step)
-        for (int t = 0; t < T; ++t) {
+        UNROLL for (int t = 0; t < T; ++t) {
             const __m512i bytes = _mm512_loadu_si512(w + t * tile_step + step * 64);
-            for (int r = 0; r < R; ++r) {
+            UNROLL for (int r = 0; r < R; ++r) {
                 dot[t][r] = add_products(dot[t][r], bytes, x[(step + (kWide ? 8 : 0)) * R + r]);
                 if constexpr (kWide) high[t][r] = add_products(high[t][r], bytes, x[step * R + r]);
             }
         }
     if constexpr (kWide)
-        for (int t = 0; t < T; ++t)
-            for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+        UNROLL for (int t = 0; t < T; ++t)
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
 }
 
-// dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r).
-template <int T, int R, bool kWide>
-INLINE void dot_int4(const std::byte* w, std::size_t tile_step, const std::int32_t* x, Ints (&dot)[T][R]) {
+// dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r).
+template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
     const __m512i mask = _mm512_set1_epi8(15);
-    Ints high[T][R];
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) dot[t][r] = high[t][r] = fill_ints(0);
-    for (int step = 0; step < 4; ++step)
-        for (int t = 0; t < T; ++t) {
-            const __m512i bytes = _mm512_loadu_si512(w + t * tile_step + step * 64);
-            const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
-            for (int r = 0; r < R; ++r) {
-                const std::int32_t* in = x + (kWide ? 8 * R : 0) + r;
-                dot[t][r] = add_products(add_products(dot[t][r], first, in[step * R]), last, in[(step + 4) * R]);
-                if constexpr (kWide)
-                    high[t][r] = add_products(add_products(high[t][r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
-            }
+    Ints high[R];
+    UNROLL for (int r = 0; r < R; ++r) dot[r] = high[r] = fill_ints(0);
+    const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
+    for (int step = 0; step < 4; ++step) {
+        const __m512i bytes = _mm512_loadu_si512(w + step * 64);
+        const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+        UNROLL for (int r = 0; r < R; ++r) {
+            dot[r] = add_products(add_products(dot[r], first, low_plane[step * R + r]), last, low_plane[(step + 4) * R + r]);
+            if constexpr (kWide)
+                high[r] = add_products(add_products(high[r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
         }
-    if constexpr (kWide)
-        for (int t = 0; t < T; ++t)
-            for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+    }
+    if constexpr (kWide) {
+        UNROLL for (int r = 0; r < R; ++r) dot[r] = dot[r] + shift_left(high[r], 8);
+    }
 }
 
 constexpr std::size_t kBf16InputBytes = 32 * 2;
@@ -66,9 +63,9 @@ template <int T, int R>
 INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const std::int32_t*>(x);
     for (int pair = 0; pair < 16; ++pair, in += R)
-        for (int t = 0; t < T; ++t) {
+        UNROLL for (int t = 0; t < T; ++t) {
             const __m512bh values = (__m512bh)_mm512_loadu_si512(w + t * tile_step + pair * 64);
-            for (int r = 0; r < R; ++r) sums[t][r] = _mm512_dpbf16_ps(sums[t][r], values, (__m512bh)_mm512_set1_epi32(in[r]));
+            UNROLL for (int r = 0; r < R; ++r) sums[t][r] = _mm512_dpbf16_ps(sums[t][r], values, (__m512bh)_mm512_set1_epi32(in[r]));
         }
 }
 

@@ -13,12 +13,12 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
 template <int T, int R, bool kWide>
 INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
     for (int step = 0; step < 8; ++step)
-        for (int t = 0; t < T; ++t) {
+        UNROLL for (int t = 0; t < T; ++t) {
             const auto* bytes = reinterpret_cast<const std::uint8_t*>(w + t * tile_step + step * 64);
-            for (int r = 0; r < R; ++r) {
+            UNROLL for (int r = 0; r < R; ++r) {
                 std::int16_t even[2], odd[2];
                 std::memcpy(even, x + 2 * step * R + r, sizeof(even));
                 std::memcpy(odd, x + (2 * step + 1) * R + r, sizeof(odd));
@@ -29,40 +29,36 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
         }
 }
 
-template <int T, int R, bool kWide>
-INLINE void dot_int4(const std::byte* w, std::size_t tile_step, const std::int32_t* x, Ints (&dot)[T][R]) {
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
+template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
+    for (int r = 0; r < R; ++r) dot[r] = fill_ints(0);
     for (int plane = 0; plane < (kWide ? 2 : 1); ++plane) {
         const int factor = kWide && plane == 0 ? 256 : 1;
-        for (int step = 0; step < 8; ++step)
-            for (int t = 0; t < T; ++t) {
-                const auto* bytes = reinterpret_cast<const std::uint8_t*>(w + t * tile_step + step % 4 * 64);
-                const int shift = step < 4 ? 0 : 4;
-                for (int r = 0; r < R; ++r) {
-                    std::int8_t in[4];
-                    std::memcpy(in, x + (plane * 8 + step) * R + r, sizeof(in));
-                    for (int lane = 0; lane < 16; ++lane) {
-                        int total = 0;
-                        for (int j = 0; j < 4; ++j) total += (bytes[4 * lane + j] >> shift & 15) * in[j];
-                        dot[t][r].lane[lane] += factor * total;
-                    }
+        for (int step = 0; step < 8; ++step) {
+            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w + step % 4 * 64);
+            const int shift = step < 4 ? 0 : 4;
+            for (int r = 0; r < R; ++r) {
+                std::int8_t in[4];
+                std::memcpy(in, x + (plane * 8 + step) * R + r, sizeof(in));
+                for (int lane = 0; lane < 16; ++lane) {
+                    int total = 0;
+                    for (int j = 0; j < 4; ++j) total += (bytes[4 * lane + j] >> shift & 15) * in[j];
+                    dot[r].lane[lane] += factor * total;
                 }
             }
+        }
     }
 }
 
-struct FloatPairs {
-    Floats first, second;
-};
-INLINE FloatPairs load_bf16_pairs(const void* p) {
-    const auto pair = [&](int i) {
-        std::uint32_t word;
-        std::memcpy(&word, static_cast<const std::byte*>(p) + 4 * i, sizeof(word));
-        return word;
-    };
-    return {each_float([&](int i) { return std::bit_cast<float>(pair(i) << 16); }),
-            each_float([&](int i) { return std::bit_cast<float>(pair(i) & 0xffff0000u); })};
+INLINE std::uint32_t load_pair(const void* p, int i) {
+    std::uint32_t pair;
+    std::memcpy(&pair, static_cast<const std::byte*>(p) + 4 * i, sizeof(pair));
+    return pair;
+}
+INLINE Floats load_first_of_pairs(const void* p) {
+    return each_float([&](int i) { return std::bit_cast<float>(load_pair(p, i) << 16); });
+}
+INLINE Floats load_second_of_pairs(const void* p) {
+    return each_float([&](int i) { return std::bit_cast<float>(load_pair(p, i) & 0xffff0000u); });
 }
 
 #include "bf16_as_floats.hpp"

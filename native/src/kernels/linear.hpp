@@ -15,10 +15,10 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
     static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* in = reinterpret_cast<const float*>(x);
         for (int k = 0; k < 32; ++k)
-            for (int t = 0; t < T; ++t) {
+            UNROLL for (int t = 0; t < T; ++t) {
                 const std::byte* at = w + t * tile_step + k * (kHalf ? 32 : 64);
                 const Floats value = kHalf ? load_halves(at) : load(reinterpret_cast<const float*>(at));
-                for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value, fill(in[k * R + r]), sums[t][r]);
+                UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value, fill(in[k * R + r]), sums[t][r]);
             }
     }
 
@@ -48,13 +48,13 @@ template <bool kGrouped, bool kWide> struct Int8Format {
         const auto* input_sums = reinterpret_cast<const std::int32_t*>(x) + R;
         Ints dot[T][R];
         dot_int8<T, R, kWide>(w + (kGrouped ? 32 : 0), tile_step, input_sums, input_sums + R, dot);
-        for (int t = 0; t < T; ++t) {
+        UNROLL for (int t = 0; t < T; ++t) {
             if constexpr (kGrouped) {
                 const Floats scale = load_halves(w + t * tile_step);
-                for (int r = 0; r < R; ++r)
+                UNROLL for (int r = 0; r < R; ++r)
                     sums[t][r] = multiply_add(to_floats(dot[t][r]), scale * fill(scales[r]), sums[t][r]);
             } else {
-                for (int r = 0; r < R; ++r)
+                UNROLL for (int r = 0; r < R; ++r)
                     sums[t][r] = multiply_add(to_floats(dot[t][r]), fill(scales[r]), sums[t][r]);
             }
         }
@@ -71,32 +71,29 @@ template <bool kMinimum, bool kWide> struct Int4Format {
     template <int T, int R>
     static INLINE void unit(const std::byte* w, std::size_t tile_step, int parts, const std::byte* x, Floats (&sums)[T][R]) {
         constexpr std::size_t head = kMinimum ? 64 : 32;
-        Floats group[T][R], offset[T][R]; // of all parts: values times inputs; with a minimum also the sum of the inputs
-        for (int t = 0; t < T; ++t)
-            for (int r = 0; r < R; ++r) group[t][r] = offset[t][r] = zeros();
-        for (int part = 0; part < parts; ++part) {
-            const std::byte* record = x + part * input_bytes * R;
-            const auto* scales = reinterpret_cast<const float*>(record);
-            const auto* input_sums = reinterpret_cast<const std::int32_t*>(record) + R;
-            Ints dot[T][R];
-            dot_int4<T, R, kWide>(w + head + part * 256, tile_step, input_sums + R, dot);
-            for (int t = 0; t < T; ++t)
-                for (int r = 0; r < R; ++r) {
+        UNROLL for (int t = 0; t < T; ++t) {
+            const std::byte* tile = w + t * tile_step;
+            Floats group[R], offset[R]; // of all parts: values times inputs; with a minimum also the sum of the inputs
+            UNROLL for (int r = 0; r < R; ++r) group[r] = offset[r] = zeros();
+            for (int part = 0; part < parts; ++part) {
+                const std::byte* record = x + part * input_bytes * R;
+                const auto* scales = reinterpret_cast<const float*>(record);
+                const auto* input_sums = reinterpret_cast<const std::int32_t*>(record) + R;
+                Ints dot[R];
+                dot_int4<R, kWide>(tile + head + part * 256, input_sums + R, dot);
+                UNROLL for (int r = 0; r < R; ++r) {
                     const Floats scale = fill(scales[r]);
-                    const Floats value = to_floats(kMinimum ? dot[t][r] : dot[t][r] - fill_ints(8 * input_sums[r]));
-                    group[t][r] = multiply_add(value, scale, group[t][r]);
-                    if constexpr (kMinimum) {
-                        const Floats input_sum = fill(static_cast<float>(input_sums[r]));
-                        offset[t][r] = multiply_add(input_sum, scale, offset[t][r]);
-                    }
+                    const Floats value = to_floats(kMinimum ? dot[r] : dot[r] - fill_ints(8 * input_sums[r]));
+                    group[r] = multiply_add(value, scale, group[r]);
+                    if constexpr (kMinimum)
+                        offset[r] = multiply_add(fill(static_cast<float>(input_sums[r])), scale, offset[r]);
                 }
-        }
-        for (int t = 0; t < T; ++t) {
-            const Floats scale = load_halves(w + t * tile_step);
-            for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(group[t][r], scale, sums[t][r]);
+            }
+            const Floats scale = load_halves(tile);
+            UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(group[r], scale, sums[t][r]);
             if constexpr (kMinimum) {
-                const Floats minimum = load_halves(w + t * tile_step + 32);
-                for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(offset[t][r], minimum, sums[t][r]);
+                const Floats minimum = load_halves(tile + 32);
+                UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(offset[r], minimum, sums[t][r]);
             }
         }
     }
@@ -127,8 +124,8 @@ template <class Format, int T, int R>
 INLINE void sum_block(const Matrix& matrix, const std::byte* w, std::size_t stride, std::size_t ahead, const std::byte* x,
                       Floats (&sums)[T][R]) {
     const MatrixLayout& layout = matrix.layout;
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) sums[t][r] = zeros();
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zeros();
     const std::size_t unit_bytes = layout.unit_bytes;
     const int parts = layout.unit_columns / kInputGroup;
     for (int unit = 0; unit < layout.units; ++unit) {
@@ -140,93 +137,89 @@ INLINE void sum_block(const Matrix& matrix, const std::byte* w, std::size_t stri
     }
 }
 
-// Sixteen outputs of one row become what is stored.
-INLINE void store_outputs(Floats value, const PanelProduct& product, int row, int first, int count) {
-    const PanelOutputs& to = product.to;
-    float* out = to.out + row * to.stride + first;
-    const float* residual = to.residual ? to.residual + row * to.residual_stride + first : nullptr;
-    if (count == kTileRows) {
-        if (residual) value = load(residual) + value;
-        store(out, value);
-        return;
-    }
-    float values[kTileRows];
-    store(values, value);
-    for (int i = 0; i < count; ++i) out[i] = residual ? residual[i] + values[i] : values[i];
-}
-
 INLINE Floats with_scale_and_bias(Floats sum, const Matrix& matrix, const float* bias, int first) {
     if (!matrix.row_scales.empty()) sum = sum * load(matrix.row_scales.data() + first);
     return bias ? sum + load(bias + first) : sum;
 }
 
-constexpr std::size_t kAhead = 2048; // bytes between what is read and what is fetched
-
-template <class Format, int T, int R>
-NO_INLINE void tiles_product(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
-    const Matrix& matrix = *product.matrix;
-    const std::size_t ahead = R <= 2 ? kAhead : 0; // else the tile is in a cache: rows before have read it
-    Floats sums[T][R];
-    sum_block<Format, T, R>(matrix, matrix.tile(panel, tile), matrix.unit_stride(panel), ahead, x, sums);
-    const int first = (panel * kPanelTiles + tile) * kTileRows;
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r)
-            sums[t][r] = activate(product.to.activation,
-                                  with_scale_and_bias(sums[t][r], matrix, product.to.bias, first + t * kTileRows));
-    if (product.gate_by) {
-        const Matrix& other = *product.gate_by;
-        Floats gates[T][R];
-        sum_block<Format, T, R>(other, other.tile(panel, tile), other.unit_stride(panel), ahead, x, gates);
-        for (int t = 0; t < T; ++t)
-            for (int r = 0; r < R; ++r)
-                sums[t][r] = sums[t][r] * with_scale_and_bias(gates[t][r], other, product.gate_by_bias, first + t * kTileRows);
-    }
-    for (int t = 0; t < T; ++t) {
-        const int at = first + t * kTileRows, count = matrix.layout.rows - at;
-        for (int r = 0; r < R; ++r) store_outputs(sums[t][r], product, row + r, at, count < kTileRows ? count : kTileRows);
+// What follows the sums of one tile: `sums` and `gates` hold sixteen outputs of each row.
+inline NO_INLINE void finish_tile(const PanelProduct& product, int tile, int row, int rows, const float* sums, const float* gates) {
+    const PanelOutputs& to = product.to;
+    const int first = tile * kTileRows, left = product.matrix->layout.rows - first;
+    for (int r = 0; r < rows; ++r, ++row) {
+        Floats value = with_scale_and_bias(load(sums + r * kTileRows), *product.matrix, to.bias, first);
+        value = activate(to.activation, value);
+        if (product.gate_by)
+            value = value * with_scale_and_bias(load(gates + r * kTileRows), *product.gate_by, product.gate_by_bias, first);
+        if (to.residual) value = load_first(to.residual + row * to.residual_stride + first, left) + value;
+        store_first(to.out + row * to.stride + first, value, left);
     }
 }
 
+constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
+
+constexpr std::size_t kAhead = 2048; // bytes between what is read and what is fetched
+
+template <class Format, int T, int R>
+INLINE void sums_of(const Matrix& matrix, int panel, int tile, const std::byte* x, float* out) {
+    const std::size_t ahead = R <= 2 ? kAhead : 0; // else the tile is in a cache: rows before have read it
+    Floats sums[T][R];
+    sum_block<Format, T, R>(matrix, matrix.tile(panel, tile), matrix.unit_stride(panel), ahead, x, sums);
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) store(out + (t * R + r) * kTileRows, sums[t][r]);
+    }
+}
+
+template <class Format, int T, int R>
+NO_INLINE void tiles_product(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
+    alignas(64) float sums[T * R * kTileRows], gates[T * R * kTileRows];
+    for (int matrix = 0; matrix < (product.gate_by ? 2 : 1); ++matrix)
+        sums_of<Format, T, R>(matrix ? *product.gate_by : *product.matrix, panel, tile, x, matrix ? gates : sums);
+    for (int t = 0; t < T; ++t)
+        finish_tile(product, panel * kPanelTiles + tile + t, row, R, sums + t * R * kTileRows, gates + t * R * kTileRows);
+}
+
 template <class Format> struct PanelKernel {
-    // One row reads each tile once, so two of them side by side keep the arithmetic from waiting for itself.
+    // One row reads each tile once; two tiles side by side keep the arithmetic from waiting for itself.
     static void one_row(const PanelProduct& product, int panel, const std::byte* x, int row) {
         const int tiles = product.matrix->layout.tiles_of(panel);
         if (tiles == kPanelTiles) return tiles_product<Format, kPanelTiles, 1>(product, panel, 0, x, row);
-        for (int tile = 0; tile < tiles; ++tile) tiles_product<Format, 1, 1>(product, panel, tile, x, row);
+        tiles_product<Format, 1, 1>(product, panel, 0, x, row);
     }
 
-    // A tile stays in the cache while all rows pass by.
-    template <int R> static void rows(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
-        tiles_product<Format, 1, R>(product, panel, tile, x, row);
+    static void some_rows(const PanelProduct& product, int panel, int tile, const std::byte* x, int row, int count) {
+        switch (count) {
+        case kBlockRows: return tiles_product<Format, 1, kBlockRows>(product, panel, tile, x, row);
+        case 4: return tiles_product<Format, 1, 4>(product, panel, tile, x, row);
+        case 2: return tiles_product<Format, 1, 2>(product, panel, tile, x, row);
+        default: return tiles_product<Format, 1, 1>(product, panel, tile, x, row);
+        }
     }
 
-    static void run(const PanelProduct& product, int panel) {
-        const MatrixLayout& layout = product.matrix->layout;
-        if (product.rows == 1) return one_row(product, panel, product.x, 0);
-        const std::size_t row_bytes = Format::input_bytes * layout.parts();
-        for (int tile = 0; tile < layout.tiles_of(panel); ++tile) {
-            const std::byte* x = product.x;
-            for (int row = 0; row < product.rows;) {
-                const int count = block_rows(kBlockRows, product.rows - row);
-                if (count == kBlockRows)
-                    rows<kBlockRows>(product, panel, tile, x, row);
-                else if (count == 4)
-                    rows<4>(product, panel, tile, x, row);
-                else if (count == 2)
-                    rows<2>(product, panel, tile, x, row);
-                else
-                    rows<1>(product, panel, tile, x, row);
-                row += count;
-                x += count * row_bytes;
-            }
+    // As many rows as stay in the second-level cache pass by all panels, then the next: the panels stay there too, if the
+    // caller does not ask for too many at once.
+    static void run(const PanelProduct& product, int first_panel, int last_panel) {
+        if (product.rows == 1) {
+            for (int panel = first_panel; panel < last_panel; ++panel) one_row(product, panel, product.x, 0);
+            return;
+        }
+        const std::size_t row_bytes = Format::input_bytes * product.matrix->layout.parts();
+        const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
+        for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
+            const int end = std::min(product.rows, begin + blocks_at_once * kBlockRows);
+            for (int panel = first_panel; panel < last_panel; ++panel)
+                for (int tile = 0; tile < product.matrix->layout.tiles_of(panel); ++tile)
+                    for (int row = begin, count; row < end; row += count) {
+                        count = block_rows(kBlockRows, product.rows - row);
+                        some_rows(product, panel, tile, product.x + row * row_bytes, row, count);
+                    }
         }
     }
 };
 
 inline void panel_product(const PanelProduct& product, int first_panel, int last_panel) {
-    with_format(product.matrix->layout.kind, product.width, [&](auto format) {
-        for (int panel = first_panel; panel < last_panel; ++panel) PanelKernel<decltype(format)>::run(product, panel);
-    });
+    with_format(product.matrix->layout.kind, product.width,
+                [&](auto format) { PanelKernel<decltype(format)>::run(product, first_panel, last_panel); });
 }
 
 // Inputs ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@
 namespace anthesis::portable {
 namespace {
 
-constexpr int kBlockRows = 4;
+constexpr int kBlockRows = 6;
 constexpr int kBlockQueries = 4;
 
 #include "lanes_portable.hpp"

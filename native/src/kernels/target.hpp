@@ -14,6 +14,16 @@
 #define ANTHESIS_TARGET_END ANTHESIS_PRAGMA(GCC pop_options)
 #endif
 
+// Loops over rows and tiles are written out: their sums are to stay in registers.
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// Keeps the compiler from reading memory earlier than is written: what is read too early takes registers from the sums.
+#define READ_NO_EARLIER() __asm__ volatile("" ::: "memory")
+
 #define INLINE inline __attribute__((always_inline))
 #define NO_INLINE __attribute__((noinline))
 
