@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from anthesis import LLM
+from cpu_variants import KERNELS, VARIABLE
 
 torch.set_num_threads(1)  # the models are tiny; waiting threads would cost more than they bring
 
@@ -157,6 +159,33 @@ def check_parity(model: PreTrainedModel, directory: Path | str, **options: Any) 
             true = true_logits(model, prompt + completion)
             assert difference(llm.logits(prompt + completion), true) < TOLERANCE
         assert difference(exact.logits(prompt + completion), true) < TOLERANCE / 2
+    check_parity_on_cpu(model, directory, **options)
+
+
+ROUNDING = 0.1
+"""What rounding the inputs of products to eight bits, or to bf16, may change in these models' logits, by their spread."""
+
+
+def check_parity_on_cpu(model: PreTrainedModel, directory: Path | str, **options: Any) -> None:
+    """Checks the CPU device with each set of kernels; weights are taken exactly unless `options` name a kind."""
+    options = {"weights": "fp32"} | options
+    if options["weights"] == "fp8":
+        return  # no kernels there
+    texts = prompts(vocabulary=model.config.vocab_size)
+    settings: dict[str, Any] = {"max_new_tokens": 64, "ignore_eos": True, "repetition_penalty": PENALTY}
+    for kernels in KERNELS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(VARIABLE, kernels)
+            with open_llm(directory, "cpu", **options) as llm:
+                completions = [c.token_ids for c in llm.generate(texts, **settings)]
+                logits = [llm.logits(text + found) for text, found in zip(texts, completions, strict=True)]
+        for prompt, completion, found in zip(texts, completions, logits, strict=True):
+            true = true_logits(model, prompt + completion)
+            if options["weights"] in ("fp32", "fp16"):
+                assert difference(found, true) < TOLERANCE
+                check_greedy(model, prompt, completion, PENALTY)
+            else:
+                assert np.sqrt(np.square(found - true).mean()) < ROUNDING * true.std()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from anthesis.models import trace
 from anthesis.program.builder import Finish
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Value
+from anthesis.program.widen import widen
 
 CACHE_DTYPES = ("fp32", "bf16")
 
@@ -88,7 +89,7 @@ class LoadedModel:
     def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:
         """The fused program that finishes in this way."""
         kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
-        return fuse(trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs))
+        return widen(fuse(trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs)))
 
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """A cache pool of so many blocks, the first of which keep what the old one holds."""

@@ -157,6 +157,10 @@ class Linear(Op):
     """outs[i] = activation(x weights[i]^T + biases[i]) + residual; gated: out = activation(first) * second.
 
     As traced it is one plain product; `fuse` adds what follows it, and joins products of the same input.
+
+    Attributes:
+        wide_inputs: a device that rounds the inputs of products with integers keeps sixteen bits of these, not eight
+            (`widen` decides). The reference implementation rounds nothing.
     """
 
     kind: ClassVar[str] = "linear"
@@ -167,6 +171,7 @@ class Linear(Op):
     activation: Activation | None = None
     gated: bool = False
     residual: str | None = None
+    wide_inputs: bool = False
 
     def reads(self) -> tuple[str, ...]:
         optional = (*self.biases, self.residual)

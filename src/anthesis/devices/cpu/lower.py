@@ -216,11 +216,11 @@ class Lowering:
         matrices = [self._weights[name] for name in op.weights]
         vectors = [self._vector(name) for name in biases]
         if op.gated:
-            gated = (matrices[0], matrices[1], vectors[0], vectors[1], False, self._place(op.outs[0]), False)
+            gated = (*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), False)
             parts = [gated]
         else:
             parts = [
-                (matrix, None, vector, None, False, self._place(out), out in self._program.outputs)
+                (matrix, None, vector, None, op.wide_inputs, self._place(out), out in self._program.outputs)
                 for matrix, vector, out in zip(matrices, vectors, op.outs, strict=True)
             ]
         residual = None if op.residual is None else self._place(op.residual)

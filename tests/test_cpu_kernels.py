@@ -1,0 +1,255 @@
+"""The kernels of the CPU device, each against float64: products of every kind of weight, attention, norms, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from anthesis.devices.cpu import CpuDevice
+from anthesis.errors import RequestError, UnsupportedError
+from anthesis.program.attend import Attend
+from anthesis.program.ir import BLOCK_TOKENS, Array, Op, Program, Value
+from anthesis.program.ops import Activate, Embed, Linear, Norm, Rope
+from anthesis.program.reference import execute
+from anthesis.quantize import WEIGHT_KINDS, WeightTensor, quantize, weight_kind
+from cpu_variants import VARIABLE, kernels
+from programs import BLOOM, config_of
+
+__all__ = ["kernels"]
+
+CPU_KINDS = [name for name in WEIGHT_KINDS if name != "fp8"]
+
+def run_ops(
+    ops: list[Op],
+    weights: Mapping[str, WeightTensor],
+    rows: int,
+    outputs: tuple[str, ...],
+    *,
+    threads: int = 2,
+    inputs: Mapping[str, Array] | None = None,
+    caches: Mapping[str, Value] | None = None,
+    blocks: int = 0,
+) -> dict[str, Array]:
+    """Runs operations on the CPU device: what they read as `x` are the rows of the weight `x`.
+
+    The device hands over only what is called `token` or `logits`, so the last operation of a test names its result so.
+    """
+    values = {name: Value(name, w.shape, w.kind.name, "weight", start=(0,) * len(w.shape), full_shape=w.shape)
+              for name, w in weights.items()}  # fmt: skip
+    for name, shape in {"tokens": ("R",), "positions": ("R",), "slots": ("R",), "segments": ("B", 3),
+                        "block_table": ("B", "M"), "logit_rows": ("L",)}.items():  # fmt: skip
+        values[name] = Value(name, shape, "int32", "input")
+    values |= caches or {}
+    program = Program(config_of(BLOOM), values, (), {}, outputs).with_ops(ops)
+    device = CpuDevice(threads)
+    packed = {name: device.pack(weight, frozenset()) for name, weight in weights.items()}
+    cache = device.allocate(program, blocks) if blocks else {}
+    count = np.arange(rows, dtype=np.int32)
+    given = {
+        "tokens": count, "positions": count, "slots": np.zeros(rows, np.int32), "logit_rows": count,
+        "segments": np.array([[0, rows, 0]], np.int32), "block_table": np.zeros((1, 1), np.int32),
+    } | dict(inputs or {})  # fmt: skip
+    return device.compile(program, packed, cache).run(given)
+
+
+def fp32(array: NDArray[Any]) -> WeightTensor:
+    return quantize(np.asarray(array, np.float32), WEIGHT_KINDS["fp32"])
+
+
+def rounded(x: NDArray[np.float32], kind: str, wide: bool) -> NDArray[np.float64]:
+    """The inputs as the device takes them for this kind of weight."""
+    if WEIGHT_KINDS[kind].bits >= 16:
+        return x.astype(ml_dtypes.bfloat16 if kind == "bf16" else np.float32).astype(np.float64)
+    steps = np.float32(127 * 256 if wide else 127)
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)
+    largest = np.abs(padded).max(axis=-1, keepdims=True)
+    inverse = np.where(largest > 0, steps / np.where(largest > 0, largest, 1), 0).astype(np.float32)
+    scale = (largest / steps).astype(np.float64)
+    return (np.rint(padded * inverse) * scale).reshape(len(x), -1)[:, : x.shape[1]]
+
+
+SHAPES = [(16, 32), (32, 128), (48, 128), (37, 128), (1, 256), (100, 384)]
+ODD_SHAPES = [(5, 45), (70, 33), (16, 1), (33, 100)]
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["natural", "wide"])
+@pytest.mark.parametrize("name", CPU_KINDS)
+def test_products(kernels: str, name: str, wide: bool) -> None:
+    """Against the exact product of the rounded inputs, bounded by the sum of the magnitudes of its terms."""
+    rng = np.random.default_rng(0)
+    kind = weight_kind(name)
+    shapes = SHAPES + (ODD_SHAPES if kind.column_step == 1 else [])
+    for i, (outputs, columns) in enumerate(shapes):
+        if columns % kind.column_step:
+            continue
+        rows = (1, 2, 5, 7, 13, 33)[i % 6]
+        weight = quantize(rng.normal(0, 0.4, (outputs, columns)).astype(np.float32), kind)
+        bias, residual = rng.normal(size=outputs), rng.normal(size=(rows, outputs))
+        x = rng.normal(size=(rows, columns)).astype(np.float32)
+        x[0, : columns // 2] *= 100  # an outlier in one group must not cost the others their precision
+        ops: list[Op] = [
+            Embed(ids="tokens", weight="x", out="rows"),
+            Embed(ids="tokens", weight="residual", out="added"),
+            Linear(x="rows", weights=("w",), biases=("bias",), outs=("logits",), residual="added", wide_inputs=wide),
+        ]
+        tensors = {"x": fp32(x), "w": weight, "bias": fp32(bias), "residual": fp32(residual)}
+        found = run_ops(ops, tensors, rows, ("logits",))["logits"]
+        exact, inputs = weight.dequantize(np.float64), rounded(x, name, wide)
+        true = inputs @ exact.T + bias.astype(np.float32) + residual.astype(np.float32)
+        magnitude = np.abs(inputs) @ np.abs(exact).T + np.abs(bias) + np.abs(residual)
+        assert found.shape == (rows, outputs)
+        assert (np.abs(found - true) <= 1e-6 * magnitude).all(), f"{outputs} x {columns}, {rows} rows"
+
+
+def through_identity(x: str, width: int) -> tuple[Linear, dict[str, WeightTensor]]:
+    """A product that only hands a value over as `logits`."""
+    return Linear(x=x, weights=("identity",), outs=("logits",)), {"identity": fp32(np.eye(width))}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "relu"])
+def test_activations(kernels: str, activation: str) -> None:
+    """Within 4e-7 of their value or of the distance to zero, from tiny to huge, alone and within a product."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), [-1e30, -200, -88, -87, 0, -0.0, 1e-30, 87, 89, 1e30]])
+    x = x.astype(np.float32)[None]
+    (true,) = Activate(x="x", out="y", activation=activation).evaluate({"x": x.astype(np.float64)})  # type: ignore[arg-type]
+    last, identity = through_identity("y", x.shape[1])
+    rows = Embed(ids="tokens", weight="x", out="rows")
+    alone = run_ops([rows, Activate(x="rows", out="y", activation=activation), last], {"x": fp32(x)} | identity, 1, ("logits",))  # type: ignore[arg-type]
+    within = [rows, Linear(x="rows", weights=("identity",), outs=("logits",), activation=activation)]  # type: ignore[arg-type]
+    inside = run_ops(within, {"x": fp32(x)} | identity, 1, ("logits",))
+    assert np.array_equal(alone["logits"], inside["logits"])
+    assert (np.abs(alone["logits"] - true) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
+
+
+@pytest.mark.parametrize(("width", "runs"), [(64, 1), (45, 1), (7, 3), (1024, 1), (16, 4)])
+@pytest.mark.parametrize(("norm", "bias"), [("layer", True), ("layer", False), ("rms", False), ("rms", True)])
+def test_norms(kernels: str, norm: str, bias: bool, width: int, runs: int) -> None:
+    """Alone, and as the beginning of the product that reads it."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(5, width * runs)) * 10 + 3).astype(np.float32)
+    tensors = {"x": fp32(x), "w": fp32(rng.normal(size=width)), "b": fp32(rng.normal(size=width))}
+    op = Norm(x="rows", weight="w", bias="b" if bias else None, out="y", norm=norm, epsilon=1e-3, width=width)  # type: ignore[arg-type]
+    arrays = {"rows": x.astype(np.float64)} | {name: tensors[name].dequantize(np.float64) for name in "wb"}
+    (true,) = op.evaluate(arrays)
+    rows = Embed(ids="tokens", weight="x", out="rows")
+    last, identity = through_identity("y", width * runs)
+    inside = run_ops([rows, op, last], tensors | identity, 5, ("logits",))["logits"]
+    twice = [rows, op, Activate(x="y", out="z", activation="relu"), last]  # so that somebody else reads it too
+    alone = run_ops(twice, tensors | identity, 5, ("logits",))["logits"]
+    assert np.abs(inside - true).max() < 2e-5
+    assert np.array_equal(alone, inside)
+
+
+def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: int, size: int, window: int | None,
+              alibi: bool, rotated: bool, lengths: list[int], steps: list[int]) -> tuple[float, float]:  # fmt: skip
+    """The largest error of attention over several sequences, computed in steps, and the spread of the results."""
+    total, blocks_each = sum(lengths), 4
+    q, k, v = (draw.normal(size=(total, n * size)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
+    cache = Value("cache", ("P", 2, BLOCK_TOKENS, kv_heads * size), dtype, "cache")
+    frequencies = tuple(1000.0 ** (-i / (size // 2)) for i in range(size // 2))
+    ops: list[Op] = [Embed(ids="tokens", weight=name, out=f"{name}.rows") for name in "qkv"]
+    names = {name: f"{name}.rows" for name in "qkv"}
+    if rotated:
+        ops += [Rope(x=names[name], positions="positions", out=f"{name}.turned", frequencies=frequencies) for name in "qk"]
+        names |= {name: f"{name}.turned" for name in "qk"}
+    ops.append(
+        Attend(**names, cache="cache", positions="positions", slots="slots", segments="segments", head_dim=size,
+               block_table="block_table", out="attended", num_heads=heads, num_kv_heads=kv_heads, scale=size**-0.5,
+               window=window, alibi=alibi)
+    )  # fmt: skip
+    last, identity = through_identity("attended", heads * size)
+    ops.append(last)
+    tensors = {"q": fp32(q), "k": fp32(k), "v": fp32(v)} | identity
+
+    values = {name: Value(name, w.shape, "fp32", "weight", start=(0, 0), full_shape=w.shape) for name, w in tensors.items()}
+    for name, shape in {"tokens": ("R",), "positions": ("R",), "slots": ("R",), "segments": ("B", 3),
+                        "block_table": ("B", "M"), "logit_rows": ("L",)}.items():  # fmt: skip
+        values[name] = Value(name, shape, "int32", "input")
+    program = Program(config_of(BLOOM), values | {"cache": cache}, (), {}, ("logits",)).with_ops(ops)
+    device = CpuDevice()
+    num_blocks = 1 + blocks_each * len(lengths)
+    packed = {name: device.pack(weight, frozenset()) for name, weight in tensors.items()}
+    executable = device.compile(program, packed, device.allocate(program, num_blocks))
+    arrays: dict[str, Array] = {name: w.dequantize(np.float64) for name, w in tensors.items()}
+    cache_dtype = np.float64 if dtype == "fp32" else ml_dtypes.bfloat16
+    arrays["cache"] = np.zeros((num_blocks, 2, BLOCK_TOKENS, kv_heads * size), cache_dtype)
+    table = 1 + draw.permutation(num_blocks - 1).astype(np.int32).reshape(len(lengths), blocks_each)
+
+    first = np.cumsum([0, *lengths[:-1]])
+    done, worst, spread = [0] * len(lengths), 0.0, 0.0
+    for step in [*steps, max(lengths)]:
+        runs = [(s, done[s], min(step, lengths[s] - done[s])) for s in range(len(lengths)) if done[s] < lengths[s]]
+        if not runs:
+            break
+        tokens = np.concatenate([first[s] + at + np.arange(n) for s, at, n in runs]).astype(np.int32)
+        begins = np.cumsum([0, *(n for _, _, n in runs)])
+        inputs = {
+            "tokens": tokens, "positions": np.concatenate([at + np.arange(n) for _, at, n in runs]).astype(np.int32),
+            "slots": np.repeat([s for s, _, _ in runs], [n for _, _, n in runs]).astype(np.int32),
+            "segments": np.array([(begins[i], n, at) for i, (_, at, n) in enumerate(runs)] + [(0, 0, 0)], np.int32),
+            "block_table": table, "logit_rows": np.arange(len(tokens), dtype=np.int32),
+        }  # fmt: skip
+        found = executable.run(inputs)["logits"]
+        true = execute(program, arrays | inputs)["logits"]
+        worst, spread = max(worst, float(np.abs(found - true).max())), max(spread, float(true.std()))
+        for s, _, n in runs:
+            done[s] += n
+    return worst, spread
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(1, 1, 64), (6, 3, 22), (4, 4, 8), (9, 3, 64), (8, 1, 16), (2, 2, 128), (5, 1, 40)]
+)
+def test_attention(kernels: str, dtype: str, heads: int, kv_heads: int, size: int) -> None:
+    """Prompts, chunks and single rows of sequences of different lengths, against float64."""
+    rng = np.random.default_rng(heads * size)
+    for window, alibi, rotated in [(None, True, False), (None, False, True), (70, False, True), (1, False, False)]:
+        worst, spread = attention(
+            rng, dtype=dtype, heads=heads, kv_heads=kv_heads, size=size, window=window, alibi=alibi, rotated=rotated,
+            lengths=[200, 3, 64, 65, 130], steps=[1, 1, 63, 7, 1],
+        )  # fmt: skip
+        assert spread > 0.05
+        # a key at the border between two bf16 numbers may be rounded to the other side once it is rotated in float32
+        assert worst < (2e-5 if dtype == "fp32" or not rotated else 2e-2)
+
+
+def test_the_embedding_is_looked_up_in_the_tiles(kernels: str) -> None:
+    rng = np.random.default_rng(2)
+    for name in CPU_KINDS:
+        weight = quantize(rng.normal(size=(37, 128)).astype(np.float32), weight_kind(name))
+        last, identity = through_identity("rows", 128)
+        ids = np.array([0, 36, 15, 16, 31, 32, 7], np.int32)
+        found = run_ops([Embed(ids="tokens", weight="x", out="rows"), last], {"x": weight} | identity, 7, ("logits",),
+                        inputs={"tokens": ids})["logits"]  # fmt: skip
+        assert np.array_equal(found, weight.dequantize(np.float32)[ids]), name
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int4m"])
+def test_what_is_not_a_number_stays_so(kernels: str, name: str) -> None:
+    """In its own row, and in no other."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(9, 64)).astype(np.float32)
+    x[2, 5], x[4, 40], x[7, 63] = np.nan, np.inf, -np.inf
+    weight = quantize(rng.normal(size=(20, 64)).astype(np.float32), weight_kind(name))
+    ops = [Embed(ids="tokens", weight="x", out="rows"), Linear(x="rows", weights=("w",), outs=("logits",))]
+    found = run_ops(ops, {"x": fp32(x), "w": weight}, 9, ("logits",))["logits"]
+    assert [bool(np.isfinite(row).all()) for row in found] == [row not in (2, 4, 7) for row in range(9)]
+    assert not np.isfinite(found[[2, 4, 7]]).any()
+
+
+def test_kinds_without_kernels_are_named() -> None:
+    value = Value("w", (16, 32), "fp8", "weight")
+    with pytest.raises(UnsupportedError, match="no kernels for weights of the kind fp8 on the cpu device; choose another"):
+        CpuDevice().held_bytes(value)
+
+
+def test_kernels_that_can_not_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "mmx")
+    with pytest.raises(RequestError, match="ANTHESIS_CPU_KERNELS is 'mmx'; this processor can run: .*portable"):
+        CpuDevice()
