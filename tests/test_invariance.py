@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from transformers import BloomConfig, LlamaConfig, MistralConfig
 
 from anthesis import LLM
+from anthesis.cores import usable_cores
 from anthesis.engine.engine import Engine
 from anthesis.models import trace
 from anthesis.program.fuse import fuse
+from anthesis.program.widen import widen
+from cpu_variants import KERNELS, VARIABLE
 from parity.truth import VOCABULARY, prompts, random_model, save
 
 SIZES = {"num_hidden_layers": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 512}
@@ -46,8 +49,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(random_model(config), root / name) for name, config in configs.items()}
 
 
-def open_llm(directory: Path | None, **options: Any) -> LLM:
-    return LLM(None if directory is None else str(directory), device="reference", **options)
+@pytest.fixture(params=["reference", *KERNELS])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The reference device, and the CPU device with each set of kernels."""
+    if request.param == "reference":
+        return "reference"
+    monkeypatch.setenv(VARIABLE, request.param)
+    return "cpu"
+
+
+def open_llm(directory: Path | None, device: str, **options: Any) -> LLM:
+    return LLM(None if directory is None else str(directory), device=device, **options)
 
 
 def scheduled_logits(
@@ -115,10 +127,12 @@ def schedules(draw: st.DrawFn) -> tuple[list[int], list[list[tuple[int, int]]], 
 
 @pytest.mark.parametrize("cache", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_any_schedule(models, name, cache):
+def test_any_schedule(models, device, name, cache):
+    """With as many threads as there are cores, against one thread and a text at a time."""
     texts = prompts((140,) * 4)
-    with open_llm(models[name], cache=cache) as llm:
+    with open_llm(models[name], device, cache=cache, threads=1) as llm:
         alone = [llm.logits(text) for text in texts]
+    with open_llm(models[name], device, cache=cache) as llm:
 
         @given(schedules())
         @settings(max_examples=15, deadline=None)
@@ -135,12 +149,15 @@ KINDS = ["native", "bf16", "fp16", "int8", "int8-g32", "int4", "int4m", "int4-g6
 
 
 @pytest.mark.parametrize("weights", KINDS)
-def test_chunks_by_weight_kind(models, weights):
+def test_chunks_by_weight_kind(models, device, weights):
     """Separately opened, so that the weights also stand at other addresses."""
+    if (device, weights) == ("cpu", "fp8"):
+        pytest.skip("no kernels")
     (text,) = prompts((150,))
     found = []
-    for chunk in (256, 1, 7, 64):
-        with open_llm(models["grouped"], weights=weights, prefill_chunk=chunk) as llm:
+    for i, chunk in enumerate((256, 1, 7, 64)):
+        threads = 1 + i % usable_cores()
+        with open_llm(models["grouped"], device, weights=weights, prefill_chunk=chunk, threads=threads) as llm:
             found.append((llm.logits(text), llm.score(text)))
     for logits, scores in found[1:]:
         assert same_bits(logits, found[0][0])
@@ -151,16 +168,16 @@ def test_chunks_by_weight_kind(models, weights):
     ("name", "weights"),
     [*((name, "native") for name in CONFIGS), ("bloom", "int8"), ("grouped", "int4m"), ("mistral", "int4")],
 )
-def test_fused_and_unfused(models, name, weights):
+def test_fused_and_unfused(models, device, name, weights):
     (text,) = prompts((70,))
-    with open_llm(models[name], weights=weights) as llm:
+    with open_llm(models[name], device, weights=weights) as llm:
         fused = scheduled_logits(llm, [text], [[(0, 70)]], [1, 2])[0]
 
         def unfused(finish: Any, top: int, cache: Any) -> Any:
             kinds = llm.loaded._kinds
             program = trace(llm.config, finish, lambda name, shape: kinds[name], llm.loaded.cache_dtype)
             assert len(fuse(program).ops) < len(program.ops)
-            return llm.loaded.device.compile(program, llm.loaded._weights, cache)
+            return llm.loaded.device.compile(widen(program), llm.loaded._weights, cache)
 
         llm.loaded.compile = unfused  # type: ignore[method-assign]
         assert same_bits(scheduled_logits(llm, [text], [[(0, 70)]], [2, 1])[0], fused)
@@ -180,10 +197,10 @@ SAMPLED = {"temperature": 1.5, "top_p": 0.95, "top_k": 50, "repetition_penalty":
 
 @pytest.mark.parametrize("params", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("name", "chunk"), [("bloom", 40), ("llama", 1), ("mistral", 256)])
-def test_joined_midway(models, name, params, chunk):
+def test_joined_midway(models, device, name, params, chunk):
     """Tokens and the bits of their log-probabilities, alone and while others come and go."""
     texts = prompts((70, 3, 64, 1, 130))
-    with open_llm(models[name], prefill_chunk=chunk) as llm:
+    with open_llm(models[name], device, prefill_chunk=chunk) as llm:
         engine: Engine = llm._engine
         alone = requests(llm, texts, **params)
         for sequence in alone:
@@ -204,9 +221,9 @@ def test_joined_midway(models, name, params, chunk):
         assert len({tuple(sequence.completion) for sequence in alone}) == len(texts)
 
 
-def test_the_default_model():
+def test_the_default_model(device):
     texts = [[1, 4093, 198, 2683, 359, 253], list(range(1000, 1070)), [28] * 3]
-    with open_llm(None) as llm:
+    with open_llm(None, device) as llm:
         alone = [llm.logits(text) for text in texts]
         steps = [[(2, 1), (0, 6), (1, 50)], [(1, 3)], [(1, 17), (2, 2)]]
         for found, expected in zip(scheduled_logits(llm, texts, steps, [3, 1, 4, 2]), alone, strict=True):

@@ -11,17 +11,19 @@ from dataclasses import replace
 
 from anthesis.program.attend import Attend
 from anthesis.program.ir import Program
-from anthesis.program.ops import Linear, Norm, Rope
+from anthesis.program.ops import Add, Linear, Norm, Rope
 
 
 def widen(program: Program) -> Program:
-    """The program with wide inputs for the products that make queries, keys and values; run after `fuse`."""
+    """The program with wide inputs for the products that make queries, keys and values, fused or not."""
     attended: set[str] = set()
     for op in reversed(program.ops):
         if isinstance(op, Attend):
             attended.update((op.q, op.k, op.v))
         elif isinstance(op, Norm | Rope) and op.out in attended:
             attended.add(op.x)
+        elif isinstance(op, Add) and op.out in attended:  # a bias, in a program that is not fused
+            attended.add(op.a)
     return program.with_ops(
         replace(op, wide_inputs=True) if isinstance(op, Linear) and attended.intersection(op.outs) else op
         for op in program.ops

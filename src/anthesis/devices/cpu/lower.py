@@ -7,7 +7,7 @@ waits for another in between; what else reads them keeps them an instruction of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,24 @@ class Instruction:
     def source(self, name: str) -> str:
         """The value that is read in place of one that is computed on the way."""
         return self.renamed.get(name, name)
+
+
+def separate_gates(program: Program) -> Program:
+    """The program with gated products of two kinds of weights taken apart: the kernel sums both in one format."""
+    ops: list[Op] = []
+    for op in program.ops:
+        if not isinstance(op, Linear) or not op.gated or len({program.values[name].dtype for name in op.weights}) == 1:
+            ops.append(op)
+            continue
+        assert op.activation is not None, "a gate has an activation"
+        (out,) = op.outs
+        first, second, active, product = (f"{out}.{part}" for part in ("first", "second", "active", "product"))
+        ops.append(replace(op, outs=(first, second), activation=None, gated=False, residual=None))
+        ops.append(Activate(x=first, out=active, activation=op.activation))
+        ops.append(Mul(a=active, b=second, out=out if op.residual is None else product))
+        if op.residual is not None:
+            ops.append(Add(a=op.residual, b=product, out=out))
+    return program.with_ops(ops)
 
 
 def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
@@ -159,7 +177,7 @@ class Lowering:
     def __init__(
         self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any
     ) -> None:
-        self._program = program
+        self._program = program = separate_gates(program)
         self._weights = weights
         self._caches = caches
         self._native = extension()
