@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The editable install knows the packages that were there when it was made; a new one must be told to it.
 PACKAGES := $(shell find src -name __init__.py)
 
-.PHONY: help demo test test-slow check native clean
+.PHONY: help demo test test-slow check native bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -44,8 +44,11 @@ check: $(STAMPS)/test ## Style and types only
 
 native: $(STAMPS)/core ## Install into .venv, and build the C++ extension again where its sources changed
 
+bench-peers: $(STAMPS)/demo ## Measure other systems beside ours: installs and compiles them first, an hour or more in all
+	$(BIN)/python benchmarks/peers.py
+
 clean: ## Remove what was built and installed in this tree
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The virtual environment itself. One that is already there is used as it is. The pip that comes with older Pythons does
 # not know -C yet.
