@@ -238,6 +238,8 @@ void bind_cpu(nb::module_& m) {
              nb::arg("activation").none(), nb::arg("out"))
         .def("add_argmax", [](Program& self, const PlaceTuple& logits, int usable) { self.add(ArgmaxSpec{place(logits), usable}); },
              nb::arg("logits"), nb::arg("usable"))
+        .def("measure", &Program::measure, nb::arg("on"))
+        .def("seconds", &Program::seconds)
         .def("run", &run_program, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("segments"), nb::arg("block_table"),
              nb::arg("logit_rows").none(), nb::arg("token").none(), nb::arg("logits").none());
 }

@@ -395,11 +395,28 @@ void Program::run(const StepInputs& in, std::int32_t* token, float* logits) {
         const Team team{*pool_, thread};
         for (const auto& instruction : instructions_) instruction->begin(thread);
         team.barrier();
+        if (measures_ && thread == 0) return run_measured(step, team);
         for (const auto& instruction : instructions_) {
             instruction->run(step, team);
             team.barrier();
         }
     });
+}
+
+void Program::run_measured(const Step& step, const Team& team) {
+    Clock::time_point before = Clock::now();
+    for (std::size_t i = 0; i < instructions_.size(); ++i) {
+        instructions_[i]->run(step, team);
+        team.barrier();
+        const Clock::time_point now = Clock::now();
+        seconds_[i] += std::chrono::duration<double>(now - before).count();
+        before = now;
+    }
+}
+
+void Program::measure(bool on) {
+    measures_ = on;
+    if (on) seconds_.assign(instructions_.size(), 0.0);
 }
 
 } // namespace anthesis

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -196,13 +197,23 @@ public:
     // Throws std::bad_alloc, and std::runtime_error in a forked process.
     void run(const StepInputs& in, std::int32_t* token, float* logits);
 
+    // From now on steps take the time of each instruction, or no longer do.
+    void measure(bool on);
+    // Seconds that each instruction took in the steps since `measure(true)`, waiting for all threads included.
+    const std::vector<double>& seconds() const { return seconds_; }
+
 private:
+    using Clock = std::chrono::steady_clock;
+
     void reserve(const StepInputs& in);
+    void run_measured(const Step& step, const Team& team);
 
     std::shared_ptr<Pool> pool_;
     const Kernels& kernels_;
     std::size_t floats_per_row_, floats_per_logit_row_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
+    bool measures_ = false;
+    std::vector<double> seconds_;
     int reserved_rows_ = 0, reserved_logit_rows_ = 0;
     std::vector<std::unique_ptr<Pages>> memory_;
     float *token_rows_ = nullptr, *logit_rows_ = nullptr, *partial_ = nullptr;
