@@ -155,26 +155,54 @@ void add_elementwise(Program& program, const std::string& kind, const PlaceTuple
     program.add(ElementwiseSpec{known, activation_of(activation), place(a), b ? place(*b) : Place{}, place(out), vector_of(vector)});
 }
 
-void run_program(Program& program, const Array<std::int32_t, 1>& tokens, const Array<std::int32_t, 1>& positions,
-                 const Array<std::int32_t, 1>& slots, const Array<std::int32_t, 2>& segments,
-                 const Array<std::int32_t, 2>& block_table, const std::optional<Array<std::int32_t, 1>>& logit_rows,
-                 std::optional<nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig>> token,
-                 std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig>> logits) {
+// The arrays of a step by name. They are given as a dictionary: which there are depends on how the program ends.
+template <class T, int kDims> const T* input(const nb::dict& arrays, const char* name, std::size_t rows, std::size_t width = 0) {
+    if (!arrays.contains(name)) return nullptr;
+    const auto array = nb::cast<Array<T, kDims>>(arrays[name]);
+    if (array.shape(0) != rows || (kDims == 2 && width && array.shape(1) != width))
+        throw std::invalid_argument(std::string(name) + " has another shape than the step");
+    return array.data();
+}
+
+template <class T, int kDims> T* output(const nb::dict& arrays, const char* name, std::size_t rows) {
+    if (!arrays.contains(name)) return nullptr;
+    const auto array = nb::cast<nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>>(arrays[name]);
+    if (array.shape(0) != rows) throw std::invalid_argument(std::string(name) + " has another shape than the step");
+    return array.data();
+}
+
+void run_program(Program& program, const nb::dict& inputs, const nb::dict& outputs) {
+    const auto tokens = nb::cast<Array<std::int32_t, 1>>(inputs["tokens"]);
+    const auto segments = nb::cast<Array<std::int32_t, 2>>(inputs["segments"]);
+    const auto block_table = nb::cast<Array<std::int32_t, 2>>(inputs["block_table"]);
+    const std::size_t R = tokens.size();
+    const std::size_t L = inputs.contains("logit_rows") ? nb::cast<Array<std::int32_t, 1>>(inputs["logit_rows"]).size() : 0;
     StepInputs in;
-    in.rows = static_cast<int>(tokens.size());
+    in.rows = static_cast<int>(R);
+    in.logit_rows = static_cast<int>(L);
     in.tokens = tokens.data();
-    in.positions = positions.data();
-    in.slots = slots.data();
+    in.positions = input<std::int32_t, 1>(inputs, "positions", R);
+    in.slots = input<std::int32_t, 1>(inputs, "slots", R);
     in.segments = segments.data();
     in.num_segments = static_cast<int>(segments.shape(0));
     in.block_table = block_table.data();
     in.table_width = static_cast<int>(block_table.shape(1));
-    if (logit_rows) {
-        in.logit_rows = static_cast<int>(logit_rows->size());
-        in.logit_row_numbers = logit_rows->data();
-    }
+    in.logit_row_numbers = input<std::int32_t, 1>(inputs, "logit_rows", L);
+    in.temperature = input<float, 1>(inputs, "temperature", L);
+    in.top_p = input<float, 1>(inputs, "top_p", L);
+    in.min_p = input<float, 1>(inputs, "min_p", L);
+    in.repetition_penalty = input<float, 1>(inputs, "repetition_penalty", L);
+    in.top_k = input<std::int32_t, 1>(inputs, "top_k", L);
+    in.seed = input<std::uint64_t, 1>(inputs, "seed", L);
+    in.seen = input<std::uint8_t, 2>(inputs, "seen", L);
+    StepOutputs out;
+    out.token = output<std::int32_t, 1>(outputs, "token", L);
+    out.logits = output<float, 2>(outputs, "logits", L);
+    out.logprob = output<float, 1>(outputs, "logprob", L);
+    out.top_tokens = output<std::int32_t, 2>(outputs, "top_tokens", L);
+    out.top_logprobs = output<float, 2>(outputs, "top_logprobs", L);
     nb::gil_scoped_release released;
-    program.run(in, token ? token->data() : nullptr, logits ? logits->data() : nullptr);
+    program.run(in, out);
 }
 
 } // namespace
@@ -240,8 +268,10 @@ void bind_cpu(nb::module_& m) {
              nb::arg("logits"), nb::arg("usable"))
         .def("measure", &Program::measure, nb::arg("on"))
         .def("seconds", &Program::seconds)
-        .def("run", &run_program, nb::arg("tokens"), nb::arg("positions"), nb::arg("slots"), nb::arg("segments"), nb::arg("block_table"),
-             nb::arg("logit_rows").none(), nb::arg("token").none(), nb::arg("logits").none());
+        .def("add_sample", [](Program& self, const PlaceTuple& logits, int usable, int top) {
+            self.add(SampleSpec{place(logits), usable, top});
+        }, nb::arg("logits"), nb::arg("usable"), nb::arg("top"))
+        .def("run", &run_program, nb::arg("inputs"), nb::arg("outputs"));
 }
 
 } // namespace anthesis

@@ -1,5 +1,5 @@
 // The Python face of the native code: anthesis._native. Only translation happens here. The signatures are repeated in
-// src/anthesis/_native.pyi.
+// src/anthesis/_native.pyi. What is more than a line or two is in a bind_*.cpp.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
@@ -9,6 +9,8 @@
 #include "cpu_features.hpp"
 
 namespace nb = nanobind;
+
+void bind_sample(nb::module_& m); // bind_sample.cpp
 
 namespace {
 
@@ -40,4 +42,5 @@ NB_MODULE(_native, m) {
     m.def("read_bandwidth", &read_bandwidth, nb::arg("nbytes"), nb::arg("threads"), nb::arg("seconds"));
     m.def("cpu_features", &cpu_features);
     anthesis::bind_cpu(m);
+    bind_sample(m);
 }

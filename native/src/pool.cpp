@@ -4,6 +4,7 @@
 #include <csignal>
 #include <stdexcept>
 
+#include <sched.h>
 #include <unistd.h>
 
 namespace anthesis {
@@ -35,6 +36,7 @@ void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old)
             if (changed()) return;
             pause();
         }
+        sched_yield(); // the thread that is waited for may have been put on this very core
     } while (Clock::now() < end);
     value.wait(old, std::memory_order_acquire);
 }

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <map>
+
+#include "sample.hpp"
 
 namespace anthesis {
 namespace {
@@ -133,7 +134,7 @@ private:
             const std::byte* x = packed;
             for (std::size_t j = 0; j < input_of_part_[i]; ++j) x += up_to_line(rows * inputs_[j].row_bytes);
             const float* residual = spec_.has_residual ? step.at(spec_.residual) : nullptr;
-            float* out = part.to_logits && step.logits ? step.logits : step.at(part.out);
+            float* out = part.to_logits && step.out.logits ? step.out.logits : step.at(part.out);
             const std::size_t width = part.out.width;
             const PanelProduct product{part.matrix.get(),
                                        part.gate_by.get(),
@@ -320,7 +321,7 @@ public:
     }
 
     void run(const Step& step, const Team& team) override {
-        const float* logits = step.logits ? step.logits : step.at(spec_.logits);
+        const float* logits = step.at(spec_.logits);
         const std::size_t width = spec_.logits.width;
         auto* best = reinterpret_cast<std::int32_t*>(step.partial); // (L, threads): the place of each thread's best
         const auto [first, last] = team.share(spec_.usable);
@@ -336,12 +337,47 @@ public:
                 const int place = best[row * team.size() + i];
                 if (place >= 0 && (found < 0 || x[place] > x[found] || (std::isnan(x[place]) && !std::isnan(x[found])))) found = place;
             }
-            step.token[row] = found >= 0 && std::isfinite(x[found]) ? found : -1;
+            step.out.token[row] = found >= 0 && std::isfinite(x[found]) ? found : -1;
         }
     }
 
 private:
     ArgmaxSpec spec_;
+};
+
+class Sample final : public Instruction {
+public:
+    explicit Sample(SampleSpec spec) : spec_(spec) {}
+
+    void reserve(int threads) override { sampler_.reserve(spec_.logits.width, threads); }
+
+    void run(const Step& step, const Team& team) override {
+        const StepInputs& in = step.in;
+        const int vocab = spec_.logits.width;
+        for (int i = 0; i < in.logit_rows; ++i) {
+            const float* logits = step.at(spec_.logits) + static_cast<std::size_t>(i) * vocab;
+            const SampleRow row{logits,
+                                vocab,
+                                spec_.usable,
+                                in.temperature[i],
+                                in.top_p[i],
+                                in.min_p[i],
+                                in.repetition_penalty[i],
+                                in.top_k[i],
+                                in.seed[i],
+                                in.seen + static_cast<std::size_t>(i) * ((vocab + 7) / 8),
+                                in.positions[in.logit_row_numbers[i]]};
+            sampler_.choose(team, row, step.out.token[i]);
+            if (spec_.top < 0) continue;
+            const std::size_t at = static_cast<std::size_t>(i) * spec_.top;
+            sampler_.logprobs(team, logits, vocab, spec_.usable, step.out.token[i], spec_.top, step.out.logprob[i],
+                              step.out.top_tokens + at, step.out.top_logprobs + at);
+        }
+    }
+
+private:
+    SampleSpec spec_;
+    Sampler sampler_;
 };
 
 } // namespace
@@ -366,11 +402,13 @@ void Program::add(RotateSpec spec) { instructions_.push_back(std::make_unique<Ro
 void Program::add(AttendSpec spec) { instructions_.push_back(std::make_unique<Attend>(std::move(spec), pool_->size())); }
 void Program::add(ElementwiseSpec spec) { instructions_.push_back(std::make_unique<Elementwise>(std::move(spec))); }
 void Program::add(ArgmaxSpec spec) { instructions_.push_back(std::make_unique<Argmax>(spec)); }
+void Program::add(SampleSpec spec) { instructions_.push_back(std::make_unique<Sample>(spec)); }
 
 void Program::reserve(const StepInputs& in) {
     if (in.rows <= reserved_rows_ && in.logit_rows <= reserved_logit_rows_) return;
     const int rows = std::max(in.rows, reserved_rows_), logit_rows = std::max(in.logit_rows, reserved_logit_rows_);
     Needs needs;
+    for (const auto& instruction : instructions_) instruction->reserve(pool_->size());
     for (const auto& instruction : instructions_) needs.cover(instruction->needs(kernels_, rows, logit_rows, pool_->size()));
     reserved_rows_ = reserved_logit_rows_ = 0;
     memory_.clear();
@@ -388,9 +426,9 @@ void Program::reserve(const StepInputs& in) {
     reserved_logit_rows_ = logit_rows;
 }
 
-void Program::run(const StepInputs& in, std::int32_t* token, float* logits) {
+void Program::run(const StepInputs& in, const StepOutputs& out) {
     reserve(in);
-    const Step step{kernels_, in, token_rows_, logit_rows_, packed_, own_.data(), partial_, token, logits};
+    const Step step{kernels_, in, token_rows_, logit_rows_, packed_, own_.data(), partial_, out};
     pool_->run([&](int thread) {
         const Team team{*pool_, thread};
         for (const auto& instruction : instructions_) instruction->begin(thread);

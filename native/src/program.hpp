@@ -32,6 +32,20 @@ struct StepInputs {
     const std::int32_t* block_table = nullptr; // (B, M)
     int table_width = 0;
     const std::int32_t* logit_row_numbers = nullptr; // (L,)
+    // Of programs that sample: per row of logits, and (L, ceil(V / 8)) bits of the ids that were seen.
+    const float *temperature = nullptr, *top_p = nullptr, *min_p = nullptr, *repetition_penalty = nullptr;
+    const std::int32_t* top_k = nullptr;
+    const std::uint64_t* seed = nullptr;
+    const std::uint8_t* seen = nullptr;
+};
+
+// Where a step's results go; null where the program has no such result.
+struct StepOutputs {
+    std::int32_t* token = nullptr;        // (L,)
+    float* logits = nullptr;              // (L, V); else logits are in the arena
+    float* logprob = nullptr;             // (L,)
+    std::int32_t* top_tokens = nullptr;   // (L, top)
+    float* top_logprobs = nullptr;        // (L, top)
 };
 
 class Program;
@@ -45,8 +59,7 @@ struct Step {
     std::byte* packed;     // inputs of a product that all threads share
     std::byte* const* own; // working memory of each thread
     float* partial;        // results of threads that are put together afterwards
-    std::int32_t* token;   // outputs
-    float* logits;         // (L, V), or null: then they are in the arena
+    const StepOutputs& out;
 
     int rows_of(Place place) const { return place.rows == Place::Rows::token ? in.rows : in.logit_rows; }
     float* at(Place place) const {
@@ -90,6 +103,8 @@ public:
     virtual ~Instruction() = default;
     virtual void run(const Step& step, const Team& team) = 0;
     virtual Needs needs(const Kernels&, int /*rows*/, int /*logit_rows*/, int /*threads*/) const { return {}; }
+    // Before the first step; and by each thread before every step.
+    virtual void reserve(int /*threads*/) {}
     virtual void begin(int /*thread*/) noexcept {}
 };
 
@@ -175,6 +190,12 @@ struct ArgmaxSpec {
     int usable = 0;
 };
 
+struct SampleSpec {
+    Place logits;
+    int usable = 0;
+    int top = -1; // most likely tokens to report; -1: no log-probabilities at all
+};
+
 // A flat list of instructions over one arena. `run` makes a step of it on a pool's threads.
 class Program {
 public:
@@ -192,10 +213,10 @@ public:
     void add(AttendSpec spec);
     void add(ElementwiseSpec spec);
     void add(ArgmaxSpec spec);
+    void add(SampleSpec spec);
 
-    // One step. `token` (L,) and `logits` (L, V) are written where the program has such results.
-    // Throws std::bad_alloc, and std::runtime_error in a forked process.
-    void run(const StepInputs& in, std::int32_t* token, float* logits);
+    // One step. Throws std::bad_alloc, and std::runtime_error in a forked process.
+    void run(const StepInputs& in, const StepOutputs& out);
 
     // From now on steps take the time of each instruction, or no longer do.
     void measure(bool on);

@@ -105,22 +105,12 @@ class CpuExecutable:
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step; logits (L, V) come as float32."""
-        rows = inputs.get("logit_rows")
-        outputs: dict[str, Array] = {}
-        for name, value in self._outputs.items():
-            assert rows is not None, "a program with outputs has rows of logits"
-            shape = (len(rows), *map(int, value.shape[1:]))
-            outputs[name] = np.empty(shape, np.int32 if value.dtype == "int32" else np.float32)
-        self._native.run(
-            inputs["tokens"],
-            inputs["positions"],
-            inputs["slots"],
-            inputs["segments"],
-            inputs["block_table"],
-            rows,
-            outputs.get("token"),
-            outputs.get("logits"),
-        )
+        rows = len(inputs["logit_rows"]) if self._outputs else 0
+        outputs: dict[str, Array] = {
+            name: np.empty((rows, *map(int, value.shape[1:])), np.int32 if value.dtype == "int32" else np.float32)
+            for name, value in self._outputs.items()
+        }
+        self._native.run(dict(inputs), outputs)
         return outputs
 
 

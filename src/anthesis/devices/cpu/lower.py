@@ -18,7 +18,7 @@ from anthesis.native import extension
 from anthesis.program.attend import Attend, alibi_slopes
 from anthesis.program.ir import Op, Program, Value
 from anthesis.program.ops import Activate, Add, Embed, Linear, Mul, Norm, Rope, SelectRows
-from anthesis.program.sample import Argmax
+from anthesis.program.sample import Argmax, Sample
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple
     reads = [name for name in names if program.values[name].kind in ("buffer", "output")]
     if instruction.angles is not None:
         reads.append(instruction.angles.out)
-    writes = tuple(name for name in instruction.op.writes() if program.values[name].dtype == "fp32")
+    # what is chosen goes to the caller, not into the arena
+    chooses = isinstance(instruction.op, Argmax | Sample)
+    writes = () if chooses else instruction.op.writes()
     return tuple(reads), writes
 
 
@@ -225,6 +227,8 @@ class Lowering:
         elif isinstance(op, Argmax):
             assert op.first_id == 0, "a split vocabulary needs a collective"
             to.add_argmax(place(op.logits), op.usable)
+        elif isinstance(op, Sample):
+            to.add_sample(place(op.logits), op.usable, -1 if op.top is None else op.top)
         else:
             raise UnsupportedError(f"the operation {op.kind} is not in this version of the CPU device")
 
