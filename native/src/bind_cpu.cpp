@@ -70,8 +70,8 @@ std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string&
     }
     nb::gil_scoped_release released;
     pool.run([&](int thread) {
-        const auto [first, last] = Team{pool, thread}.share(layout.panels);
-        pack_panels(stored, *matrix, first, last);
+        const auto [first, last] = Team{pool, thread}.share(layout.tiles);
+        pack_tiles(stored, *matrix, first, last);
     });
     return matrix;
 }

@@ -78,9 +78,8 @@ MatrixKind matrix_kind(std::string_view name) {
 
 MatrixLayout::MatrixLayout(MatrixKind kind_, int rows_, int columns_)
     : kind(kind_), rows(rows_), columns(columns_), tiles((rows_ + kTileRows - 1) / kTileRows),
-      panels((tiles + kPanelTiles - 1) / kPanelTiles), unit_columns(std::max(kInputGroup, kind_.group)),
-      units((columns_ + unit_columns - 1) / unit_columns), unit_bytes(unit_nbytes(kind_, unit_columns)),
-      panel_bytes(kPanelTiles * unit_bytes * static_cast<std::size_t>(units)) {}
+      unit_columns(std::max(kInputGroup, kind_.group)), units((columns_ + unit_columns - 1) / unit_columns),
+      unit_bytes(unit_nbytes(kind_, unit_columns)), tile_bytes(unit_bytes * static_cast<std::size_t>(units)) {}
 
 std::shared_ptr<std::byte> Arena::take(std::size_t nbytes) {
     nbytes = (nbytes + kLine - 1) / kLine * kLine;
@@ -93,62 +92,58 @@ std::shared_ptr<std::byte> Arena::take(std::size_t nbytes) {
     return {pages_, data};
 }
 
-void pack_panels(const StoredMatrix& stored, Matrix& matrix, int first, int last) {
+void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last) {
     const MatrixLayout& layout = matrix.layout;
     const MatrixKind kind = layout.kind;
     const Pieces pieces = pieces_of(kind.elements);
     const std::size_t bytes_per_32 = pieces.bytes * pieces.per_32; // of one row
     const std::size_t row_bytes = (static_cast<std::size_t>(layout.columns) * bytes_per_32 + 31) / 32;
     const std::size_t scale_bytes = kind.group ? kTileRows * 2 : 0;
-    for (int panel = first; panel < last; ++panel) {
-        std::byte* out = const_cast<std::byte*>(matrix.panel(panel));
-        for (int unit = 0; unit < layout.units; ++unit) {
-            const std::size_t from = static_cast<std::size_t>(unit) * layout.unit_columns / 32 * bytes_per_32;
-            const std::size_t unit_row_bytes = layout.unit_columns / 32 * bytes_per_32;
+    for (int tile = first; tile < last; ++tile) {
+        const int row = tile * kTileRows, count = std::min(kTileRows, layout.rows - row);
+        std::byte* out = matrix.data.get() + static_cast<std::size_t>(tile) * layout.tile_bytes;
+        for (int unit = 0; unit < layout.units; ++unit, out += layout.unit_bytes) {
+            const std::size_t unit_row_bytes = layout.unit_columns / 32 * bytes_per_32, from = unit * unit_row_bytes;
             const std::size_t here = std::min(unit_row_bytes, row_bytes - from);
-            for (int tile = 0; tile < layout.tiles_of(panel); ++tile, out += layout.unit_bytes) {
-                const int row = (panel * kPanelTiles + tile) * kTileRows;
-                const int count = std::min(kTileRows, layout.rows - row);
-                std::byte* at = out;
-                if (kind.group) {
-                    auto* scales = reinterpret_cast<std::uint16_t*>(at);
-                    for (int lane = 0; lane < kTileRows; ++lane)
-                        scales[lane] = lane < count ? stored.scales[(row + lane) * stored.scales_stride + unit] : 0;
-                    at += scale_bytes;
-                }
-                if (kind.has_minimum) {
-                    auto* minimums = reinterpret_cast<std::uint16_t*>(at);
-                    for (int lane = 0; lane < kTileRows; ++lane)
-                        minimums[lane] = lane < count ? stored.minimums[(row + lane) * stored.minimums_stride + unit] : 0;
-                    at += scale_bytes;
-                }
-                const std::byte* rows[kTileRows];
-                for (int lane = 0; lane < count; ++lane)
-                    rows[lane] = stored.values + (row + lane) * stored.values_stride + from;
-                if (count == kTileRows && here == unit_row_bytes) {
+            std::byte* at = out;
+            if (kind.group) {
+                auto* scales = reinterpret_cast<std::uint16_t*>(at);
+                for (int lane = 0; lane < kTileRows; ++lane)
+                    scales[lane] = lane < count ? stored.scales[(row + lane) * stored.scales_stride + unit] : 0;
+                at += scale_bytes;
+            }
+            if (kind.has_minimum) {
+                auto* minimums = reinterpret_cast<std::uint16_t*>(at);
+                for (int lane = 0; lane < kTileRows; ++lane)
+                    minimums[lane] = lane < count ? stored.minimums[(row + lane) * stored.minimums_stride + unit] : 0;
+                at += scale_bytes;
+            }
+            const std::byte* rows[kTileRows];
+            for (int lane = 0; lane < count; ++lane)
+                rows[lane] = stored.values + (row + lane) * stored.values_stride + from;
+            if (count == kTileRows && here == unit_row_bytes) {
+                if (pieces.bytes == 4)
+                    spread_tile<4>(rows, at, here / 4);
+                else
+                    spread_tile<2>(rows, at, here / 2);
+            } else {
+                std::memset(at, 0, unit_row_bytes * kTileRows);
+                std::byte last_piece[4] = {};
+                const std::size_t whole = here / pieces.bytes, rest = here % pieces.bytes;
+                for (int lane = 0; lane < count; ++lane) {
+                    std::byte* to = at + lane * pieces.bytes;
                     if (pieces.bytes == 4)
-                        spread_tile<4>(rows, at, here / 4);
+                        spread<4>(rows[lane], to, whole);
                     else
-                        spread_tile<2>(rows, at, here / 2);
-                } else {
-                    std::memset(at, 0, unit_row_bytes * kTileRows);
-                    std::byte last_piece[4] = {};
-                    const std::size_t whole = here / pieces.bytes, rest = here % pieces.bytes;
-                    for (int lane = 0; lane < count; ++lane) {
-                        std::byte* to = at + lane * pieces.bytes;
-                        if (pieces.bytes == 4)
-                            spread<4>(rows[lane], to, whole);
-                        else
-                            spread<2>(rows[lane], to, whole);
-                        if (rest) {
-                            std::memcpy(last_piece, rows[lane] + whole * pieces.bytes, rest);
-                            std::memcpy(to + whole * kTileRows * pieces.bytes, last_piece, pieces.bytes);
-                        }
+                        spread<2>(rows[lane], to, whole);
+                    if (rest) {
+                        std::memcpy(last_piece, rows[lane] + whole * pieces.bytes, rest);
+                        std::memcpy(to + whole * kTileRows * pieces.bytes, last_piece, pieces.bytes);
                     }
                 }
-                if (kind.elements == Elements::int8) // the integer that stands for 0 is 128 then, in the padding too
-                    for (std::size_t i = 0; i < unit_row_bytes * kTileRows; ++i) at[i] ^= std::byte{0x80};
             }
+            if (kind.elements == Elements::int8) // the integer that stands for 0 is 128 then, in the padding too
+                for (std::size_t i = 0; i < unit_row_bytes * kTileRows; ++i) at[i] ^= std::byte{0x80};
         }
     }
 }
@@ -156,9 +151,9 @@ void pack_panels(const StoredMatrix& stored, Matrix& matrix, int first, int last
 void dequantize_row(const Matrix& matrix, int row, float* out) {
     const MatrixLayout& layout = matrix.layout;
     const MatrixKind kind = layout.kind;
-    const int panel = row / kPanelRows, tile = row / kTileRows % kPanelTiles, lane = row % kTileRows;
-    const std::byte* unit = matrix.tile(panel, tile);
-    const std::size_t stride = matrix.unit_stride(panel), scale_bytes = kind.group ? kTileRows * 2 : 0;
+    const int lane = row % kTileRows;
+    const std::byte* tile = matrix.tile(row / kTileRows);
+    const std::size_t scale_bytes = kind.group ? kTileRows * 2 : 0;
     const auto read16 = [](const std::byte* at) {
         std::uint16_t word;
         std::memcpy(&word, at, sizeof(word));
@@ -166,7 +161,7 @@ void dequantize_row(const Matrix& matrix, int row, float* out) {
     };
     for (int column = 0; column < layout.columns; ++column) {
         const int in_unit = column % layout.unit_columns;
-        const std::byte* at = unit + column / layout.unit_columns * stride;
+        const std::byte* at = tile + column / layout.unit_columns * layout.unit_bytes;
         switch (kind.elements) {
         case Elements::fp32: std::memcpy(out + column, at + (in_unit * kTileRows + lane) * 4, 4); break;
         case Elements::fp16: out[column] = half_to_float(read16(at + (in_unit * kTileRows + lane) * 2)); break;

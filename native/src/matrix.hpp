@@ -24,15 +24,12 @@ struct MatrixKind {
 MatrixKind matrix_kind(std::string_view name);
 
 constexpr int kTileRows = 16;   // rows of the matrix that lie side by side, one in each lane of a vector
-constexpr int kPanelTiles = 2;  // tiles that lie interleaved: two keep the arithmetic of one row from waiting for itself
-constexpr int kPanelRows = kTileRows * kPanelTiles;
 constexpr int kInputGroup = 32; // columns whose inputs are quantised together
 
 // Where the parts of a matrix stand.
 //
-// The rows are cut into tiles of 16, two tiles make a panel (the last one of a matrix may have one), and the columns
-// into units of 32, or of a group where that is larger. Memory holds panel after panel, in each unit after unit, in each
-// the tiles one behind the other. A unit of one tile holds, for 16 rows (lanes):
+// The rows are cut into tiles of 16, and the columns into units of 32, or of a group where that is larger. Memory holds
+// tile after tile, in each unit after unit. A unit holds, for 16 rows (lanes):
 //
 //   fp32          32 x [16 floats]                       one column after the other
 //   fp16          32 x [16 halves]
@@ -49,14 +46,11 @@ struct MatrixLayout {
 
     MatrixKind kind;
     int rows, columns;
-    int tiles, panels;
-    int unit_columns, units;
-    std::size_t unit_bytes;  // of one tile
-    std::size_t panel_bytes; // of a whole panel
-    std::size_t nbytes() const { return static_cast<std::size_t>(tiles) * units * unit_bytes; }
+    int tiles, unit_columns, units;
+    std::size_t unit_bytes, tile_bytes;
+    std::size_t nbytes() const { return static_cast<std::size_t>(tiles) * tile_bytes; }
     // Runs of 32 columns, those that only pad the last unit included.
     std::size_t parts() const { return static_cast<std::size_t>(units) * (unit_columns / kInputGroup); }
-    int tiles_of(int panel) const { return panel + 1 < panels ? kPanelTiles : tiles - panel * kPanelTiles; }
 };
 
 // Memory that matrices share: a model has hundreds of them, and huge pages of its own would waste most of a small one's.
@@ -76,10 +70,7 @@ struct Matrix {
     std::shared_ptr<std::byte> data;
     std::vector<float> row_scales; // of kinds whose rows have one, padded with zeros to whole tiles; else empty
 
-    const std::byte* panel(int index) const { return data.get() + static_cast<std::size_t>(index) * layout.panel_bytes; }
-    const std::byte* tile(int panel_index, int tile) const { return panel(panel_index) + static_cast<std::size_t>(tile) * layout.unit_bytes; }
-    // From one unit of a tile to the next.
-    std::size_t unit_stride(int panel_index) const { return static_cast<std::size_t>(layout.tiles_of(panel_index)) * layout.unit_bytes; }
+    const std::byte* tile(int index) const { return data.get() + static_cast<std::size_t>(index) * layout.tile_bytes; }
 };
 
 // A matrix as it is stored in files: row after row (see quantize.py).
@@ -92,8 +83,8 @@ struct StoredMatrix {
     std::size_t minimums_stride = 0;
 };
 
-// Writes the panels [first, last) of the matrix; panels can be written side by side.
-void pack_panels(const StoredMatrix& stored, Matrix& matrix, int first, int last);
+// Writes the tiles [first, last) of the matrix; tiles can be written side by side.
+void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last);
 
 // One row as numbers: `columns` floats.
 void dequantize_row(const Matrix& matrix, int row, float* out);

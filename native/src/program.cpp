@@ -66,8 +66,8 @@ public:
             input_of_part_.push_back(static_cast<std::size_t>(known - inputs_.begin()));
             if (known == inputs_.end())
                 inputs_.push_back({format, kind, part.width, kernels.packed_row_bytes(kind, part.width, spec_.x.width)});
-            panels_ += part.matrix->layout.panels;
-            panel_bytes_ = std::max(panel_bytes_, part.matrix->layout.panel_bytes);
+            tiles_ += part.matrix->layout.tiles;
+            tile_bytes_ = std::max(tile_bytes_, part.matrix->layout.tile_bytes);
         }
     }
 
@@ -90,10 +90,11 @@ public:
         std::byte* packed = alone ? own + up_to_line((spec_.x.width + 512) * sizeof(float)) : step.packed;
         pack(step, team, rows, alone, packed, scratch);
         if (!alone) team.barrier();
-        // Small enough for an even share; of many rows also for the weights to stay in a second-level cache meanwhile.
-        int at_once = std::max(1, panels_ / (8 * team.size()));
-        if (rows > 1) at_once = std::clamp(static_cast<int>(kCachedWeightBytes / panel_bytes_), 1, at_once);
-        tasks_.run(team, panels_, at_once, [&](int first, int last) { multiply(step, rows, packed, first, last); });
+        // Of one row four tiles are read at a time. Of many rows few enough for the weights to stay in a second-level cache.
+        const int even = tiles_ / (8 * team.size());
+        const int at_once = rows == 1 ? std::max(1, even / 4) * 4
+                                      : std::clamp(static_cast<int>(kCachedWeightBytes / tile_bytes_), 1, std::max(1, even));
+        tasks_.run(team, tiles_, at_once, [&](int first, int last) { multiply(step, rows, packed, first, last); });
     }
 
 private:
@@ -127,31 +128,31 @@ private:
         int before = 0;
         for (std::size_t i = 0; i < spec_.parts.size() && before < last; ++i) {
             const LinearSpec::Part& part = spec_.parts[i];
-            const int panels = part.matrix->layout.panels;
-            const int from = std::max(first - before, 0), to = std::min(last - before, panels);
-            before += panels;
+            const int tiles = part.matrix->layout.tiles;
+            const int from = std::max(first - before, 0), to = std::min(last - before, tiles);
+            before += tiles;
             if (from >= to) continue;
             const std::byte* x = packed;
             for (std::size_t j = 0; j < input_of_part_[i]; ++j) x += up_to_line(rows * inputs_[j].row_bytes);
             const float* residual = spec_.has_residual ? step.at(spec_.residual) : nullptr;
             float* out = part.to_logits && step.out.logits ? step.out.logits : step.at(part.out);
             const std::size_t width = part.out.width;
-            const PanelProduct product{part.matrix.get(),
+            const TilesProduct product{part.matrix.get(),
                                        part.gate_by.get(),
                                        part.gate_by_bias ? part.gate_by_bias->data() : nullptr,
                                        part.width,
                                        x,
                                        rows,
                                        {part.bias ? part.bias->data() : nullptr, out, width, spec_.activation, residual, width}};
-            step.kernels.panel_product(product, from, to);
+            step.kernels.tiles_product(product, from, to);
         }
     }
 
     LinearSpec spec_;
     std::vector<Input> inputs_;              // the formats that the parts read, each once
     std::vector<std::size_t> input_of_part_; // which of them each reads
-    int panels_ = 0;
-    std::size_t panel_bytes_ = 1; // of the largest
+    int tiles_ = 0;
+    std::size_t tile_bytes_ = 1; // of the largest
     Tasks tasks_;
 };
 

@@ -22,6 +22,7 @@ constexpr int kBlockQueries = 6;
 #include "lanes_avx2.hpp"
 #include "math.hpp"
 #include "quantised_inputs.hpp"
+#include "tiles.hpp"
 #include "dots_avx2.hpp"
 #include "linear.hpp"
 #include "attend.hpp"

@@ -22,6 +22,7 @@ constexpr int kBlockQueries = 12;
 #include "lanes_avx512.hpp"
 #include "math.hpp"
 #include "quantised_inputs.hpp"
+#include "tiles.hpp"
 #include "dots_avx512.hpp"
 #include "linear.hpp"
 #include "attend.hpp"

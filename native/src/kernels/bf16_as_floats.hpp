@@ -5,11 +5,12 @@
 constexpr std::size_t kBf16InputBytes = 32 * sizeof(float);
 
 template <int T, int R>
-INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void add_bf16_unit(Tiles<T> w, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const float*>(x);
     for (int pair = 0; pair < 16; ++pair, in += 2 * R)
         UNROLL for (int t = 0; t < T; ++t) {
-            const std::byte* at = w + t * tile_step + pair * 64;
+            const std::byte* at = w.at(t, pair * 64);
+            w.fetch(at);
             const Floats first = load_first_of_pairs(at);
             UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(first, fill(in[r]), sums[t][r]);
             READ_NO_EARLIER();

@@ -29,7 +29,7 @@ INLINE Ints add_byte_products(Ints a, Ints bytes, std::int32_t x) {
 
 // dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128.
 template <int T, int R, bool kWide>
-INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
+INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t)
         UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
@@ -37,7 +37,9 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
     for (int step = 0; step < 8; ++step) {
         const std::int32_t* in = x + 2 * step * R;
         UNROLL for (int t = 0; t < T; ++t) {
-            const auto* bytes = reinterpret_cast<const __m256i*>(w + t * tile_step + step * 64);
+            const std::byte* at = w.at(t, step * 64);
+            w.fetch(at);
+            const auto* bytes = reinterpret_cast<const __m256i*>(at);
             const Ints even = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
             UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], even, in[r]);
             READ_NO_EARLIER();
@@ -50,11 +52,13 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
 
 // words[r] = sums of 16 bits of the values of one tile, 0 .. 15, times one plane of bytes of the inputs:
 // |sums of eight products of two| <= 8 * 2 * 15 * 128 < 2^15.
-template <int R> INLINE void multiply_plane(const std::byte* w, const std::int32_t* plane, Ints (&words)[R]) {
+template <int R> INLINE void multiply_plane(Tiles<1> w, const std::int32_t* plane, Ints (&words)[R]) {
     const __m256i mask = _mm256_set1_epi8(15);
     UNROLL for (int r = 0; r < R; ++r) words[r] = fill_ints(0);
     for (int step = 0; step < 4; ++step, plane += R) {
-        const auto* bytes = reinterpret_cast<const __m256i*>(w + step * 64);
+        const std::byte* at = w.at(0, step * 64);
+        w.fetch(at);
+        const auto* bytes = reinterpret_cast<const __m256i*>(at);
         const Ints low = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
         UNROLL for (int r = 0; r < R; ++r) words[r] = add_byte_products(words[r], low, plane[r]);
         READ_NO_EARLIER();
@@ -72,7 +76,7 @@ INLINE Ints add_pairs(Ints words, std::int16_t factor) {
 
 // dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
 // bytes, x = 256 high + low.
-template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
+template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
     Ints words[R];
     multiply_plane<R>(w, x, words);
     UNROLL for (int r = 0; r < R; ++r) dot[r] = add_pairs(words[r], kWide ? 256 : 1);

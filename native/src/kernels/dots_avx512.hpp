@@ -16,7 +16,7 @@ INLINE Ints add_products(Ints a, __m512i bytes, std::int32_t x) {
 // dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128. Wide
 // inputs are two planes of bytes, x = 256 high + low.
 template <int T, int R, bool kWide>
-INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
+INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
     Ints high[T][R];
     UNROLL for (int t = 0; t < T; ++t)
@@ -26,7 +26,9 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
         }
     for (int step = 0; step < 8; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
-            const __m512i bytes = _mm512_loadu_si512(w + t * tile_step + step * 64);
+            const std::byte* at = w.at(t, step * 64);
+            w.fetch(at);
+            const __m512i bytes = _mm512_loadu_si512(at);
             UNROLL for (int r = 0; r < R; ++r) {
                 dot[t][r] = add_products(dot[t][r], bytes, x[(step + (kWide ? 8 : 0)) * R + r]);
                 if constexpr (kWide) high[t][r] = add_products(high[t][r], bytes, x[step * R + r]);
@@ -38,13 +40,15 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
 }
 
 // dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r).
-template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
+template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
     const __m512i mask = _mm512_set1_epi8(15);
     Ints high[R];
     UNROLL for (int r = 0; r < R; ++r) dot[r] = high[r] = fill_ints(0);
     const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
     for (int step = 0; step < 4; ++step) {
-        const __m512i bytes = _mm512_loadu_si512(w + step * 64);
+        const std::byte* at = w.at(0, step * 64);
+        w.fetch(at);
+        const __m512i bytes = _mm512_loadu_si512(at);
         const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
         UNROLL for (int r = 0; r < R; ++r) {
             dot[r] = add_products(add_products(dot[r], first, low_plane[step * R + r]), last, low_plane[(step + 4) * R + r]);
@@ -60,11 +64,13 @@ template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std:
 constexpr std::size_t kBf16InputBytes = 32 * 2;
 
 template <int T, int R>
-INLINE void add_bf16_unit(const std::byte* w, std::size_t tile_step, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void add_bf16_unit(Tiles<T> w, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const std::int32_t*>(x);
     for (int pair = 0; pair < 16; ++pair, in += R)
         UNROLL for (int t = 0; t < T; ++t) {
-            const __m512bh values = (__m512bh)_mm512_loadu_si512(w + t * tile_step + pair * 64);
+            const std::byte* at = w.at(t, pair * 64);
+            w.fetch(at);
+            const __m512bh values = (__m512bh)_mm512_loadu_si512(at);
             UNROLL for (int r = 0; r < R; ++r) sums[t][r] = _mm512_dpbf16_ps(sums[t][r], values, (__m512bh)_mm512_set1_epi32(in[r]));
         }
 }

@@ -11,13 +11,13 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
 }
 
 template <int T, int R, bool kWide>
-INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32_t* sums, const std::int32_t* x,
+INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
                      Ints (&dot)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t)
         UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
     for (int step = 0; step < 8; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
-            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w + t * tile_step + step * 64);
+            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(t, step * 64));
             UNROLL for (int r = 0; r < R; ++r) {
                 std::int16_t even[2], odd[2];
                 std::memcpy(even, x + 2 * step * R + r, sizeof(even));
@@ -29,12 +29,12 @@ INLINE void dot_int8(const std::byte* w, std::size_t tile_step, const std::int32
         }
 }
 
-template <int R, bool kWide> INLINE void dot_int4(const std::byte* w, const std::int32_t* x, Ints (&dot)[R]) {
+template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
     for (int r = 0; r < R; ++r) dot[r] = fill_ints(0);
     for (int plane = 0; plane < (kWide ? 2 : 1); ++plane) {
         const int factor = kWide && plane == 0 ? 256 : 1;
         for (int step = 0; step < 8; ++step) {
-            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w + step % 4 * 64);
+            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(0, step % 4 * 64));
             const int shift = step < 4 ? 0 : 4;
             for (int r = 0; r < R; ++r) {
                 std::int8_t in[4];

@@ -37,8 +37,8 @@ struct PackRows {
     float* scratch; // as many floats as there are columns, rounded up to 32
 };
 
-// The outputs of one panel of a matrix, for every row.
-struct PanelOutputs {
+// What becomes of the sums.
+struct ProductOutputs {
     const float* bias;     // whole vector, padded to whole tiles, or null
     float* out;            // first row, first output of the matrix
     std::size_t stride;    // floats from row to row
@@ -47,14 +47,15 @@ struct PanelOutputs {
     std::size_t residual_stride;
 };
 
-struct PanelProduct {
+// The product of some tiles of a matrix with every row.
+struct TilesProduct {
     const Matrix* matrix;
     const Matrix* gate_by; // activation(matrix x) * (gate_by x), or null
     const float* gate_by_bias;
     InputWidth width;
     const std::byte* x; // packed blocks
     int rows;
-    PanelOutputs to;
+    ProductOutputs to;
 };
 
 // Where the keys and values of a layer stand. A block holds 64 tokens, first the keys of each head as (D, 64), then the
@@ -107,7 +108,7 @@ struct Kernels {
     void (*pack_rows)(const MatrixKind& kind, InputWidth width, const PackRows& rows);
     // Equal numbers for kinds whose packed inputs are the same.
     int (*input_format)(const MatrixKind& kind, InputWidth width);
-    void (*panel_product)(const PanelProduct& product, int first_panel, int last_panel);
+    void (*tiles_product)(const TilesProduct& product, int first_tile, int last_tile);
 
     void (*norm)(const NormSpec& norm, const float* x, float* out, int width);
     void (*activate)(Activation activation, const float* x, float* out, int count);

@@ -12,11 +12,12 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
     static constexpr std::size_t input_bytes = 32 * 4;
 
     template <int T, int R>
-    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* in = reinterpret_cast<const float*>(x);
         for (int k = 0; k < 32; ++k)
             UNROLL for (int t = 0; t < T; ++t) {
-                const std::byte* at = w + t * tile_step + k * (kHalf ? 32 : 64);
+                const std::byte* at = w.at(t, k * (kHalf ? 32 : 64));
+                if (k % (kHalf ? 2 : 1) == 0) w.fetch(at);
                 const Floats value = kHalf ? load_halves(at) : load(reinterpret_cast<const float*>(at));
                 UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(value, fill(in[k * R + r]), sums[t][r]);
             }
@@ -32,8 +33,8 @@ struct Bf16Format {
     static constexpr std::size_t input_bytes = kBf16InputBytes;
 
     template <int T, int R>
-    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
-        add_bf16_unit<T, R>(w, tile_step, x, sums);
+    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+        add_bf16_unit<T, R>(w, x, sums);
     }
 
     static INLINE void pack(const float* x, std::byte* record, int rows, int row) { pack_bf16(x, record, rows, row); }
@@ -43,14 +44,15 @@ template <bool kGrouped, bool kWide> struct Int8Format {
     static constexpr std::size_t input_bytes = kRecordHead + kInt8InputBytes<kWide>;
 
     template <int T, int R>
-    static INLINE void unit(const std::byte* w, std::size_t tile_step, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* scales = reinterpret_cast<const float*>(x);
         const auto* input_sums = reinterpret_cast<const std::int32_t*>(x) + R;
         Ints dot[T][R];
-        dot_int8<T, R, kWide>(w + (kGrouped ? 32 : 0), tile_step, input_sums, input_sums + R, dot);
+        dot_int8<T, R, kWide>(w.behind(kGrouped ? 32 : 0), input_sums, input_sums + R, dot);
         UNROLL for (int t = 0; t < T; ++t) {
             if constexpr (kGrouped) {
-                const Floats scale = load_halves(w + t * tile_step);
+                const Floats scale = load_halves(w.at(t, 0));
+                if (t % 2 == 0) w.fetch(w.at(t, 512));
                 UNROLL for (int r = 0; r < R; ++r)
                     sums[t][r] = multiply_add(to_floats(dot[t][r]), scale * fill(scales[r]), sums[t][r]);
             } else {
@@ -69,10 +71,11 @@ template <bool kMinimum, bool kWide> struct Int4Format {
     static constexpr std::size_t input_bytes = kRecordHead + (kWide ? 64 : 32);
 
     template <int T, int R>
-    static INLINE void unit(const std::byte* w, std::size_t tile_step, int parts, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
         constexpr std::size_t head = kMinimum ? 64 : 32;
         UNROLL for (int t = 0; t < T; ++t) {
-            const std::byte* tile = w + t * tile_step;
+            const std::byte* tile = w.at(t, 0);
+            w.fetch(tile);
             Floats group[R], offset[R]; // of all parts: values times inputs; with a minimum also the sum of the inputs
             UNROLL for (int r = 0; r < R; ++r) group[r] = offset[r] = zeros();
             for (int part = 0; part < parts; ++part) {
@@ -80,7 +83,7 @@ template <bool kMinimum, bool kWide> struct Int4Format {
                 const auto* scales = reinterpret_cast<const float*>(record);
                 const auto* input_sums = reinterpret_cast<const std::int32_t*>(record) + R;
                 Ints dot[R];
-                dot_int4<R, kWide>(tile + head + part * 256, input_sums + R, dot);
+                dot_int4<R, kWide>(w.tile(t).behind(head + part * 256), input_sums + R, dot);
                 UNROLL for (int r = 0; r < R; ++r) {
                     const Floats scale = fill(scales[r]);
                     const Floats value = to_floats(kMinimum ? dot[r] : dot[r] - fill_ints(8 * input_sums[r]));
@@ -119,20 +122,22 @@ template <class F> INLINE decltype(auto) with_format(const MatrixKind& kind, Inp
     }
 }
 
-// The sums of T tiles for one block of R rows.
+// The sums of T tiles, one behind the other in memory, for one block of R rows.
 template <class Format, int T, int R>
-INLINE void sum_block(const Matrix& matrix, const std::byte* w, std::size_t stride, std::size_t ahead, const std::byte* x,
-                      Floats (&sums)[T][R]) {
-    const MatrixLayout& layout = matrix.layout;
-    UNROLL for (int t = 0; t < T; ++t)
+INLINE void sum_block(const MatrixLayout& layout, const std::byte* w, const std::byte* x, Floats (&sums)[T][R]) {
+    UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zeros();
-    const std::size_t unit_bytes = layout.unit_bytes;
+    }
+    const std::size_t unit_bytes = layout.unit_bytes, tile_bytes = layout.tile_bytes;
     const int parts = layout.unit_columns / kInputGroup;
+    // One row reads its tiles from memory, so they are fetched ahead: what comes next in each tile, and at its end the
+    // beginning of the tile that will be read in its place. Of more rows the first has brought the tile into a cache.
+    const int units_ahead = R == 1 ? std::min(layout.units, static_cast<int>((kAhead + unit_bytes - 1) / unit_bytes)) : 0;
+    std::size_t ahead = units_ahead * unit_bytes;
     for (int unit = 0; unit < layout.units; ++unit) {
-        if (ahead)
-            for (std::size_t line = 0; line < T * unit_bytes; line += 64) fetch_ahead(w + ahead + line);
-        Format::template unit<T, R>(w, unit_bytes, parts, x, sums);
-        w += stride;
+        if (unit == layout.units - units_ahead) ahead += (T - 1) * tile_bytes;
+        Format::template unit<T, R>(Tiles<T>{w, tile_bytes, R == 1 ? ahead : 0}, parts, x, sums);
+        w += unit_bytes;
         x += Format::input_bytes * parts * R;
     }
 }
@@ -143,8 +148,8 @@ INLINE Floats with_scale_and_bias(Floats sum, const Matrix& matrix, const float*
 }
 
 // What follows the sums of one tile: `sums` and `gates` hold sixteen outputs of each row.
-inline NO_INLINE void finish_tile(const PanelProduct& product, int tile, int row, int rows, const float* sums, const float* gates) {
-    const PanelOutputs& to = product.to;
+inline NO_INLINE void finish_tile(const TilesProduct& product, int tile, int row, int rows, const float* sums, const float* gates) {
+    const ProductOutputs& to = product.to;
     const int first = tile * kTileRows, left = product.matrix->layout.rows - first;
     for (int r = 0; r < rows; ++r, ++row) {
         Floats value = with_scale_and_bias(load(sums + r * kTileRows), *product.matrix, to.bias, first);
@@ -158,68 +163,63 @@ inline NO_INLINE void finish_tile(const PanelProduct& product, int tile, int row
 
 constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
 
-constexpr std::size_t kAhead = 2048; // bytes between what is read and what is fetched
-
 template <class Format, int T, int R>
-INLINE void sums_of(const Matrix& matrix, int panel, int tile, const std::byte* x, float* out) {
-    const std::size_t ahead = R <= 2 ? kAhead : 0; // else the tile is in a cache: rows before have read it
-    Floats sums[T][R];
-    sum_block<Format, T, R>(matrix, matrix.tile(panel, tile), matrix.unit_stride(panel), ahead, x, sums);
-    UNROLL for (int t = 0; t < T; ++t) {
-        UNROLL for (int r = 0; r < R; ++r) store(out + (t * R + r) * kTileRows, sums[t][r]);
-    }
-}
-
-template <class Format, int T, int R>
-NO_INLINE void tiles_product(const PanelProduct& product, int panel, int tile, const std::byte* x, int row) {
+NO_INLINE void tiles_product(const TilesProduct& product, int tile, const std::byte* x, int row) {
     alignas(64) float sums[T * R * kTileRows], gates[T * R * kTileRows];
-    for (int matrix = 0; matrix < (product.gate_by ? 2 : 1); ++matrix)
-        sums_of<Format, T, R>(matrix ? *product.gate_by : *product.matrix, panel, tile, x, matrix ? gates : sums);
+    for (int matrix = 0; matrix < (product.gate_by ? 2 : 1); ++matrix) {
+        const Matrix& weights = matrix ? *product.gate_by : *product.matrix;
+        Floats found[T][R];
+        sum_block<Format, T, R>(weights.layout, weights.tile(tile), x, found);
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) store((matrix ? gates : sums) + (t * R + r) * kTileRows, found[t][r]);
+        }
+    }
     for (int t = 0; t < T; ++t)
-        finish_tile(product, panel * kPanelTiles + tile + t, row, R, sums + t * R * kTileRows, gates + t * R * kTileRows);
+        finish_tile(product, tile + t, row, R, sums + t * R * kTileRows, gates + t * R * kTileRows);
 }
 
-template <class Format> struct PanelKernel {
-    // One row reads each tile once; two tiles side by side keep the arithmetic from waiting for itself.
-    static void one_row(const PanelProduct& product, int panel, const std::byte* x, int row) {
-        const int tiles = product.matrix->layout.tiles_of(panel);
-        if (tiles == kPanelTiles) return tiles_product<Format, kPanelTiles, 1>(product, panel, 0, x, row);
-        tiles_product<Format, 1, 1>(product, panel, 0, x, row);
+template <class Format> struct TilesKernel {
+    // Four tiles side by side: memory is read faster as four streams than as one, and the arithmetic does not wait for
+    // itself.
+    static void one_row(const TilesProduct& product, int first, int last) {
+        int tile = first;
+        for (; tile + 4 <= last; tile += 4) tiles_product<Format, 4, 1>(product, tile, product.x, 0);
+        if (tile + 2 <= last) {
+            tiles_product<Format, 2, 1>(product, tile, product.x, 0);
+            tile += 2;
+        }
+        if (tile < last) tiles_product<Format, 1, 1>(product, tile, product.x, 0);
     }
 
-    static void some_rows(const PanelProduct& product, int panel, int tile, const std::byte* x, int row, int count) {
+    static void some_rows(const TilesProduct& product, int tile, const std::byte* x, int row, int count) {
         switch (count) {
-        case kBlockRows: return tiles_product<Format, 1, kBlockRows>(product, panel, tile, x, row);
-        case 4: return tiles_product<Format, 1, 4>(product, panel, tile, x, row);
-        case 2: return tiles_product<Format, 1, 2>(product, panel, tile, x, row);
-        default: return tiles_product<Format, 1, 1>(product, panel, tile, x, row);
+        case kBlockRows: return tiles_product<Format, 1, kBlockRows>(product, tile, x, row);
+        case 4: return tiles_product<Format, 1, 4>(product, tile, x, row);
+        case 2: return tiles_product<Format, 1, 2>(product, tile, x, row);
+        default: return tiles_product<Format, 1, 1>(product, tile, x, row);
         }
     }
 
-    // As many rows as stay in the second-level cache pass by all panels, then the next: the panels stay there too, if the
+    // As many rows as stay in the second-level cache pass by all tiles, then the next: the tiles stay there too, if the
     // caller does not ask for too many at once.
-    static void run(const PanelProduct& product, int first_panel, int last_panel) {
-        if (product.rows == 1) {
-            for (int panel = first_panel; panel < last_panel; ++panel) one_row(product, panel, product.x, 0);
-            return;
-        }
+    static void run(const TilesProduct& product, int first, int last) {
+        if (product.rows == 1) return one_row(product, first, last);
         const std::size_t row_bytes = Format::input_bytes * product.matrix->layout.parts();
         const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
         for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
             const int end = std::min(product.rows, begin + blocks_at_once * kBlockRows);
-            for (int panel = first_panel; panel < last_panel; ++panel)
-                for (int tile = 0; tile < product.matrix->layout.tiles_of(panel); ++tile)
-                    for (int row = begin, count; row < end; row += count) {
-                        count = block_rows(kBlockRows, product.rows - row);
-                        some_rows(product, panel, tile, product.x + row * row_bytes, row, count);
-                    }
+            for (int tile = first; tile < last; ++tile)
+                for (int row = begin, count; row < end; row += count) {
+                    count = block_rows(kBlockRows, product.rows - row);
+                    some_rows(product, tile, product.x + row * row_bytes, row, count);
+                }
         }
     }
 };
 
-inline void panel_product(const PanelProduct& product, int first_panel, int last_panel) {
+inline void tiles_product(const TilesProduct& product, int first, int last) {
     with_format(product.matrix->layout.kind, product.width,
-                [&](auto format) { PanelKernel<decltype(format)>::run(product, first_panel, last_panel); });
+                [&](auto format) { TilesKernel<decltype(format)>::run(product, first, last); });
 }
 
 // Inputs ---------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ constexpr int kBlockQueries = 4;
 #include "lanes_portable.hpp"
 #include "math.hpp"
 #include "quantised_inputs.hpp"
+#include "tiles.hpp"
 #include "dots_portable.hpp"
 #include "linear.hpp"
 #include "attend.hpp"

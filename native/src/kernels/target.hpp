@@ -29,5 +29,5 @@
 
 // The table of the kernels in the surrounding namespace.
 #define ANTHESIS_KERNELS(name)                                                                                          \
-    {name, kBlockRows, packed_row_bytes, pack_rows, input_format, panel_product, norm, activate, rotate, attend_store, attend,        \
+    {name, kBlockRows, packed_row_bytes, pack_rows, input_format, tiles_product, norm, activate, rotate, attend_store, attend,        \
      attend_scratch_floats, argmax}
