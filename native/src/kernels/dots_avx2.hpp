@@ -6,7 +6,6 @@
 // Inputs of int8 matrices are words, of every four columns (0, 2) and (1, 3) together: the order in which masking and
 // shifting a word of four bytes gives them.
 template <bool kWide> constexpr std::size_t kInt8InputBytes = 64;
-constexpr int kInt8Layout = 2;
 
 template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, std::int32_t* out) {
     store_words_even_odd(out, first);
@@ -27,45 +26,43 @@ INLINE Ints add_byte_products(Ints a, Ints bytes, std::int32_t x) {
             _mm256_add_epi16(a.high, _mm256_maddubs_epi16(bytes.high, in))};
 }
 
-// dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128.
-template <int T, int R, bool kWide>
-INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
-                     Ints (&dot)[T][R]) {
-    UNROLL for (int t = 0; t < T; ++t)
-        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
+// dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r).
+template <bool kWide, int T, int R>
+INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     const __m256i mask = _mm256_set1_epi16(0x00ff);
-    for (int step = 0; step < 8; ++step) {
-        const std::int32_t* in = x + 2 * step * R;
+    for (int step = 0; step < 8; ++step, x += 2 * R)
         UNROLL for (int t = 0; t < T; ++t) {
             const std::byte* at = w.at(t, step * 64);
             w.fetch(at);
             const auto* bytes = reinterpret_cast<const __m256i*>(at);
             const Ints even = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
-            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], even, in[r]);
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], even, x[r]);
             READ_NO_EARLIER();
             const Ints odd = {_mm256_srli_epi16(_mm256_loadu_si256(bytes), 8), _mm256_srli_epi16(_mm256_loadu_si256(bytes + 1), 8)};
-            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], odd, in[R + r]);
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_word_products(dot[t][r], odd, x[R + r]);
             READ_NO_EARLIER();
         }
-    }
 }
 
-// words[r] = sums of 16 bits of the values of one tile, 0 .. 15, times one plane of bytes of the inputs:
+// words[t][r] = sums of 16 bits of the values of tile t, 0 .. 15, times one plane of bytes of the inputs:
 // |sums of eight products of two| <= 8 * 2 * 15 * 128 < 2^15.
-template <int R> INLINE void multiply_plane(Tiles<1> w, const std::int32_t* plane, Ints (&words)[R]) {
+template <int T, int R> INLINE void multiply_plane(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&words)[T][R]) {
     const __m256i mask = _mm256_set1_epi8(15);
-    UNROLL for (int r = 0; r < R; ++r) words[r] = fill_ints(0);
-    for (int step = 0; step < 4; ++step, plane += R) {
-        const std::byte* at = w.at(0, step * 64);
-        w.fetch(at);
-        const auto* bytes = reinterpret_cast<const __m256i*>(at);
-        const Ints low = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
-        UNROLL for (int r = 0; r < R; ++r) words[r] = add_byte_products(words[r], low, plane[r]);
-        READ_NO_EARLIER();
-        const Ints high = {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes), 4), mask),
-                           _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes + 1), 4), mask)};
-        UNROLL for (int r = 0; r < R; ++r) words[r] = add_byte_products(words[r], high, plane[4 * R + r]);
-        READ_NO_EARLIER();
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) words[t][r] = fill_ints(0);
+        for (int step = 0; step < 4; ++step) {
+            const std::int32_t* in = plane + step * R;
+            const std::byte* at = w.at(t, step * 64);
+            w.fetch(at);
+            const auto* bytes = reinterpret_cast<const __m256i*>(at);
+            const Ints low = {_mm256_and_si256(_mm256_loadu_si256(bytes), mask), _mm256_and_si256(_mm256_loadu_si256(bytes + 1), mask)};
+            UNROLL for (int r = 0; r < R; ++r) words[t][r] = add_byte_products(words[t][r], low, in[r]);
+            READ_NO_EARLIER();
+            const Ints high = {_mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes), 4), mask),
+                               _mm256_and_si256(_mm256_srli_epi16(_mm256_loadu_si256(bytes + 1), 4), mask)};
+            UNROLL for (int r = 0; r < R; ++r) words[t][r] = add_byte_products(words[t][r], high, in[4 * R + r]);
+            READ_NO_EARLIER();
+        }
     }
 }
 
@@ -74,15 +71,19 @@ INLINE Ints add_pairs(Ints words, std::int16_t factor) {
     return {_mm256_madd_epi16(words.low, factors), _mm256_madd_epi16(words.high, factors)};
 }
 
-// dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
+// dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
 // bytes, x = 256 high + low.
-template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
-    Ints words[R];
-    multiply_plane<R>(w, x, words);
-    UNROLL for (int r = 0; r < R; ++r) dot[r] = add_pairs(words[r], kWide ? 256 : 1);
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+    Ints words[T][R];
+    multiply_plane(w, x, words);
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_pairs(words[t][r], kWide ? 256 : 1);
+    }
     if constexpr (kWide) {
-        multiply_plane<R>(w, x + 8 * R, words);
-        UNROLL for (int r = 0; r < R; ++r) dot[r] = dot[r] + add_pairs(words[r], 1);
+        multiply_plane(w, x + 8 * R, words);
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + add_pairs(words[t][r], 1);
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 // Inputs of int8 matrices are bytes, those of int4 matrices are in the same order.
 template <bool kWide> constexpr std::size_t kInt8InputBytes = kWide ? 64 : 32;
-constexpr int kInt8Layout = 4;
 
 template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, std::int32_t* out) {
     arrange_bytes<kWide>(first, second, out);
@@ -13,58 +12,61 @@ INLINE Ints add_products(Ints a, __m512i bytes, std::int32_t x) {
     return {_mm512_dpbusd_epi32(a.all, bytes, _mm512_set1_epi32(x))};
 }
 
-// dot[t][r] = sum over 32 columns of (value of tile t) * (input r), the value being the stored byte minus 128. Wide
-// inputs are two planes of bytes, x = 256 high + low.
-template <int T, int R, bool kWide>
-INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
-                     Ints (&dot)[T][R]) {
+// dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r). Wide inputs are two planes of bytes,
+// x = 256 high + low.
+template <bool kWide, int T, int R>
+INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     Ints high[T][R];
-    UNROLL for (int t = 0; t < T; ++t)
-        UNROLL for (int r = 0; r < R; ++r) {
-            dot[t][r] = fill_ints(-128 * sums[r]);
-            high[t][r] = fill_ints(0);
-        }
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) high[t][r] = fill_ints(0);
+    }
+    const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
     for (int step = 0; step < 8; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
             const std::byte* at = w.at(t, step * 64);
             w.fetch(at);
             const __m512i bytes = _mm512_loadu_si512(at);
             UNROLL for (int r = 0; r < R; ++r) {
-                dot[t][r] = add_products(dot[t][r], bytes, x[(step + (kWide ? 8 : 0)) * R + r]);
+                dot[t][r] = add_products(dot[t][r], bytes, low_plane[step * R + r]);
                 if constexpr (kWide) high[t][r] = add_products(high[t][r], bytes, x[step * R + r]);
             }
         }
     if constexpr (kWide)
-        UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int t = 0; t < T; ++t) {
             UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+        }
 }
 
-// dot[r] = sum over 32 columns of (value of one tile, 0 .. 15) * (input r).
-template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
+// dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r).
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     const __m512i mask = _mm512_set1_epi8(15);
-    Ints high[R];
-    UNROLL for (int r = 0; r < R; ++r) dot[r] = high[r] = fill_ints(0);
+    Ints high[T][R];
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = high[t][r] = fill_ints(0);
+    }
     const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
-    for (int step = 0; step < 4; ++step) {
-        const std::byte* at = w.at(0, step * 64);
-        w.fetch(at);
-        const __m512i bytes = _mm512_loadu_si512(at);
-        const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
-        UNROLL for (int r = 0; r < R; ++r) {
-            dot[r] = add_products(add_products(dot[r], first, low_plane[step * R + r]), last, low_plane[(step + 4) * R + r]);
-            if constexpr (kWide)
-                high[r] = add_products(add_products(high[r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
+    for (int step = 0; step < 4; ++step)
+        UNROLL for (int t = 0; t < T; ++t) {
+            const std::byte* at = w.at(t, step * 64);
+            w.fetch(at);
+            const __m512i bytes = _mm512_loadu_si512(at);
+            const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+            UNROLL for (int r = 0; r < R; ++r) {
+                dot[t][r] = add_products(add_products(dot[t][r], first, low_plane[step * R + r]), last, low_plane[(step + 4) * R + r]);
+                if constexpr (kWide)
+                    high[t][r] = add_products(add_products(high[t][r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
+            }
         }
-    }
-    if constexpr (kWide) {
-        UNROLL for (int r = 0; r < R; ++r) dot[r] = dot[r] + shift_left(high[r], 8);
-    }
+    if constexpr (kWide)
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+        }
 }
 
 constexpr std::size_t kBf16InputBytes = 32 * 2;
 
 template <int T, int R>
-INLINE void add_bf16_unit(Tiles<T> w, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void add_bf16_unit(Tiles<T, R == 1> w, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const std::int32_t*>(x);
     for (int pair = 0; pair < 16; ++pair, in += R)
         UNROLL for (int t = 0; t < T; ++t) {

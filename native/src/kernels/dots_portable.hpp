@@ -3,25 +3,21 @@
 // Inputs of int8 matrices are words, of every four columns (0, 2) and (1, 3) together: the order in which masking and
 // shifting a word of four bytes gives them.
 template <bool kWide> constexpr std::size_t kInt8InputBytes = 64;
-constexpr int kInt8Layout = 2;
 
 template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, std::int32_t* out) {
     store_words_even_odd(out, first);
     store_words_even_odd(out + 8, second);
 }
 
-template <int T, int R, bool kWide>
-INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x,
-                     Ints (&dot)[T][R]) {
-    UNROLL for (int t = 0; t < T; ++t)
-        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(-128 * sums[r]);
-    for (int step = 0; step < 8; ++step)
-        UNROLL for (int t = 0; t < T; ++t) {
+template <bool kWide, int T, int R>
+INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+    for (int step = 0; step < 8; ++step, x += 2 * R)
+        for (int t = 0; t < T; ++t) {
             const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(t, step * 64));
-            UNROLL for (int r = 0; r < R; ++r) {
+            for (int r = 0; r < R; ++r) {
                 std::int16_t even[2], odd[2];
-                std::memcpy(even, x + 2 * step * R + r, sizeof(even));
-                std::memcpy(odd, x + (2 * step + 1) * R + r, sizeof(odd));
+                std::memcpy(even, x + r, sizeof(even));
+                std::memcpy(odd, x + R + r, sizeof(odd));
                 for (int lane = 0; lane < 16; ++lane)
                     dot[t][r].lane[lane] += bytes[4 * lane] * even[0] + bytes[4 * lane + 2] * even[1] +
                                             bytes[4 * lane + 1] * odd[0] + bytes[4 * lane + 3] * odd[1];
@@ -29,23 +25,25 @@ INLINE void dot_int8(Tiles<T> w, const std::int32_t* sums, const std::int32_t* x
         }
 }
 
-template <int R, bool kWide> INLINE void dot_int4(Tiles<1> w, const std::int32_t* x, Ints (&dot)[R]) {
-    for (int r = 0; r < R; ++r) dot[r] = fill_ints(0);
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+    for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
     for (int plane = 0; plane < (kWide ? 2 : 1); ++plane) {
         const int factor = kWide && plane == 0 ? 256 : 1;
-        for (int step = 0; step < 8; ++step) {
-            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(0, step % 4 * 64));
-            const int shift = step < 4 ? 0 : 4;
-            for (int r = 0; r < R; ++r) {
-                std::int8_t in[4];
-                std::memcpy(in, x + (plane * 8 + step) * R + r, sizeof(in));
-                for (int lane = 0; lane < 16; ++lane) {
-                    int total = 0;
-                    for (int j = 0; j < 4; ++j) total += (bytes[4 * lane + j] >> shift & 15) * in[j];
-                    dot[r].lane[lane] += factor * total;
+        for (int step = 0; step < 8; ++step)
+            for (int t = 0; t < T; ++t) {
+                const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(t, step % 4 * 64));
+                const int shift = step < 4 ? 0 : 4;
+                for (int r = 0; r < R; ++r) {
+                    std::int8_t in[4];
+                    std::memcpy(in, x + (plane * 8 + step) * R + r, sizeof(in));
+                    for (int lane = 0; lane < 16; ++lane) {
+                        int total = 0;
+                        for (int j = 0; j < 4; ++j) total += (bytes[4 * lane + j] >> shift & 15) * in[j];
+                        dot[t][r].lane[lane] += factor * total;
+                    }
                 }
             }
-        }
     }
 }
 

@@ -12,7 +12,7 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
     static constexpr std::size_t input_bytes = 32 * 4;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* in = reinterpret_cast<const float*>(x);
         for (int k = 0; k < 32; ++k)
             UNROLL for (int t = 0; t < T; ++t) {
@@ -33,8 +33,8 @@ struct Bf16Format {
     static constexpr std::size_t input_bytes = kBf16InputBytes;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
-        add_bf16_unit<T, R>(w, x, sums);
+    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+        add_bf16_unit(w, x, sums);
     }
 
     static INLINE void pack(const float* x, std::byte* record, int rows, int row) { pack_bf16(x, record, rows, row); }
@@ -44,15 +44,18 @@ template <bool kGrouped, bool kWide> struct Int8Format {
     static constexpr std::size_t input_bytes = kRecordHead + kInt8InputBytes<kWide>;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* scales = reinterpret_cast<const float*>(x);
-        const auto* input_sums = reinterpret_cast<const std::int32_t*>(x) + R;
+        const auto* offsets = reinterpret_cast<const std::int32_t*>(x) + R;
         Ints dot[T][R];
-        dot_int8<T, R, kWide>(w.behind(kGrouped ? 32 : 0), input_sums, input_sums + R, dot);
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
+        }
+        add_int8_products<kWide>(w.behind(kGrouped ? 32 : 0), offsets + R, dot);
         UNROLL for (int t = 0; t < T; ++t) {
             if constexpr (kGrouped) {
                 const Floats scale = load_halves(w.at(t, 0));
-                if (t % 2 == 0) w.fetch(w.at(t, 512));
+                w.fetch(w.at(t, 512));
                 UNROLL for (int r = 0; r < R; ++r)
                     sums[t][r] = multiply_add(to_floats(dot[t][r]), scale * fill(scales[r]), sums[t][r]);
             } else {
@@ -62,8 +65,11 @@ template <bool kGrouped, bool kWide> struct Int8Format {
         }
     }
 
+    // Stored bytes are 128 more than the values: what that adds to the products is taken off at the start.
     static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        pack_group<kInt8InputBytes<kWide> / 4, kWide>(x, record, rows, row, arrange_int8_inputs<kWide>);
+        const Quantised q = quantise<kWide>(x);
+        reinterpret_cast<std::int32_t*>(record)[rows + row] = -128 * sum(q.first + q.second);
+        pack_group<kInt8InputBytes<kWide> / 4>(q, record, rows, row, arrange_int8_inputs<kWide>);
     }
 };
 
@@ -71,38 +77,76 @@ template <bool kMinimum, bool kWide> struct Int4Format {
     static constexpr std::size_t input_bytes = kRecordHead + (kWide ? 64 : 32);
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
-        constexpr std::size_t head = kMinimum ? 64 : 32;
+    static INLINE void unit(Tiles<T, R == 1> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
+        UNROLL for (int t = 0; t < T; ++t) w.fetch(w.at(t, 0));
+        if (parts == 1) { // groups of 32: the loop below without sums of its own
+            const auto* scales = reinterpret_cast<const float*>(x);
+            Floats group[T][R];
+            multiply_part<T, R>(w, x, group);
+            finish_group<T, R>(w, group, fill_rows<R>(scales + R).lanes, sums);
+            return;
+        }
+        Floats total[T][R], offset[R];
+        UNROLL for (int r = 0; r < R; ++r) offset[r] = zeros();
         UNROLL for (int t = 0; t < T; ++t) {
-            const std::byte* tile = w.at(t, 0);
-            w.fetch(tile);
-            Floats group[R], offset[R]; // of all parts: values times inputs; with a minimum also the sum of the inputs
-            UNROLL for (int r = 0; r < R; ++r) group[r] = offset[r] = zeros();
-            for (int part = 0; part < parts; ++part) {
-                const std::byte* record = x + part * input_bytes * R;
-                const auto* scales = reinterpret_cast<const float*>(record);
-                const auto* input_sums = reinterpret_cast<const std::int32_t*>(record) + R;
-                Ints dot[R];
-                dot_int4<R, kWide>(w.tile(t).behind(head + part * 256), input_sums + R, dot);
-                UNROLL for (int r = 0; r < R; ++r) {
-                    const Floats scale = fill(scales[r]);
-                    const Floats value = to_floats(kMinimum ? dot[r] : dot[r] - fill_ints(8 * input_sums[r]));
-                    group[r] = multiply_add(value, scale, group[r]);
-                    if constexpr (kMinimum)
-                        offset[r] = multiply_add(fill(static_cast<float>(input_sums[r])), scale, offset[r]);
-                }
+            UNROLL for (int r = 0; r < R; ++r) total[t][r] = zeros();
+        }
+        for (int part = 0; part < parts; ++part) {
+            const std::byte* record = x + part * input_bytes * R;
+            const auto* scales = reinterpret_cast<const float*>(record);
+            Floats group[T][R];
+            multiply_part<T, R>(w.behind(part * 256), record, group);
+            UNROLL for (int t = 0; t < T; ++t) {
+                UNROLL for (int r = 0; r < R; ++r) total[t][r] = total[t][r] + group[t][r];
             }
-            const Floats scale = load_halves(tile);
-            UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(group[r], scale, sums[t][r]);
-            if constexpr (kMinimum) {
-                const Floats minimum = load_halves(tile + 32);
-                UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(offset[r], minimum, sums[t][r]);
-            }
+            UNROLL for (int r = 0; r < R; ++r) offset[r] = offset[r] + fill(scales[R + r]);
+        }
+        finish_group<T, R>(w, total, offset, sums);
+    }
+
+    // Behind the scale stands what the group's inputs add up to, times what belongs to it: 1 with a minimum, -8 without.
+    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
+        const Quantised q = quantise<kWide>(x);
+        const float factor = kMinimum ? 1.0f : -8.0f;
+        reinterpret_cast<float*>(record)[rows + row] = factor * q.scale * static_cast<float>(sum(q.first + q.second));
+        pack_group<kWide ? 16 : 8>(q, record, rows, row, arrange_bytes<kWide>);
+    }
+
+private:
+    static constexpr std::size_t kHead = kMinimum ? 64 : 32; // scales, minimums
+
+    template <int R> struct Rows {
+        Floats lanes[R];
+    };
+    template <int R> static INLINE Rows<R> fill_rows(const float* x) {
+        Rows<R> rows;
+        UNROLL for (int r = 0; r < R; ++r) rows.lanes[r] = fill(x[r]);
+        return rows;
+    }
+
+    // group = (values of 32 columns, 0 .. 15) * inputs
+    template <int T, int R>
+    static INLINE void multiply_part(Tiles<T, R == 1> w, const std::byte* record, Floats (&group)[T][R]) {
+        const auto* scales = reinterpret_cast<const float*>(record);
+        Ints dot[T][R];
+        dot_int4<kWide>(w.behind(kHead), reinterpret_cast<const std::int32_t*>(record) + 2 * R, dot);
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) group[t][r] = to_floats(dot[t][r]) * fill(scales[r]);
         }
     }
 
-    static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
-        pack_group<kWide ? 16 : 8, kWide>(x, record, rows, row, arrange_bytes<kWide>);
+    template <int T, int R>
+    static INLINE void finish_group(Tiles<T, R == 1> w, const Floats (&group)[T][R], const Floats (&offset)[R], Floats (&sums)[T][R]) {
+        UNROLL for (int t = 0; t < T; ++t) {
+            const Floats scale = load_halves(w.at(t, 0));
+            if constexpr (kMinimum) {
+                const Floats minimum = load_halves(w.at(t, 32));
+                UNROLL for (int r = 0; r < R; ++r)
+                    sums[t][r] = multiply_add(offset[r], minimum, multiply_add(group[t][r], scale, sums[t][r]));
+            } else {
+                UNROLL for (int r = 0; r < R; ++r) sums[t][r] = multiply_add(group[t][r] + offset[r], scale, sums[t][r]);
+            }
+        }
     }
 };
 
@@ -136,7 +180,7 @@ INLINE void sum_block(const MatrixLayout& layout, const std::byte* w, const std:
     std::size_t ahead = units_ahead * unit_bytes;
     for (int unit = 0; unit < layout.units; ++unit) {
         if (unit == layout.units - units_ahead) ahead += (T - 1) * tile_bytes;
-        Format::template unit<T, R>(Tiles<T>{w, tile_bytes, R == 1 ? ahead : 0}, parts, x, sums);
+        Format::template unit<T, R>({w, tile_bytes, ahead}, parts, x, sums);
         w += unit_bytes;
         x += Format::input_bytes * parts * R;
     }
@@ -236,8 +280,8 @@ inline int input_format(const MatrixKind& kind, InputWidth width) {
     case Elements::fp32:
     case Elements::fp16: return 0;
     case Elements::bf16: return 1;
-    case Elements::int8: return kInt8Layout + wide;
-    case Elements::int4: return 4 + wide;
+    case Elements::int8: return 2 + wide;
+    case Elements::int4: return (kind.has_minimum ? 4 : 6) + wide;
     }
     return -1;
 }

@@ -1,25 +1,35 @@
-// Inputs of products with integers: whole numbers in groups of 32 with a scale of their own, and their sum. Included
-// inside a namespace, with the instruction set switched on.
+// Inputs of products with integers: whole numbers in groups of 32 with a scale of their own. Included inside a namespace,
+// with the instruction set switched on.
+//
+// A block of R rows holds for each group R scales, R numbers that follow from the group's sum, and the whole numbers.
 
 // Of a wide input's 127 * 256 steps the high byte is -127 .. 127 and the low one -128 .. 127.
 constexpr float kWideSteps = 127 * 256, kNarrowSteps = 127;
 
-// Quantises 32 inputs of one row into the record of its block; `arrange` writes the whole numbers as the products want
-// them, kWords words of 32 bits.
-template <int kWords, bool kWide, class Arrange>
-INLINE void pack_group(const float* x, std::byte* record, int rows, int row, Arrange arrange) {
+struct Quantised {
+    Ints first, second; // sixteen each
+    float scale;
+};
+
+template <bool kWide> INLINE Quantised quantise(const float* x) {
     const Floats a = load(x), b = load(x + 16);
     const float most = largest(larger(magnitude(a), magnitude(b)));
     constexpr float kSteps = kWide ? kWideSteps : kNarrowSteps;
     // a group of zeros, or of numbers so small that the inverse is no number, counts as zeros
     const bool usable = most > 1e-30f;
     const Floats inverse = fill(usable ? kSteps / most : 0.0f);
-    const Ints first = to_ints(a * inverse), second = to_ints(b * inverse);
     // maximum and rounding lose a NaN, so it goes into the scale
-    reinterpret_cast<float*>(record)[row] = (usable ? most / kSteps : 0.0f) + sum(a * zeros() + b * zeros());
-    reinterpret_cast<std::int32_t*>(record)[rows + row] = sum(first + second);
+    const float scale = (usable ? most / kSteps : 0.0f) + sum(a * zeros() + b * zeros());
+    return {to_ints(a * inverse), to_ints(b * inverse), scale};
+}
+
+// Writes the scale and the whole numbers of one row; `arrange` makes kWords words of the latter, as the products want
+// them.
+template <int kWords, class Arrange>
+INLINE void pack_group(const Quantised& q, std::byte* record, int rows, int row, Arrange arrange) {
+    reinterpret_cast<float*>(record)[row] = q.scale;
     std::int32_t words[kWords];
-    arrange(first, second, words);
+    arrange(q.first, q.second, words);
     auto* data = reinterpret_cast<std::int32_t*>(record) + 2 * rows + row;
     for (int i = 0; i < kWords; ++i) data[i * rows] = words[i];
 }

@@ -2,15 +2,14 @@
 
 constexpr std::size_t kAhead = 512; // bytes between what is read and what is fetched
 
-template <int T> struct Tiles {
+template <int T, bool kFetches> struct Tiles {
     const std::byte* first;
     std::size_t step;  // from a tile to the next
-    std::size_t ahead; // from what is read to what is fetched; 0: nothing is
+    std::size_t ahead; // from what is read to what is fetched
 
     INLINE const std::byte* at(int tile, std::size_t offset) const { return first + tile * step + offset; }
     INLINE Tiles behind(std::size_t offset) const { return {first + offset, step, ahead}; }
-    INLINE Tiles<1> tile(int index) const { return {first + index * step, step, ahead}; }
     INLINE void fetch(const std::byte* read) const {
-        if (ahead) fetch_ahead(read + ahead);
+        if constexpr (kFetches) fetch_ahead(read + ahead);
     }
 };
