@@ -1,4 +1,4 @@
-"""The kernels of the CPU device, each against float64: products of every kind of weight, attention, norms, activations."""
+"""The kernels of the CPU device against float64: products of every kind of weight, attention, norms, activations."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from programs import BLOOM, config_of
 __all__ = ["kernels"]
 
 CPU_KINDS = [name for name in WEIGHT_KINDS if name != "fp8"]
+
 
 def run_ops(
     ops: list[Op],
@@ -119,7 +120,9 @@ def test_activations(kernels: str, activation: str) -> None:
     (true,) = Activate(x="x", out="y", activation=activation).evaluate({"x": x.astype(np.float64)})  # type: ignore[arg-type]
     last, identity = through_identity("y", x.shape[1])
     rows = Embed(ids="tokens", weight="x", out="rows")
-    alone = run_ops([rows, Activate(x="rows", out="y", activation=activation), last], {"x": fp32(x)} | identity, 1, ("logits",))  # type: ignore[arg-type]
+    alone = run_ops(
+        [rows, Activate(x="rows", out="y", activation=activation), last], {"x": fp32(x)} | identity, 1, ("logits",)
+    )  # type: ignore[arg-type]
     within = [rows, Linear(x="rows", weights=("identity",), outs=("logits",), activation=activation)]  # type: ignore[arg-type]
     inside = run_ops(within, {"x": fp32(x)} | identity, 1, ("logits",))
     assert np.array_equal(alone["logits"], inside["logits"])
@@ -155,7 +158,9 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
     ops: list[Op] = [Embed(ids="tokens", weight=name, out=f"{name}.rows") for name in "qkv"]
     names = {name: f"{name}.rows" for name in "qkv"}
     if rotated:
-        ops += [Rope(x=names[name], positions="positions", out=f"{name}.turned", frequencies=frequencies) for name in "qk"]
+        ops += [
+            Rope(x=names[name], positions="positions", out=f"{name}.turned", frequencies=frequencies) for name in "qk"
+        ]
         names |= {name: f"{name}.turned" for name in "qk"}
     ops.append(
         Attend(**names, cache="cache", positions="positions", slots="slots", segments="segments", head_dim=size,
@@ -166,7 +171,9 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
     ops.append(last)
     tensors = {"q": fp32(q), "k": fp32(k), "v": fp32(v)} | identity
 
-    values = {name: Value(name, w.shape, "fp32", "weight", start=(0, 0), full_shape=w.shape) for name, w in tensors.items()}
+    values = {
+        name: Value(name, w.shape, "fp32", "weight", start=(0, 0), full_shape=w.shape) for name, w in tensors.items()
+    }
     for name, shape in {"tokens": ("R",), "positions": ("R",), "slots": ("R",), "segments": ("B", 3),
                         "block_table": ("B", "M"), "logit_rows": ("L",)}.items():  # fmt: skip
         values[name] = Value(name, shape, "int32", "input")
@@ -245,11 +252,13 @@ def test_what_is_not_a_number_stays_so(kernels: str, name: str) -> None:
 
 def test_kinds_without_kernels_are_named() -> None:
     value = Value("w", (16, 32), "fp8", "weight")
-    with pytest.raises(UnsupportedError, match="no kernels for weights of the kind fp8 on the cpu device; choose another"):
+    with pytest.raises(
+        UnsupportedError, match="no kernels for weights of the kind fp8 on the cpu device; choose another"
+    ):
         CpuDevice().held_bytes(value)
 
 
 def test_kernels_that_can_not_run_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "mmx")
-    with pytest.raises(RequestError, match="ANTHESIS_CPU_KERNELS is 'mmx'; this processor can run: .*portable"):
+    with pytest.raises(RequestError, match=r"ANTHESIS_CPU_KERNELS is 'mmx'; this processor can run: .*portable"):
         CpuDevice()

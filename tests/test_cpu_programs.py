@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +43,8 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
         "model_type": family, "hidden_size": hidden, "intermediate_size": draw(st.integers(1, 100)),
         "num_hidden_layers": layers, "num_attention_heads": kv_heads * share, "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary, "head_dim": size, "tie_word_embeddings": draw(st.booleans()),
-        "rms_norm_eps": 0.1, "attention_bias": draw(st.booleans()), "mlp_bias": family == "llama" and draw(st.booleans()),
+        "rms_norm_eps": 0.1, "attention_bias": draw(st.booleans()),
+        "mlp_bias": family == "llama" and draw(st.booleans()),
     }  # fmt: skip
 
 
@@ -103,7 +103,9 @@ def test_logits(kernels: str, raw: dict[str, Any], seed: int, fused: bool, threa
 def test_use_after_fork_is_an_error(kernels: str) -> None:
     import os
 
-    program = fuse(trace(config_of({"model_type": "bloom", "hidden_size": 16, "n_head": 2, "n_layer": 1, "vocab_size": 9})))
+    program = fuse(
+        trace(config_of({"model_type": "bloom", "hidden_size": 16, "n_head": 2, "n_layer": 1, "vocab_size": 9}))
+    )
     weights = random_weights(program)
     kinds = {value.name: value.dtype for value in program.of_kind("weight")}
     inputs = step_inputs([(0, 0, [1, 2, 3])])

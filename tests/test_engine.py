@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anthesis import LLM
+import anthesis
+from anthesis import LLM, native
 from anthesis.devices.device import Executable
 from anthesis.engine.blocks import BlockCache
 from anthesis.engine.sampling import SamplingParams
@@ -414,9 +416,8 @@ def test_any_iterable_of_prompts_will_do(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"device": "cpu"}, UnsupportedError, "native CPU device"),
         ({"device": "cuda"}, UnsupportedError, "CUDA device"),
-        ({"device": "tpu"}, RequestError, "known are: auto, reference"),
+        ({"device": "tpu"}, RequestError, "known are: auto, cpu, reference"),
         ({"tp": 2}, UnsupportedError, "several devices"),
         ({"tp": 0}, RequestError, "tp is 0"),
         ({"seed": -1}, RequestError, "seed is -1"),
@@ -444,8 +445,22 @@ def test_a_model_that_can_not_fit_is_refused_before_it_is_loaded() -> None:
 
 def test_auto_says_which_device_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with LLM(tiny(tmp_path)) as llm:
-        assert llm.device_info.name == "reference"
-    assert "device auto: reference" in caplog.text
+        assert llm.device_info.name == "cpu"
+    assert "device auto: cpu" in caplog.text
+
+
+def test_auto_without_the_extension_is_the_reference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "anthesis._native", None)
+    monkeypatch.delattr(anthesis, "_native", raising=False)
+    native.extension.cache_clear()
+    try:
+        with LLM(tiny(tmp_path)) as llm:
+            assert llm.device_info.name == "reference"
+        assert "device auto: reference (NumPy; correct but slow; the native extension was never built)" in caplog.text
+    finally:
+        native.extension.cache_clear()
 
 
 def test_two_models_at_once(tmp_path: Path, llm: LLM) -> None:

@@ -136,20 +136,36 @@ def test_an_extension_that_was_never_built_is_an_error_with_a_way_out(monkeypatc
         native.cpu_features()
 
 
+def _stubbed(body: list[ast.stmt]) -> dict[str, object]:
+    """By name the arguments of functions, and what a class has; properties without arguments."""
+    found: dict[str, object] = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = _stubbed(node.body)
+        elif isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in node.args.args if argument.arg != "self"]
+            found[node.name] = None if node.decorator_list else names
+    return found
+
+
+def _built(thing: object) -> dict[str, object]:
+    """The same of the extension, whose functions tell their arguments in their docstrings."""
+    found: dict[str, object] = {}
+    for name, value in vars(thing).items():
+        if isinstance(value, type):
+            found[name] = _built(value)
+        elif isinstance(value, property):
+            found[name] = None
+        elif name == "__init__" or not name.startswith("_"):
+            signature = (inspect.getdoc(value) or "").splitlines()[0]
+            if name in signature:  # else nobody can make one
+                found[name] = re.findall(r"(\w+): ", signature)
+    return found
+
+
 def test_the_stub_names_what_the_extension_has() -> None:
     stub = ast.parse((Path(native.__file__).parent / "_native.pyi").read_text())
-    stubbed = {
-        node.name: [argument.arg for argument in node.args.args]
-        for node in stub.body
-        if isinstance(node, ast.FunctionDef)
-    }
-    extension = native.extension()
-    built = {
-        name: re.findall(r"(\w+): ", inspect.getdoc(getattr(extension, name)).splitlines()[0])
-        for name in dir(extension)
-        if not name.startswith("_")
-    }
-    assert stubbed == built
+    assert _stubbed(stub.body) == _built(native.extension())
 
 
 def _control_group(proc: Path, cgroup: str, mountinfo: str, files: dict[str, str]) -> Path:

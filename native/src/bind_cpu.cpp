@@ -79,7 +79,7 @@ std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string&
 std::shared_ptr<LayerCache> make_cache(int blocks, int kv_heads, int head_dim, bool is_bf16, const LayerCache* old) {
     const CacheLayout layout{kv_heads, head_dim, is_bf16};
     const std::size_t nbytes = layout.block_bytes() * blocks;
-    auto pages = std::make_shared<Pages>(nbytes);
+    auto pages = std::make_shared<Pages>(nbytes + kSlackBytes);
     auto* data = static_cast<std::byte*>(pages->data());
     if (old) std::memcpy(data, old->data.get(), old->layout.block_bytes() * old->blocks);
     return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::shared_ptr<std::byte>(pages, data)});
@@ -232,8 +232,6 @@ void bind_cpu(nb::module_& m) {
     }, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<LayerCache>(m, "LayerCache");
     m.def("make_cache", &make_cache, nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());
-    m.def("cache_block_bytes", [](int kv_heads, int head_dim, bool is_bf16) { return CacheLayout{kv_heads, head_dim, is_bf16}.block_bytes(); },
-          nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"));
     nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
         new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
     }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));

@@ -2,199 +2,13 @@
 
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
-#include "kernels/kernels.hpp"
-#include "matrix.hpp"
+#include "instruction.hpp"
 #include "pages.hpp"
-#include "team.hpp"
 
 namespace anthesis {
-
-// Values of a step live in an arena of floats. Which rows a value has, and where it begins for a step of one row: for R
-// rows everything is R times as far from the start, so one plan serves steps of every size.
-struct Place {
-    enum class Rows : std::uint8_t { token, logit }; // R or L rows
-    Rows rows = Rows::token;
-    std::size_t offset = 0; // floats, per row
-    int width = 0;          // floats
-};
-
-// What the caller hands over for one step. Arrays are those of engine.py's programs.
-struct StepInputs {
-    int rows = 0, logit_rows = 0;
-    const std::int32_t *tokens = nullptr, *positions = nullptr, *slots = nullptr;
-    const std::int32_t* segments = nullptr; // (B, 3): first row, rows, first position
-    int num_segments = 0;
-    const std::int32_t* block_table = nullptr; // (B, M)
-    int table_width = 0;
-    const std::int32_t* logit_row_numbers = nullptr; // (L,)
-    // Of programs that sample: per row of logits, and (L, ceil(V / 8)) bits of the ids that were seen.
-    const float *temperature = nullptr, *top_p = nullptr, *min_p = nullptr, *repetition_penalty = nullptr;
-    const std::int32_t* top_k = nullptr;
-    const std::uint64_t* seed = nullptr;
-    const std::uint8_t* seen = nullptr;
-};
-
-// Where a step's results go; null where the program has no such result.
-struct StepOutputs {
-    std::int32_t* token = nullptr;        // (L,)
-    float* logits = nullptr;              // (L, V); else logits are in the arena
-    float* logprob = nullptr;             // (L,)
-    std::int32_t* top_tokens = nullptr;   // (L, top)
-    float* top_logprobs = nullptr;        // (L, top)
-};
-
-class Program;
-
-// A step in progress: its inputs, and where its values are.
-struct Step {
-    const Kernels& kernels;
-    const StepInputs& in;
-    float* token_rows;
-    float* logit_rows;
-    std::byte* packed;     // inputs of a product that all threads share
-    std::byte* const* own; // working memory of each thread
-    float* partial;        // results of threads that are put together afterwards
-    const StepOutputs& out;
-
-    int rows_of(Place place) const { return place.rows == Place::Rows::token ? in.rows : in.logit_rows; }
-    float* at(Place place) const {
-        return place.rows == Place::Rows::token ? token_rows + place.offset * in.rows : logit_rows + place.offset * in.logit_rows;
-    }
-};
-
-// What a step needs besides its values, for so many rows.
-struct Needs {
-    std::size_t packed_bytes = 0, own_bytes = 0, partial_floats = 0;
-    void cover(const Needs& other);
-};
-
-// Tasks of one instruction: each thread begins with a share of its own, in order, and helps others when it is done, so
-// that a core which is slow for a while does not keep all waiting.
-class Tasks {
-public:
-    explicit Tasks(int threads) : next_(static_cast<std::size_t>(threads)) {}
-
-    void reset(int thread) noexcept { next_[static_cast<std::size_t>(thread)].value.store(0, std::memory_order_relaxed); }
-
-    // Calls work(first, last) for runs of at most `at_once` tasks until all `count` have been taken.
-    template <class Work> void run(const Team& team, int count, int at_once, const Work& work) {
-        for (int i = 0; i < team.size(); ++i) {
-            const Team whose{team.pool, (team.thread + i) % team.size()};
-            const auto [first, last] = whose.share(count);
-            std::atomic<int>& next = next_[static_cast<std::size_t>(whose.thread)].value;
-            for (int taken; (taken = first + next.fetch_add(at_once, std::memory_order_relaxed)) < last;)
-                work(taken, std::min(taken + at_once, last));
-        }
-    }
-
-private:
-    std::vector<Counter> next_;
-};
-
-// One operation on the values of a step. All threads call `run`; what they write is seen by all after the barrier that
-// follows.
-class Instruction {
-public:
-    virtual ~Instruction() = default;
-    virtual void run(const Step& step, const Team& team) = 0;
-    virtual Needs needs(const Kernels&, int /*rows*/, int /*logit_rows*/, int /*threads*/) const { return {}; }
-    // Before the first step; and by each thread before every step.
-    virtual void reserve(int /*threads*/) {}
-    virtual void begin(int /*thread*/) noexcept {}
-};
-
-// out[r] = row of the matrix with the number ids[r] + offset, or zeros where there is none.
-struct EmbedSpec {
-    enum class Ids { tokens, positions } ids = Ids::tokens;
-    std::shared_ptr<const Matrix> matrix;
-    int offset = 0;
-    Place out;
-};
-
-using Vector = std::shared_ptr<const std::vector<float>>; // padded with zeros to a multiple of 16
-
-struct Norm {
-    Vector weight, bias; // bias may be null
-    float epsilon = 0;
-    bool centered = false;
-    NormSpec spec() const { return {weight->data(), bias ? bias->data() : nullptr, epsilon, centered}; }
-};
-
-// Each run of `width` floats of every row.
-struct NormRowsSpec {
-    Norm norm;
-    int width = 0;
-    Place x, out;
-};
-
-// outs[i] = activation(norm(x) matrix^T + bias) * ... + residual: see `Linear` in program/ops.py.
-struct LinearSpec {
-    struct Part {
-        std::shared_ptr<const Matrix> matrix, gate_by;
-        Vector bias, gate_by_bias;
-        InputWidth width = InputWidth::natural;
-        Place out;
-        bool to_logits = false; // the caller's array, where it gave one
-    };
-    std::shared_ptr<const Norm> norm; // over whole rows, or null
-    Place x;
-    std::vector<Part> parts;
-    Activation activation = Activation::none; // of a single part
-    bool has_residual = false;
-    Place residual;
-};
-
-// angles[r] = cosines, then sines, of position * frequency.
-struct AnglesSpec {
-    std::vector<double> frequencies; // (D / 2,)
-    Place out;
-};
-
-struct RotateSpec {
-    Place x, angles, out;
-    int head_dim = 0;
-};
-
-// The keys and values of all blocks of a layer.
-struct LayerCache {
-    CacheLayout layout;
-    int blocks;
-    std::shared_ptr<std::byte> data;
-};
-
-struct AttendSpec {
-    std::shared_ptr<LayerCache> cache;
-    Place q, k, v, out;
-    bool rotates = false;
-    Place angles;
-    int queries_per_kv_head = 1, first_head = 0, first_kv_head = 0, heads = 0;
-    float scale = 1;
-    std::vector<float> slopes; // of this rank's heads; empty without ALiBi
-    int window = 0;
-};
-
-struct ElementwiseSpec {
-    enum class Kind { activate, add, multiply, add_vector, select_rows } kind;
-    Activation activation = Activation::none;
-    Place a, b, out;
-    Vector vector; // of add_vector
-};
-
-struct ArgmaxSpec {
-    Place logits;
-    int usable = 0;
-};
-
-struct SampleSpec {
-    Place logits;
-    int usable = 0;
-    int top = -1; // most likely tokens to report; -1: no log-probabilities at all
-};
 
 // A flat list of instructions over one arena. `run` makes a step of it on a pool's threads.
 class Program {
@@ -205,15 +19,9 @@ public:
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
-    void add(EmbedSpec spec);
-    void add(NormRowsSpec spec);
-    void add(LinearSpec spec);
-    void add(AnglesSpec spec);
-    void add(RotateSpec spec);
-    void add(AttendSpec spec);
-    void add(ElementwiseSpec spec);
-    void add(ArgmaxSpec spec);
-    void add(SampleSpec spec);
+    template <class Spec> void add(Spec spec) {
+        instructions_.push_back(make_instruction(std::move(spec), kernels_, pool_->size()));
+    }
 
     // One step. Throws std::bad_alloc, and std::runtime_error in a forked process.
     void run(const StepInputs& in, const StepOutputs& out);
@@ -236,7 +44,7 @@ private:
     bool measures_ = false;
     std::vector<double> seconds_;
     int reserved_rows_ = 0, reserved_logit_rows_ = 0;
-    std::vector<std::unique_ptr<Pages>> memory_;
+    std::unique_ptr<Pages> memory_;
     float *token_rows_ = nullptr, *logit_rows_ = nullptr, *partial_ = nullptr;
     std::byte* packed_ = nullptr;
     std::vector<std::byte*> own_;

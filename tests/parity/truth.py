@@ -163,7 +163,7 @@ def check_parity(model: PreTrainedModel, directory: Path | str, **options: Any) 
 
 
 ROUNDING = 0.1
-"""What rounding the inputs of products to eight bits, or to bf16, may change in these models' logits, by their spread."""
+"""What rounding the inputs of products to eight bits or to bf16 may change in these logits, by their spread."""
 
 
 def check_parity_on_cpu(model: PreTrainedModel, directory: Path | str, **options: Any) -> None:

@@ -18,7 +18,7 @@ INLINE const std::byte* cache_block(const AttendRows& job, int block) {
 inline void attend_store(const AttendRows& job) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim, width = layout.value_width();
+    const int D = layout.head_dim;
     float* rotated = job.scratch;
     for (int row = job.first_row; row < job.first_row + job.rows; ++row) {
         const int position = job.positions[row], token = position % kBlockTokens;
@@ -39,13 +39,14 @@ inline void attend_store(const AttendRows& job) {
                 store_bf16(words, k);
                 auto* to = reinterpret_cast<std::uint16_t*>(keys) + i * kBlockTokens + token;
                 for (int j = 0; j < count; ++j) to[j * kBlockTokens] = words[j];
-                store_bf16(values + 2 * (static_cast<std::size_t>(token) * width + i), v);
+                store_bf16(words, v);
+                std::memcpy(values + 2 * (static_cast<std::size_t>(token) * D + i), words, 2 * count);
             } else {
                 float numbers[16];
                 store(numbers, k);
                 auto* to = reinterpret_cast<float*>(keys) + i * kBlockTokens + token;
                 for (int j = 0; j < count; ++j) to[j * kBlockTokens] = numbers[j];
-                store(reinterpret_cast<float*>(values) + static_cast<std::size_t>(token) * width + i, v);
+                store_first(reinterpret_cast<float*>(values) + static_cast<std::size_t>(token) * D + i, v, count);
             }
         }
     }
@@ -75,13 +76,14 @@ INLINE void score_block(const float* queries, int D, const std::byte* keys, floa
 
 // sums[q] = sum over keys [from, to) of weights[q][key] * value, G groups of sixteen elements at a time.
 template <bool kBf16, int Q, int G>
-INLINE void weigh_values(const float* weights, const std::byte* values, int width, int element, int from, int to, float* sums) {
+INLINE void weigh_values(const float* weights, const std::byte* values, int D, int element, int from, int to, float* sums,
+                         int width) {
     Floats s[Q][G];
     UNROLL for (int q = 0; q < Q; ++q)
         UNROLL for (int g = 0; g < G; ++g) s[q][g] = zeros();
     for (int key = from; key < to; ++key)
         UNROLL for (int g = 0; g < G; ++g) {
-            const Floats value = load_cached<kBf16>(values, static_cast<std::size_t>(key) * width + element + g * 16);
+            const Floats value = load_cached<kBf16>(values, static_cast<std::size_t>(key) * D + element + g * 16);
             UNROLL for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(weights[q * kBlockTokens + key]), value, s[q][g]);
         }
     UNROLL for (int q = 0; q < Q; ++q)
@@ -91,7 +93,7 @@ INLINE void weigh_values(const float* weights, const std::byte* values, int widt
 template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job, const Query* queries) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim, width = layout.value_width();
+    const int D = layout.head_dim, width = (D + 15) / 16 * 16;
     float* scaled = job.scratch;                      // (Q, D)
     float* scores = scaled + Q * (D + 16);            // (Q, 64)
     float* now = scores + Q * kBlockTokens;           // (Q, width): the weighted sum of this block
@@ -151,8 +153,8 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
         int element = 0;
         if constexpr (Q <= 2)
             for (; element + 64 / Q <= width; element += 64 / Q)
-                weigh_values<kBf16, Q, 4 / Q>(scores, values, width, element, from, to, now);
-        for (; element < width; element += 16) weigh_values<kBf16, Q, 1>(scores, values, width, element, from, to, now);
+                weigh_values<kBf16, Q, 4 / Q>(scores, values, D, element, from, to, now, width);
+        for (; element < width; element += 16) weigh_values<kBf16, Q, 1>(scores, values, D, element, from, to, now, width);
         UNROLL for (int q = 0; q < Q; ++q) {
             if (block_total[q] == 0) continue;
             float* sums = weighted + q * width;
@@ -211,6 +213,6 @@ inline void attend(const AttendRows& job) {
 }
 
 inline std::size_t attend_scratch_floats(const AttendLayer& layer) {
-    const std::size_t D = layer.layout.head_dim, width = layer.layout.value_width();
+    const std::size_t D = layer.layout.head_dim, width = (D + 15) / 16 * 16;
     return kBlockQueries * (D + 16 + kBlockTokens + 2 * width) + 64;
 }

@@ -59,18 +59,18 @@ struct TilesProduct {
 };
 
 // Where the keys and values of a layer stand. A block holds 64 tokens, first the keys of each head as (D, 64), then the
-// values of each head as (64, D'), D' being D rounded up to a multiple of 16.
+// values of each head as (64, D). Values are read sixteen at a time, also the last ones of a token: kSlackBytes must
+// follow the last block.
 struct CacheLayout {
     int kv_heads, head_dim;
     bool is_bf16;
     std::size_t element_bytes() const { return is_bf16 ? 2 : 4; }
-    int value_width() const { return (head_dim + 15) / 16 * 16; }
-    std::size_t key_bytes() const { return static_cast<std::size_t>(head_dim) * 64 * element_bytes(); }
-    std::size_t value_bytes() const { return static_cast<std::size_t>(value_width()) * 64 * element_bytes(); }
-    std::size_t block_bytes() const { return kv_heads * (key_bytes() + value_bytes()); }
-    std::size_t keys_at(int head) const { return head * key_bytes(); }
-    std::size_t values_at(int head) const { return kv_heads * key_bytes() + head * value_bytes(); }
+    std::size_t head_bytes() const { return static_cast<std::size_t>(head_dim) * 64 * element_bytes(); }
+    std::size_t block_bytes() const { return 2 * kv_heads * head_bytes(); }
+    std::size_t keys_at(int head) const { return head * head_bytes(); }
+    std::size_t values_at(int head) const { return (kv_heads + head) * head_bytes(); }
 };
+constexpr std::size_t kSlackBytes = 64;
 
 struct AttendLayer {
     CacheLayout layout;

@@ -6,6 +6,7 @@ import logging
 
 from anthesis.devices.device import Device
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.native import extension
 
 logger = logging.getLogger("anthesis")
 
@@ -22,16 +23,16 @@ def open_device(name: str, threads: int | None = None) -> Device:
     """The device of that name.
 
     Args:
-        name: "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
+        name: "cpu", "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
         threads: that it may use, or None for its own choice.
 
     Raises:
-        UnsupportedError: a device that this version does not have.
+        UnsupportedError: a device that this version does not have, or whose extension was never built.
         RequestError: an unknown name.
     """
     if name == "auto":
-        logger.warning("device auto: reference (NumPy; correct but slow, the only device in this version)")
-        name = "reference"
+        name, why = _fastest()
+        logger.warning("device auto: %s (%s)", name, why)
     if name in ("reference", "reference-fp64"):
         import numpy as np
 
@@ -43,7 +44,17 @@ def open_device(name: str, threads: int | None = None) -> Device:
 
         return CpuDevice(threads)
     if name in _COMING:
-        raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device reference is")
+        raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device cpu is")
     raise RequestError(
-        f"unknown device {name!r}; known are: auto, reference, reference-fp64 (and data sheets, for `anthesis plan`)"
+        f"unknown device {name!r}; known are: auto, cpu, reference, reference-fp64 (and data sheets, for "
+        "`anthesis plan`)"
     )
+
+
+def _fastest() -> tuple[str, str]:
+    """The name of the device that "auto" means, and why it is that one."""
+    try:
+        extension()
+    except UnsupportedError:
+        return "reference", "NumPy; correct but slow; the native extension was never built"
+    return "cpu", "the only fast device in this version"

@@ -58,10 +58,7 @@ class Device(Protocol):
         """What it is and what it can do."""
 
     def held_bytes(self, value: Value) -> int:
-        """Bytes that a weight takes once it is packed here."""
-
-    def block_bytes(self, program: Program) -> int:
-        """Bytes that one block of the cache takes here, over all layers of the program."""
+        """Bytes that a weight takes once it is packed here; of a cache, those of one block."""
 
     def pack(self, weight: WeightTensor, uses: frozenset[str]) -> PackedWeight:
         """Brings a weight into the device's layout; called once for each, at load.

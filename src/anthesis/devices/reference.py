@@ -49,13 +49,9 @@ class ReferenceDevice:
         )
 
     def held_bytes(self, value: Value) -> int:
-        """Bytes of a weight in the arithmetic's dtype."""
-        return math.prod(value.static_shape) * self.dtype.itemsize
-
-    def block_bytes(self, program: Program) -> int:
-        """Bytes of a block of every layer, in bfloat16 or the arithmetic's dtype."""
-        caches = program.of_kind("cache")
-        return sum(math.prod(map(int, cache.shape[1:])) * self._dtype_of(cache).itemsize for cache in caches)
+        """Bytes of a weight (or of a cache's block) in the arithmetic's dtype, or of a bfloat16 cache's block."""
+        shape = [dim for dim in value.shape if isinstance(dim, int)]
+        return math.prod(shape) * self._dtype_of(value).itemsize
 
     def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Array:
         """The weight dequantised: (N, K) or (N,) as it is, float32 or float64 as the arithmetic, whatever its uses."""

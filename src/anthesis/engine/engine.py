@@ -87,13 +87,18 @@ class Engine:
         if not rows:
             return
         inputs = self._row_inputs(rows)
-        ends = np.cumsum([count for _, count in rows], dtype=np.int32)
-        wanted = [i for i, (sequence, count) in enumerate(rows) if count == sequence.num_pending]
-        chosen = [rows[i][0] for i in wanted]
+        chosen: list[Sequence] = []
+        last_rows: list[int] = []
+        end = 0
+        for sequence, count in rows:
+            end += count
+            if count == sequence.num_pending:
+                chosen.append(sequence)
+                last_rows.append(end - 1)
         if not chosen:
             outputs = self._executable("cache").run(inputs)
         else:
-            inputs["logit_rows"] = ends[wanted] - np.int32(1)
+            inputs["logit_rows"] = np.array(last_rows, np.int32)
             if any(sequence.params.needs_sample for sequence in chosen):
                 asked = [s.params.logprobs for s in chosen if s.params.logprobs is not None]
                 executable = self._executable("sample", max(asked, default=None))
@@ -194,18 +199,22 @@ class Engine:
         return rows
 
     def _row_inputs(self, rows: list[tuple[Sequence, int]]) -> dict[str, Array]:
-        counts = [count for _, count in rows]
-        starts = np.cumsum([0, *counts[:-1]])
+        # lists first: for the few rows of most steps NumPy's calls would take longer than the work
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         segments = np.zeros((len(self._blocks.table), 3), np.int32)
         for i, (sequence, count) in enumerate(rows):
-            segments[i] = starts[i], count, sequence.computed
-        tokens = [token for s, count in rows for token in s.tokens[s.computed : s.computed + count]]
-        positions = [np.arange(s.computed, s.computed + count) for s, count in rows]
-        slots = [s.place.slot for s, _ in rows if s.place is not None]
+            assert sequence.place is not None
+            first = sequence.computed
+            segments[i] = len(tokens), count, first
+            tokens += sequence.tokens[first : first + count]
+            positions += range(first, first + count)
+            slots += [sequence.place.slot] * count
         return {
             "tokens": np.array(tokens, np.int32),
-            "positions": np.concatenate(positions).astype(np.int32),
-            "slots": np.repeat(slots, counts).astype(np.int32),
+            "positions": np.array(positions, np.int32),
+            "slots": np.array(slots, np.int32),
             "segments": segments,
             "block_table": self._blocks.table,
         }

@@ -106,4 +106,4 @@ class LoadedModel:
     @property
     def block_bytes(self) -> int:
         """Bytes of one cache block on the device, over all layers."""
-        return self.device.block_bytes(self.program("cache"))
+        return sum(self.device.held_bytes(value) for value in self.program("cache").of_kind("cache"))

@@ -1,8 +1,8 @@
 """Which products keep sixteen bits of their inputs where others keep eight.
 
 A device that multiplies integers rounds the inputs of a product as well: to eight bits, in groups of 32 with a scale of
-their own. What that costs was measured for each kind of product (docs/design.md has the figures): nearly all of it comes
-from queries and keys, whose errors the softmax enlarges.
+their own. What that costs is measured in perplexity (docs/design.md); most of it comes from queries and keys, whose
+errors the softmax enlarges.
 """
 
 from __future__ import annotations

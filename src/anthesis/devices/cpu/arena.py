@@ -1,7 +1,7 @@
-"""Where the values of a program stand while a step runs: buffers share memory as soon as their lives do not overlap.
+"""Where the values of a program stand while a step runs; those whose lives do not overlap share memory.
 
-A plan holds for steps of every size. It is made in floats per row: a step of R rows finds a value R times as far from the
-start, as R whole rows one behind the other.
+A plan holds for steps of every size. It is made in floats per row: a step of R rows finds a value R times as far from
+the start, as R whole rows one behind the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CPU device: packs weights into tiles, keeps the cache, and lowers programs to instructions of the C++ extension."""
+"""The CPU device: packs weights into tiles, keeps the cache, lowers programs to the C++ extension's instructions."""
 
 from __future__ import annotations
 
@@ -47,16 +47,18 @@ class CpuDevice:
             name="cpu",
             description=f"{processor_name()}, {self.kernels} kernels, {counted(self.threads, 'thread')}",
             memory_bytes=available_memory_bytes(),
-            arithmetic="float32 sums; inputs as wide as the weights: bf16 for bf16, 8 bits in groups of 32 for int8, int4",
+            arithmetic="float32 sums; inputs: bf16 for bf16, 8 bits in groups of 32 for int8 and int4, 16 for q, k, v",
             batch_invariant=True,
         )
 
     def held_bytes(self, value: Value) -> int:
-        """Bytes of a weight in tiles.
+        """Bytes of a weight in tiles, or of one block of a cache.
 
         Raises:
             UnsupportedError: a kind of weights without kernels here.
         """
+        if value.kind == "cache":
+            return value.nbytes({"P": 1})
         shape = value.static_shape
         if len(shape) == 1:
             return 4 * (-(-shape[0] // 16) * 16)
@@ -65,10 +67,6 @@ class CpuDevice:
         except ValueError as error:
             raise UnsupportedError(f"{error} on the cpu device; choose another --weights, such as bf16") from error
         return nbytes
-
-    def block_bytes(self, program: Program) -> int:
-        """Bytes of one block of the cache, over all layers."""
-        return sum(self._native.cache_block_bytes(*_sizes(program, op)) for op in _attends(program))
 
     def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Any:
         """A matrix (N, K) in tiles of sixteen rows, whatever its kind, or a vector (N,) float32."""

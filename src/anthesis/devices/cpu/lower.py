@@ -176,9 +176,7 @@ class Lowering:
         pool: that runs it.
     """
 
-    def __init__(
-        self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any
-    ) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any) -> None:
         self._program = program = separate_gates(program)
         self._weights = weights
         self._caches = caches

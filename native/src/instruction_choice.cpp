@@ -1,0 +1,90 @@
+// Instructions that choose the next token.
+
+#include "instruction.hpp"
+
+#include <cmath>
+
+#include "sample.hpp"
+
+namespace anthesis {
+namespace {
+
+class Argmax final : public Instruction {
+public:
+    explicit Argmax(ArgmaxSpec spec) : spec_(spec) {}
+
+    Needs needs(const Kernels&, int, int logit_rows, int threads) const override {
+        return {0, 0, static_cast<std::size_t>(logit_rows) * threads};
+    }
+
+    void run(const Step& step, const Team& team) override {
+        const float* logits = step.at(spec_.logits);
+        const std::size_t width = spec_.logits.width;
+        auto* best = reinterpret_cast<std::int32_t*>(step.partial); // (L, threads): the place of each thread's best
+        const auto [first, last] = team.share(spec_.usable);
+        for (int row = 0; row < step.in.logit_rows; ++row)
+            best[row * team.size() + team.thread] =
+                first < last ? first + step.kernels.argmax(logits + row * width + first, last - first) : -1;
+        team.barrier();
+        const auto [from, to] = team.share(step.in.logit_rows);
+        for (int row = from; row < to; ++row) {
+            const float* x = logits + row * width;
+            int found = -1;
+            for (int i = 0; i < team.size(); ++i) {
+                const int place = best[row * team.size() + i];
+                if (place >= 0 && (found < 0 || x[place] > x[found] || (std::isnan(x[place]) && !std::isnan(x[found])))) found = place;
+            }
+            step.out.token[row] = found >= 0 && std::isfinite(x[found]) ? found : -1;
+        }
+    }
+
+private:
+    ArgmaxSpec spec_;
+};
+
+class Sample final : public Instruction {
+public:
+    explicit Sample(SampleSpec spec) : spec_(spec) {}
+
+    void reserve(int threads) override { sampler_.reserve(spec_.logits.width, threads); }
+
+    void run(const Step& step, const Team& team) override {
+        const StepInputs& in = step.in;
+        const int vocab = spec_.logits.width;
+        for (int i = 0; i < in.logit_rows; ++i) {
+            const float* logits = step.at(spec_.logits) + static_cast<std::size_t>(i) * vocab;
+            const SampleRow row{logits,
+                                vocab,
+                                spec_.usable,
+                                in.temperature[i],
+                                in.top_p[i],
+                                in.min_p[i],
+                                in.repetition_penalty[i],
+                                in.top_k[i],
+                                in.seed[i],
+                                in.seen + static_cast<std::size_t>(i) * ((vocab + 7) / 8),
+                                in.positions[in.logit_row_numbers[i]]};
+            sampler_.choose(team, row, step.out.token[i]);
+            if (spec_.top < 0) continue;
+            const std::size_t at = static_cast<std::size_t>(i) * spec_.top;
+            sampler_.logprobs(team, logits, vocab, spec_.usable, step.out.token[i], spec_.top, step.out.logprob[i],
+                              step.out.top_tokens + at, step.out.top_logprobs + at);
+        }
+    }
+
+private:
+    SampleSpec spec_;
+    Sampler sampler_;
+};
+
+} // namespace
+
+std::unique_ptr<Instruction> make_instruction(ArgmaxSpec spec, const Kernels&, int) {
+    return std::make_unique<Argmax>(std::move(spec));
+}
+
+std::unique_ptr<Instruction> make_instruction(SampleSpec spec, const Kernels&, int) {
+    return std::make_unique<Sample>(std::move(spec));
+}
+
+} // namespace anthesis
