@@ -18,6 +18,7 @@ from anthesis.checkpoint import model_fingerprint, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices import open_device
+from anthesis.devices.device import InstructionTime
 from anthesis.engine.blocks import BlockCache, blocks_for
 from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
@@ -211,6 +212,21 @@ class LLM:
             RequestError: the model is closed.
         """
         self._engine.step()
+
+    def measure(self, on: bool) -> None:
+        """From now on, the steps of greedy completion take the time of each instruction, or no longer do.
+
+        It takes effect on the requests that are on their way: one that comes later may make the cache grow, which
+        begins anew.
+
+        Raises:
+            UnsupportedError: the device has no counters.
+        """
+        self._engine.measure(on)
+
+    def times(self) -> list[InstructionTime]:
+        """What the instructions of greedy completion took since `measure(True)`, in order."""
+        return self._engine.times()
 
     def max_batch(self, num_tokens: int) -> int:
         """How many sequences of so many tokens, prompt and completion together, can be on their way at once.

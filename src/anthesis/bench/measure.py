@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.machine import process_peak_memory_bytes
+from anthesis.bench.operations import measure_operations
 from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
@@ -40,6 +41,7 @@ class Request:
         device, threads, max_context, cache, cache_memory, prefill_chunk, seed: as in `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count.
+        operations: run once more with counters, and tell where the time of a decode step goes.
 
     Raises:
         RequestError: a number out of its range, nothing to sweep, or two prompts.
@@ -61,6 +63,7 @@ class Request:
     seed: int = 0
     warmup: int = 5
     runs: int = 5
+    operations: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompt_tokens is not None:
@@ -76,6 +79,8 @@ class Request:
                 raise RequestError(f"{name} is {min(counts)}; it must be at least 1")
         if max(self.batch) > MAX_SEQUENCES:
             raise RequestError(f"batch is {max(self.batch)}; at most {MAX_SEQUENCES} sequences run at once")
+        if self.operations and self.max_new_tokens < 2:
+            raise RequestError("one token takes no decode step whose operations could be counted; ask for 2 or more")
         if self.warmup < 0:
             raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
 
@@ -122,6 +127,10 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         )
         fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
 
+    operations = None
+    if request.operations:
+        progress("once more, with counters")
+        operations = measure_operations(llm, prompt_ids, batch, request.max_new_tokens)
     program = llm.loaded.program("argmax")
     return Measurement(
         model=model_of(llm),
@@ -145,6 +154,7 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         tokens_sha256=fingerprints[0],
         runs_agree=len(set(fingerprints)) == 1,
         process_peak_memory_bytes=peak,
+        operations=operations,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anthesis.bench.operations import OperationKind
 from anthesis.bench.statistic import Statistic
 from anthesis.errors import naming
 from anthesis.records import from_result, read_document, to_document
@@ -200,6 +201,8 @@ class Measurement:
         runs_agree: every run generated these tokens.
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
             bandwidth was measured for this point; earlier points of a sweep count.
+        operations: where a decode step's time goes, counted in a run of its own after the timed ones; None unless asked
+            for.
     """
 
     model: Model
@@ -213,6 +216,7 @@ class Measurement:
     tokens_sha256: str
     runs_agree: bool
     process_peak_memory_bytes: int
+    operations: tuple[OperationKind, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

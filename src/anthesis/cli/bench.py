@@ -17,7 +17,8 @@ from anthesis.units import amount, counted, duration, rate
 
 if TYPE_CHECKING:
     from anthesis.bench import Measurement, Report
-    from anthesis.bench.result import Row
+    from anthesis.bench.operations import OperationKind
+    from anthesis.bench.result import Point, Row
 
 SWEEP = "Sweep"
 RUNS = "Runs"
@@ -50,6 +51,11 @@ MaxWarmup = Annotated[
 ]
 NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count.")]
 
+Operations = Annotated[
+    bool,
+    typer.Option("--ops", rich_help_panel=RUNS, help="Once more with counters: where the time of a step goes."),
+]
+
 COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "share")
 
 
@@ -70,6 +76,7 @@ def bench(
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
     seed: options.Seed = None,
+    ops: Operations = False,
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
@@ -102,6 +109,7 @@ def bench(
         seed=seed or 0,
         warmup=warmup,
         runs=runs,
+        operations=ops,
     )
     if output is not None:
         check_output(output)
@@ -141,6 +149,10 @@ def _print_table(report: Report) -> None:
     for row in report.rows:
         if row.error is not None:
             print(f"failed: batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}: {row.error}")
+    for row in report.rows:
+        if row.measurement is not None and row.measurement.operations is not None:
+            for line in _operations(row.point, row.measurement.operations):
+                print(line)
     measured = [row.measurement for row in report.rows if row.measurement is not None]
     for line in _explanation(measured[0]) if measured else []:
         print(line)
@@ -173,6 +185,29 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
         "-" if decode is None else rate(decode.median),
         duration(speed.total_s.median),
         "-" if share is None else f"{share.median:.1%}",
+    ]
+
+
+def _operations(point: Point, kinds: tuple[OperationKind, ...]) -> list[str]:
+    """Where a decode step's time goes, a line for each kind of operation."""
+    total = sum(kind.step_s for kind in kinds)
+    cells = [
+        [
+            kind.kind,
+            f"x{kind.count}",
+            amount(kind.memory_bytes, "B"),
+            amount(kind.activation_bytes, "B"),
+            duration(kind.step_s),
+            f"{kind.memory_bytes / kind.step_s / 1e9:.1f}" if kind.memory_bytes else "-",
+            f"{kind.flops / kind.step_s / 1e9:.1f}" if kind.flops else "-",
+            f"{kind.step_s / total:.1%}",
+        ]
+        for kind in kinds
+    ]
+    head = ["operation", "", "memory", "activations", "time", "GB/s", "GFLOP/s", "share"]
+    return [
+        f"a decode step, batch {point.batch}, weights {point.weights}: {duration(total)} with counters on",
+        *aligned(head, cells, ["operation"]),
     ]
 
 

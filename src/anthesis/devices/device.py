@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from anthesis.program.ir import Array, Arrays, Program, Value
+from anthesis.program.ir import Array, Arrays, Op, Program, Value
 from anthesis.quantize import WeightTensor
 
 PackedWeight = Any
@@ -35,6 +35,19 @@ class DeviceInfo:
     batch_invariant: bool
 
 
+@dataclass(frozen=True)
+class InstructionTime:
+    """What one instruction of an executable took.
+
+    Attributes:
+        ops: the operations of the program that it computes.
+        seconds: in all steps since measuring began.
+    """
+
+    ops: tuple[Op, ...]
+    seconds: float
+
+
 class Executable(Protocol):
     """A program lowered to a device, over fixed weights and a fixed cache."""
 
@@ -49,6 +62,16 @@ class Executable(Protocol):
         Returns:
             The program's outputs by name: token (L,) int32, logits (L, V) float32, ...
         """
+
+    def measure(self, on: bool) -> None:
+        """From now on, takes the time of each instruction in every step, or no longer does.
+
+        Raises:
+            UnsupportedError: the device has no counters.
+        """
+
+    def times(self) -> list[InstructionTime]:
+        """What each instruction took since `measure(True)`, in order, waiting for all threads included."""
 
 
 class Device(Protocol):

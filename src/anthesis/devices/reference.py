@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from anthesis.devices.device import DeviceInfo
+from anthesis.devices.device import DeviceInfo, InstructionTime
+from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
 from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.program.reference import execute
@@ -89,3 +90,16 @@ class ReferenceExecutable:
         """One step; logits (L, V) come in the arithmetic's dtype, float32 or float64."""
         with self._libraries.limit(limits=self._threads, user_api="blas"):
             return execute(self._program, {**self._held, **inputs})
+
+    def measure(self, on: bool) -> None:
+        """There are no counters here.
+
+        Raises:
+            UnsupportedError: they were asked for.
+        """
+        if on:
+            raise UnsupportedError("the reference device has no counters of its operations; --device cpu has")
+
+    def times(self) -> list[InstructionTime]:
+        """None."""
+        return []

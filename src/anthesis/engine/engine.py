@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.devices.device import Cache, Executable
+from anthesis.devices.device import Cache, Executable, InstructionTime
 from anthesis.engine.blocks import BlockCache, blocks_for
 from anthesis.engine.sequence import Sequence, TokenLogprobs
 from anthesis.errors import RequestError
@@ -74,6 +74,18 @@ class Engine:
         self.abort([*self._running, *self._waiting])
         self._executables.clear()
         self._blocks.clear()
+
+    def measure(self, on: bool) -> None:
+        """From now on, the steps of greedy completion take the time of each instruction, or no longer do.
+
+        Raises:
+            UnsupportedError: the device has no counters.
+        """
+        self._executable("argmax").measure(on)
+
+    def times(self) -> list[InstructionTime]:
+        """What the instructions of greedy completion took since then."""
+        return self._executable("argmax").times()
 
     def step(self) -> None:
         """Lets sequences in, runs one step, hands every sequence its token, and lets finished ones go.

@@ -9,7 +9,7 @@ import numpy as np
 
 from anthesis.cores import usable_cores
 from anthesis.devices.cpu.lower import Lowering
-from anthesis.devices.device import DeviceInfo
+from anthesis.devices.device import DeviceInfo, InstructionTime
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes
@@ -98,7 +98,9 @@ class CpuExecutable:
     """A program lowered to native instructions."""
 
     def __init__(self, program: Program, weights: Mapping[str, Any], cache: Mapping[str, Any], pool: Any) -> None:
-        self._native = Lowering(program, weights, cache, pool).native
+        lowering = Lowering(program, weights, cache, pool)
+        self._native = lowering.native
+        self._instructions = lowering.instructions
         self._outputs = {name: program.values[name] for name in program.outputs}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -110,6 +112,15 @@ class CpuExecutable:
         }
         self._native.run(dict(inputs), outputs)
         return outputs
+
+    def measure(self, on: bool) -> None:
+        """See `Executable.measure`: a look at the clock by one thread after each instruction."""
+        self._native.measure(on)
+
+    def times(self) -> list[InstructionTime]:
+        """See `Executable.times`."""
+        seconds = self._native.seconds()
+        return [InstructionTime(i.computes, s) for i, s in zip(self._instructions, seconds, strict=True)]
 
 
 def _attends(program: Program) -> list[Attend]:

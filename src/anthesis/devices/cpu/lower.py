@@ -53,6 +53,12 @@ class Instruction:
     writes: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def computes(self) -> tuple[Op, ...]:
+        """The operations of the program that it computes."""
+        ops = () if isinstance(self.op, Angles) else (self.op,)
+        return ops if self.norm is None else (self.norm, *ops)
+
     def source(self, name: str) -> str:
         """The value that is read in place of one that is computed on the way."""
         return self.renamed.get(name, name)
@@ -174,6 +180,10 @@ class Lowering:
         weights: packed, by name: matrices and vectors.
         caches: of each layer, by name.
         pool: that runs it.
+
+    Attributes:
+        instructions: what was written, in order.
+        native: the program of the C++ extension.
     """
 
     def __init__(self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any) -> None:
@@ -181,7 +191,7 @@ class Lowering:
         self._weights = weights
         self._caches = caches
         self._native = extension()
-        instructions = fold(program, weights)
+        self.instructions = instructions = fold(program, weights)
         self._plan = plan(program, instructions)
         self.native = self._native.Program(pool, self._plan.floats_per_row, self._plan.floats_per_logit_row)
         for instruction in instructions:
