@@ -142,10 +142,22 @@ def check_greedy(
     assert not wrong.size, f"other tokens than the truth's at {wrong.tolist()} of {len(completion)}"
 
 
+ROUNDING = 0.1
+"""What rounding the inputs of products to eight bits or to bf16 may change in these logits, by their spread."""
+
+
 def check_parity(model: PreTrainedModel, directory: Path | str, **options: Any) -> None:
-    """Checks logits and greedy completions of prompts of all `LENGTHS`, together and alone."""
+    """Checks logits and greedy completions of prompts of all `LENGTHS`, together and alone.
+
+    Completions come from the CPU device, which is quick, where it takes the inputs of products as they are: with
+    weights of float32 or float16. Their logits are checked on the reference device in both widths, and on the CPU
+    device with each set of kernels.
+    """
     texts = prompts(vocabulary=model.config.vocab_size)
-    with open_llm(directory, "reference", **options) as llm, open_llm(directory, "reference-fp64", **options) as exact:
+    weights = options.get("weights", "fp32")
+    exactly = weights in ("fp32", "fp16")
+    on_cpu = {"device": "cpu", "weights": weights}
+    with open_llm(directory, **({**options, **on_cpu} if exactly else {"device": "reference", **options})) as llm:
         for penalty in (None, PENALTY):
             settings: dict[str, Any] = {"max_new_tokens": 64, "ignore_eos": True, "repetition_penalty": penalty}
             chosen = texts[::2] if penalty is None else texts
@@ -155,37 +167,24 @@ def check_parity(model: PreTrainedModel, directory: Path | str, **options: Any) 
         distinct = min(len(set(completion)) for completion in completions)
         assert distinct > 32, f"texts that repeat themselves prove little: {distinct} different tokens of 64"
         assert [llm.generate(prompt, **settings)[0].token_ids for prompt in texts[::3]] == completions[::3]
-        for prompt, completion in list(zip(texts, completions, strict=True))[::3]:
-            true = true_logits(model, prompt + completion)
-            assert difference(llm.logits(prompt + completion), true) < TOLERANCE
-        assert difference(exact.logits(prompt + completion), true) < TOLERANCE / 2
-    check_parity_on_cpu(model, directory, **options)
-
-
-ROUNDING = 0.1
-"""What rounding the inputs of products to eight bits or to bf16 may change in these logits, by their spread."""
-
-
-def check_parity_on_cpu(model: PreTrainedModel, directory: Path | str, **options: Any) -> None:
-    """Checks the CPU device with each set of kernels; weights are taken exactly unless `options` name a kind."""
-    options = {"weights": "fp32"} | options
-    if options["weights"] == "fp8":
-        return  # no kernels there
-    texts = prompts(vocabulary=model.config.vocab_size)
-    settings: dict[str, Any] = {"max_new_tokens": 64, "ignore_eos": True, "repetition_penalty": PENALTY}
+    whole = [prompt + completion for prompt, completion in zip(texts, completions, strict=True)][::3]
+    true = [true_logits(model, text) for text in whole]
+    with open_llm(directory, "reference", **options) as llm, open_llm(directory, "reference-fp64", **options) as exact:
+        for text, expected in zip(whole, true, strict=True):
+            assert difference(llm.logits(text), expected) < TOLERANCE
+        assert difference(exact.logits(whole[-1]), true[-1]) < TOLERANCE / 2
+    if weights == "fp8":
+        return  # which has no kernels on the CPU device
     for kernels in KERNELS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(VARIABLE, kernels)
-            with open_llm(directory, "cpu", **options) as llm:
-                completions = [c.token_ids for c in llm.generate(texts, **settings)]
-                logits = [llm.logits(text + found) for text, found in zip(texts, completions, strict=True)]
-        for prompt, completion, found in zip(texts, completions, logits, strict=True):
-            true = true_logits(model, prompt + completion)
-            if options["weights"] in ("fp32", "fp16"):
-                assert difference(found, true) < TOLERANCE
-                check_greedy(model, prompt, completion, PENALTY)
-            else:
-                assert np.sqrt(np.square(found - true).mean()) < ROUNDING * true.std()
+            with open_llm(directory, **{**options, **on_cpu}) as llm:
+                for text, expected in zip(whole, true, strict=True):
+                    if exactly:
+                        assert difference(llm.logits(text), expected) < TOLERANCE
+                    else:
+                        error = np.sqrt(np.square(llm.logits(text) - expected).mean())
+                        assert error < ROUNDING * expected.std()
 
 
 @contextmanager
