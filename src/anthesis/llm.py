@@ -213,20 +213,9 @@ class LLM:
         """
         self._engine.step()
 
-    def measure(self, on: bool) -> None:
-        """From now on, the steps of greedy completion take the time of each instruction, or no longer do.
-
-        It takes effect on the requests that are on their way: one that comes later may make the cache grow, which
-        begins anew.
-
-        Raises:
-            UnsupportedError: the device has no counters.
-        """
-        self._engine.measure(on)
-
-    def times(self) -> list[InstructionTime]:
-        """What the instructions of greedy completion took since `measure(True)`, in order."""
-        return self._engine.times()
+    def measure(self, on: bool) -> list[InstructionTime]:
+        """See `Executable.measure`; of greedy steps."""
+        return self._engine.measure(on)
 
     def max_batch(self, num_tokens: int) -> int:
         """How many sequences of so many tokens, prompt and completion together, can be on their way at once.

@@ -56,8 +56,7 @@ def measure_operations(llm: LLM, prompt_ids: list[int], batch: int, new_tokens: 
         while not all(handle.finished for handle in handles):
             llm.step()
             steps += 1
-        times = llm.times()
-        llm.measure(False)
+        times = llm.measure(False)
     finally:
         for handle in handles:
             handle.close()

@@ -63,15 +63,16 @@ class Executable(Protocol):
             The program's outputs by name: token (L,) int32, logits (L, V) float32, ...
         """
 
-    def measure(self, on: bool) -> None:
-        """From now on, takes the time of each instruction in every step, or no longer does.
+    def measure(self, on: bool) -> list[InstructionTime]:
+        """From now on takes the time of each instruction in every step, or no longer does.
+
+        Returns:
+            What each took since `measure(True)`, in order, waiting for all threads included; empty where nothing was
+            measured.
 
         Raises:
             UnsupportedError: the device has no counters.
         """
-
-    def times(self) -> list[InstructionTime]:
-        """What each instruction took since `measure(True)`, in order, waiting for all threads included."""
 
 
 class Device(Protocol):

@@ -91,7 +91,7 @@ class ReferenceExecutable:
         with self._libraries.limit(limits=self._threads, user_api="blas"):
             return execute(self._program, {**self._held, **inputs})
 
-    def measure(self, on: bool) -> None:
+    def measure(self, on: bool) -> list[InstructionTime]:
         """There are no counters here.
 
         Raises:
@@ -99,7 +99,4 @@ class ReferenceExecutable:
         """
         if on:
             raise UnsupportedError("the reference device has no counters of its operations; --device cpu has")
-
-    def times(self) -> list[InstructionTime]:
-        """None."""
         return []

@@ -75,17 +75,13 @@ class Engine:
         self._executables.clear()
         self._blocks.clear()
 
-    def measure(self, on: bool) -> None:
-        """From now on, the steps of greedy completion take the time of each instruction, or no longer do.
+    def measure(self, on: bool) -> list[InstructionTime]:
+        """As `Executable.measure`, of greedy steps; a sequence that makes the cache grow begins anew.
 
         Raises:
             UnsupportedError: the device has no counters.
         """
-        self._executable("argmax").measure(on)
-
-    def times(self) -> list[InstructionTime]:
-        """What the instructions of greedy completion took since then."""
-        return self._executable("argmax").times()
+        return self._executable("argmax").measure(on)
 
     def step(self) -> None:
         """Lets sequences in, runs one step, hands every sequence its token, and lets finished ones go.

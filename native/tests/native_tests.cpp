@@ -1,0 +1,272 @@
+// The native code without Python, for the sanitizers: every kind of matrix, instruction and set of kernels, on one to
+// three threads. What the results must be is checked here only roughly, by the exact product of the same numbers; the
+// Python tests look closer.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "matrix.hpp"
+#include "pool.hpp"
+#include "program.hpp"
+#include "sample.hpp"
+
+using namespace anthesis;
+
+namespace {
+
+int checks = 0;
+
+void check(bool fine, const std::string& what) {
+    ++checks;
+    if (fine) return;
+    std::fprintf(stderr, "failed: %s\n", what.c_str());
+    std::exit(1);
+}
+
+std::mt19937 random_numbers(0);
+
+std::vector<float> normal(std::size_t count) {
+    std::normal_distribution<float> distribution;
+    std::vector<float> values(count);
+    for (float& value : values) value = distribution(random_numbers);
+    return values;
+}
+
+Vector vector_of(std::vector<float> values) {
+    values.resize((values.size() + 15) / 16 * 16);
+    return std::make_shared<std::vector<float>>(std::move(values));
+}
+
+// A matrix of random bytes of this kind; halves are 1, so that scales and minimums are.
+std::shared_ptr<Matrix> random_matrix(Arena& arena, Pool& pool, const std::string& name, int rows, int columns) {
+    const MatrixKind kind = matrix_kind(name);
+    const MatrixLayout layout(kind, rows, columns);
+    const std::size_t row_bytes = kind.elements == Elements::fp32   ? columns * 4u
+                                  : kind.elements == Elements::int8 ? columns
+                                  : kind.elements == Elements::int4 ? columns / 2u
+                                                                    : columns * 2u;
+    std::vector<std::byte> values(row_bytes * rows);
+    if (kind.elements == Elements::int8 || kind.elements == Elements::int4) {
+        for (std::byte& value : values) value = static_cast<std::byte>(random_numbers() & 0xff);
+        if (kind.elements == Elements::int8)
+            for (std::byte& value : values)
+                if (value == std::byte{0x80}) value = std::byte{0};
+    } else {
+        for (std::size_t i = 0; i < values.size() / (kind.elements == Elements::fp32 ? 4 : 2); ++i) {
+            if (kind.elements == Elements::fp32) {
+                const float value = static_cast<float>(static_cast<int>(random_numbers() % 17) - 8) / 8;
+                std::memcpy(values.data() + 4 * i, &value, 4);
+            } else {
+                const std::uint16_t words[] = {0x3c00, 0xbc00, 0x0000, 0x3800}; // halves; as bf16 small numbers
+                std::memcpy(values.data() + 2 * i, &words[random_numbers() % 4], 2);
+            }
+        }
+    }
+    const int groups = kind.group ? columns / kind.group : 1;
+    const std::vector<std::uint16_t> ones(static_cast<std::size_t>(rows) * groups, 0x3c00);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
+    if (kind.has_scale && !kind.group) matrix->row_scales.assign(static_cast<std::size_t>(layout.tiles) * kTileRows, 1.0f);
+    const StoredMatrix stored{values.data(),
+                              row_bytes,
+                              kind.group ? ones.data() : nullptr,
+                              static_cast<std::size_t>(groups),
+                              kind.has_minimum ? ones.data() : nullptr,
+                              static_cast<std::size_t>(groups)};
+    pool.run([&](int thread) {
+        const auto [first, last] = Team{pool, thread}.share(layout.tiles);
+        pack_tiles(stored, *matrix, first, last);
+    });
+    return matrix;
+}
+
+std::shared_ptr<Matrix> matrix_of(Arena& arena, const std::vector<float>& values, int rows, int columns) {
+    const MatrixLayout layout(matrix_kind("fp32"), rows, columns);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
+    pack_tiles({reinterpret_cast<const std::byte*>(values.data()), columns * sizeof(float)}, *matrix, 0, layout.tiles);
+    return matrix;
+}
+
+struct Rows {
+    std::vector<std::int32_t> numbers, slots, segments, table;
+    StepInputs in;
+
+    explicit Rows(int rows, int blocks = 4) : numbers(rows), slots(rows), segments{0, rows, 0}, table(blocks) {
+        for (int i = 0; i < rows; ++i) numbers[i] = i;
+        for (int i = 0; i < blocks; ++i) table[i] = i;
+        in.rows = in.logit_rows = rows;
+        in.tokens = in.positions = in.logit_row_numbers = numbers.data();
+        in.slots = slots.data();
+        in.segments = segments.data();
+        in.num_segments = 1;
+        in.block_table = table.data();
+        in.table_width = blocks;
+    }
+};
+
+void test_products(int threads) {
+    auto pool = std::make_shared<Pool>(threads);
+    Arena arena;
+    for (const char* name : {"fp32", "fp16", "bf16", "int8", "int8-g32", "int4", "int4m", "int4-g64", "int4m-g128"})
+        for (const bool wide : {false, true})
+            for (const int rows : {1, 3, 14}) {
+                const int columns = 128, outputs = 37;
+                const auto matrix = random_matrix(arena, *pool, name, outputs, columns);
+                const std::vector<float> x = normal(static_cast<std::size_t>(rows) * columns);
+                const Place input{Place::Rows::token, 0, columns};
+                const Place output{Place::Rows::token, 128, outputs};
+                Program program(pool, 128 + 48, 48);
+                program.add(EmbedSpec{EmbedSpec::Ids::tokens, matrix_of(arena, x, rows, columns), 0, input});
+                LinearSpec spec;
+                spec.x = input;
+                const Vector bias = vector_of(normal(outputs));
+                spec.parts.push_back({matrix, nullptr, bias, nullptr, wide ? InputWidth::wide : InputWidth::natural, output, true});
+                program.add(std::move(spec));
+                std::vector<float> logits(static_cast<std::size_t>(rows) * outputs);
+                program.run(Rows(rows).in, StepOutputs{.logits = logits.data()});
+                std::vector<float> weights(columns);
+                for (int o = 0; o < outputs; ++o) {
+                    dequantize_row(*matrix, o, weights.data());
+                    for (int r = 0; r < rows; ++r) {
+                        double sum = (*bias)[o], magnitude = 1;
+                        for (int k = 0; k < columns; ++k) {
+                            sum += static_cast<double>(x[r * columns + k]) * weights[k];
+                            magnitude += std::abs(static_cast<double>(x[r * columns + k]) * weights[k]);
+                        }
+                        check(std::abs(logits[r * outputs + o] - sum) < 0.01 * magnitude, std::string("product ") + name);
+                    }
+                }
+            }
+}
+
+// A layer of everything: norm, queries, keys, values, rotation, attention, a gated product, a residual, and the choice of
+// a token; twice, so that the second step reads what the first has stored.
+std::vector<std::int32_t> run_layer(int threads, bool bf16) {
+    random_numbers.seed(7);
+    auto pool = std::make_shared<Pool>(threads);
+    Arena arena;
+    const int hidden = 48, size = 12, heads = 4, kv_heads = 2, ffn = 70, vocab = 101, rows = 70;
+    const auto weight = [&](int outputs, int columns) {
+        std::vector<float> values = normal(static_cast<std::size_t>(outputs) * columns);
+        for (float& value : values) value /= 8;
+        return matrix_of(arena, values, outputs, columns);
+    };
+    const auto embedding = weight(vocab, hidden);
+    const Place x{Place::Rows::token, 0, hidden}, q{Place::Rows::token, 48, heads * size};
+    const Place k{Place::Rows::token, 96, kv_heads * size}, v{Place::Rows::token, 128, kv_heads * size};
+    const Place angles{Place::Rows::token, 160, size}, attended{Place::Rows::token, 176, heads * size};
+    const Place sum{Place::Rows::token, 224, hidden}, gated{Place::Rows::token, 272, ffn}, last{Place::Rows::token, 352, hidden};
+    const Place selected{Place::Rows::logit, 0, hidden}, logits{Place::Rows::logit, 48, vocab};
+    const auto layout = CacheLayout{kv_heads, size, bf16};
+    auto pages = std::make_shared<Pages>(layout.block_bytes() * 4 + kSlackBytes);
+    auto* data = static_cast<std::byte*>(pages->data());
+    const auto cache = std::make_shared<LayerCache>(LayerCache{layout, 4, std::shared_ptr<std::byte>(pages, data)});
+    const auto norm = std::make_shared<Norm>(Norm{vector_of(std::vector<float>(hidden, 1.0f)), nullptr, 1e-5f, true});
+
+    Program program(pool, 400, 48 + 112);
+    program.add(AnglesSpec{{1.0, 0.5, 0.25, 0.125, 0.1, 0.01}, angles});
+    program.add(EmbedSpec{EmbedSpec::Ids::tokens, embedding, 0, x});
+    LinearSpec qkv;
+    qkv.norm = norm;
+    qkv.x = x;
+    for (const Place out : {q, k, v}) qkv.parts.push_back({weight(out.width, hidden), nullptr, nullptr, nullptr, InputWidth::wide, out, false});
+    program.add(std::move(qkv));
+    AttendSpec attend;
+    attend.cache = cache;
+    attend.q = q;
+    attend.k = k;
+    attend.v = v;
+    attend.out = attended;
+    attend.rotates = true;
+    attend.angles = angles;
+    attend.queries_per_kv_head = heads / kv_heads;
+    attend.heads = heads;
+    attend.scale = 0.3f;
+    attend.slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
+    attend.window = 66;
+    program.add(std::move(attend));
+    LinearSpec out;
+    out.x = attended;
+    out.parts.push_back({weight(hidden, heads * size), nullptr, nullptr, nullptr, InputWidth::natural, sum, false});
+    out.has_residual = true;
+    out.residual = x;
+    program.add(std::move(out));
+    LinearSpec up;
+    up.norm = norm;
+    up.x = sum;
+    up.activation = Activation::silu;
+    up.parts.push_back({weight(ffn, hidden), weight(ffn, hidden), vector_of(normal(ffn)), nullptr, InputWidth::natural, gated, false});
+    program.add(std::move(up));
+    LinearSpec down;
+    down.x = gated;
+    down.parts.push_back({weight(hidden, ffn), nullptr, nullptr, nullptr, InputWidth::natural, last, false});
+    down.has_residual = true;
+    down.residual = sum;
+    program.add(std::move(down));
+    program.add(ElementwiseSpec{ElementwiseSpec::Kind::select_rows, Activation::none, last, {}, selected, nullptr});
+    LinearSpec head;
+    head.norm = norm;
+    head.x = selected;
+    head.parts.push_back({embedding, nullptr, nullptr, nullptr, InputWidth::natural, logits, false});
+    program.add(std::move(head));
+    program.add(ArgmaxSpec{logits, vocab});
+    program.measure(true);
+
+    std::vector<std::int32_t> tokens(rows + 1);
+    Rows prompt(rows);
+    program.run(prompt.in, StepOutputs{.token = tokens.data()});
+    Rows next(1);
+    next.numbers = {tokens[rows - 1]};
+    const std::int32_t position = rows, zero = 0;
+    next.in.tokens = next.numbers.data();
+    next.in.positions = &position;
+    next.in.logit_row_numbers = &zero;
+    program.run(next.in, StepOutputs{.token = tokens.data() + rows});
+    for (const std::int32_t token : tokens) check(token >= 0 && token < vocab, "a token of the vocabulary");
+    check(program.seconds().size() == 10, "a time for each instruction");
+    return tokens;
+}
+
+void test_sampling(int threads) {
+    Pool pool(threads);
+    const int vocab = 5000;
+    const std::vector<float> logits = normal(vocab);
+    const std::vector<std::uint8_t> seen((vocab + 7) / 8, 0x11);
+    Sampler sampler;
+    sampler.reserve(vocab, threads);
+    for (const std::int32_t top_k : {0, 1, 50})
+        for (const float top_p : {1.0f, 0.9f}) {
+            const SampleRow row{logits.data(), vocab, vocab - 3, 0.8f, top_p, 0.01f, 1.3f, top_k, 42, seen.data(), 7};
+            std::int32_t token = -2, top_tokens[5];
+            float logprob, top_logprobs[5];
+            pool.run([&](int thread) {
+                const Team team{pool, thread};
+                sampler.choose(team, row, token);
+                sampler.logprobs(team, logits.data(), vocab, vocab - 3, token, 5, logprob, top_tokens, top_logprobs);
+            });
+            check(token >= 0 && token < vocab - 3 && logprob < 0, "a sampled token");
+        }
+}
+
+} // namespace
+
+int main() {
+    for (const Kernels* kernels : usable_kernels()) {
+        setenv("ANTHESIS_CPU_KERNELS", kernels->name, 1);
+        for (const int threads : {1, 2, 3}) {
+            test_products(threads);
+            test_sampling(threads);
+        }
+        for (const bool bf16 : {false, true}) {
+            const std::vector<std::int32_t> one = run_layer(1, bf16);
+            check(run_layer(2, bf16) == one && run_layer(3, bf16) == one, "the same tokens with any number of threads");
+        }
+    }
+    std::printf("%d checks passed\n", checks);
+}
