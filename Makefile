@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The editable install knows the packages that were there when it was made; a new one must be told to it.
 PACKAGES := $(shell find src -name __init__.py)
 
-.PHONY: help demo test test-slow check native bench-peers clean
+.PHONY: help demo test test-slow check native sanitize bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -46,6 +46,14 @@ native: $(STAMPS)/core ## Install into .venv, and build the C++ extension again 
 
 bench-peers: $(STAMPS)/demo ## Measure other systems beside ours: installs and compiles them first, an hour or more in all
 	$(BIN)/python benchmarks/peers.py
+
+sanitize: $(STAMPS)/build ## The native code under the address, undefined-behaviour and thread sanitizers
+	for sanitizers in address,undefined thread; do \
+	  build=build/sanitize-$${sanitizers%%,*}; \
+	  $(BIN)/cmake -S native -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DANTHESIS_TESTS=ON \
+	    -DANTHESIS_WERROR=ON -DANTHESIS_SANITIZE=$$sanitizers >/dev/null && \
+	  $(BIN)/cmake --build $$build && $$build/native_tests || exit 1; \
+	done
 
 clean: ## Remove what was built and installed in this tree
 	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
