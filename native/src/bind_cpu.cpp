@@ -14,6 +14,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "peak.hpp"
 #include "program.hpp"
 
 namespace nb = nanobind;
@@ -235,6 +236,11 @@ void bind_cpu(nb::module_& m) {
     nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
         new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
     }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));
+    m.def("multiply_add_peak", [](Pool& pool, const std::string& kind, double seconds) {
+        const Elements elements = matrix_kind(kind).elements;
+        nb::gil_scoped_release released;
+        return multiply_add_peak(pool, chosen_kernels(), elements, seconds);
+    }, nb::arg("pool"), nb::arg("kind"), nb::arg("seconds"));
     m.def("kernels", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);

@@ -81,12 +81,17 @@ public:
     // Calls work(first, last) for runs of at most `at_once` tasks until all `count` have been taken.
     template <class Work> void run(const Team& team, int count, int at_once, const Work& work) {
         for (int i = 0; i < team.size(); ++i) {
-            const Team whose{team.pool, (team.thread + i) % team.size()};
+            const Team whose = team.other(i);
             const auto [first, last] = whose.share(count);
-            std::atomic<int>& next = next_[static_cast<std::size_t>(whose.thread)].value;
-            for (int taken; (taken = first + next.fetch_add(at_once, std::memory_order_relaxed)) < last;)
-                work(taken, std::min(taken + at_once, last));
+            take(whose, last - first, at_once, [&, first = first](int begin, int end) { work(first + begin, first + end); });
         }
+    }
+
+    // Calls work(first, last) until all `count` tasks of one thread's share have been taken.
+    template <class Work> void take(const Team& whose, int count, int at_once, const Work& work) {
+        std::atomic<int>& next = next_[static_cast<std::size_t>(whose.thread)].value;
+        for (int taken; (taken = next.fetch_add(at_once, std::memory_order_relaxed)) < count;)
+            work(taken, std::min(taken + at_once, count));
     }
 
 private:
@@ -103,7 +108,14 @@ public:
     // Before the first step; and by each thread before every step.
     virtual void reserve(int /*threads*/) {}
     virtual void begin(int /*thread*/) noexcept {}
+    // Before the barrier that precedes `run`: asks for what this thread will read first, so that memory does not idle
+    // while threads wait for each other and inputs are packed.
+    virtual void fetch(const Step&, const Team&) const noexcept {}
 };
+
+inline void fetch_to_second_level(const std::byte* p, std::size_t nbytes) noexcept {
+    for (std::size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(p + at, 0, 2);
+}
 
 // out[r] = row of the matrix with the number ids[r] + offset, or zeros where there is none.
 struct EmbedSpec {

@@ -7,11 +7,12 @@
 namespace anthesis {
 namespace {
 
-constexpr std::size_t kCachedWeightBytes = 256 << 10;
+constexpr std::size_t kCachedWeightBytes = 256 << 10; // of a second-level cache
+constexpr std::size_t kStreamedBytes = 32 << 10;      // of four streams between two looks at who needs help
 
 class Linear final : public Instruction {
 public:
-    Linear(LinearSpec spec, const Kernels& kernels, int threads) : spec_(std::move(spec)), tasks_(threads) {
+    Linear(LinearSpec spec, const Kernels& kernels, int threads) : spec_(std::move(spec)) {
         for (const LinearSpec::Part& part : spec_.parts) {
             const MatrixKind kind = part.matrix->layout.kind;
             const int format = kernels.input_format(kind, part.width);
@@ -19,8 +20,7 @@ public:
             input_of_part_.push_back(static_cast<std::size_t>(known - inputs_.begin()));
             if (known == inputs_.end())
                 inputs_.push_back({format, kind, part.width, kernels.packed_row_bytes(kind, part.width, spec_.x.width)});
-            tiles_ += part.matrix->layout.tiles;
-            tile_bytes_ = std::max(tile_bytes_, part.matrix->layout.tile_bytes);
+            tasks_.emplace_back(threads);
         }
     }
 
@@ -31,7 +31,9 @@ public:
         return {packed, packed + up_to_line((spec_.x.width + 512) * sizeof(float)), 0};
     }
 
-    void begin(int thread) noexcept override { tasks_.reset(thread); }
+    void begin(int thread) noexcept override {
+        for (Tasks& tasks : tasks_) tasks.reset(thread);
+    }
 
     void run(const Step& step, const Team& team) override {
         const int rows = step.rows_of(spec_.x);
@@ -43,11 +45,14 @@ public:
         std::byte* packed = alone ? own + up_to_line((spec_.x.width + 512) * sizeof(float)) : step.packed;
         pack(step, team, rows, alone, packed, scratch);
         if (!alone) team.barrier();
-        // Of one row four tiles are read at a time. Of many rows few enough for the weights to stay in a second-level cache.
-        const int even = tiles_ / (8 * team.size());
-        const int at_once = rows == 1 ? std::max(1, even / 4) * 4
-                                      : std::clamp(static_cast<int>(kCachedWeightBytes / tile_bytes_), 1, std::max(1, even));
-        tasks_.run(team, tiles_, at_once, [&](int first, int last) { multiply(step, rows, packed, first, last); });
+        for (int i = 0; i < team.size(); ++i) // first this thread's share of every part, then those of others
+            for (std::size_t part = 0; part < spec_.parts.size(); ++part) {
+                const TilesProduct product = product_of(step, rows, packed, part);
+                if (rows == 1)
+                    multiply_row(step.kernels, team.other(i), product, tasks_[part]);
+                else
+                    multiply_rows(step.kernels, team.other(i), product, tasks_[part]);
+            }
     }
 
 private:
@@ -77,36 +82,47 @@ private:
         }
     }
 
-    void multiply(const Step& step, int rows, const std::byte* packed, int first, int last) const {
-        int before = 0;
-        for (std::size_t i = 0; i < spec_.parts.size() && before < last; ++i) {
-            const LinearSpec::Part& part = spec_.parts[i];
-            const int tiles = part.matrix->layout.tiles;
-            const int from = std::max(first - before, 0), to = std::min(last - before, tiles);
-            before += tiles;
-            if (from >= to) continue;
-            const std::byte* x = packed;
-            for (std::size_t j = 0; j < input_of_part_[i]; ++j) x += up_to_line(rows * inputs_[j].row_bytes);
-            const float* residual = spec_.has_residual ? step.at(spec_.residual) : nullptr;
-            float* out = part.to_logits && step.out.logits ? step.out.logits : step.at(part.out);
-            const std::size_t width = part.out.width;
-            const TilesProduct product{part.matrix.get(),
-                                       part.gate_by.get(),
-                                       part.gate_by_bias ? part.gate_by_bias->data() : nullptr,
-                                       part.width,
-                                       x,
-                                       rows,
-                                       {part.bias ? part.bias->data() : nullptr, out, width, spec_.activation, residual, width}};
-            step.kernels.tiles_product(product, from, to);
-        }
+    TilesProduct product_of(const Step& step, int rows, const std::byte* packed, std::size_t index) const {
+        const LinearSpec::Part& part = spec_.parts[index];
+        for (std::size_t i = 0; i < input_of_part_[index]; ++i) packed += up_to_line(rows * inputs_[i].row_bytes);
+        const std::size_t width = part.out.width;
+        return {part.matrix.get(),
+                part.gate_by.get(),
+                part.gate_by_bias ? part.gate_by_bias->data() : nullptr,
+                part.width,
+                packed,
+                rows,
+                {part.bias ? part.bias->data() : nullptr, part.to_logits && step.out.logits ? step.out.logits : step.at(part.out), width,
+                 spec_.activation, spec_.has_residual ? step.at(spec_.residual) : nullptr, width}};
+    }
+
+    // A share is read as four streams from its beginning to its end, however often a thread looks for who needs help: memory
+    // is slow where a stream begins.
+    static void multiply_row(const Kernels& kernels, const Team& whose, const TilesProduct& product, Tasks& tasks) {
+        const MatrixLayout& layout = product.matrix->layout;
+        const auto [first, last] = whose.share(layout.tiles);
+        const int streams = product.gate_by ? 2 : 4; // of each matrix
+        const int apart = (last - first) / streams, rest = first + streams * apart;
+        const int at_once = std::max(1, static_cast<int>(kStreamedBytes / (4 * layout.tile_bytes)));
+        tasks.take(whose, apart + (rest < last), at_once, [&, first = first, last = last](int begin, int end) {
+            kernels.streams_product(product, first + begin, first + std::min(end, apart), apart);
+            if (end > apart) kernels.tiles_product(product, rest, last);
+        });
+    }
+
+    static void multiply_rows(const Kernels& kernels, const Team& whose, const TilesProduct& product, Tasks& tasks) {
+        const MatrixLayout& layout = product.matrix->layout;
+        const auto [first, last] = whose.share(layout.tiles);
+        const int most = std::max(1, (last - first) / 8); // so that nobody waits long at the end
+        const int at_once = std::clamp(static_cast<int>(kCachedWeightBytes / layout.tile_bytes), 1, most);
+        tasks.take(whose, last - first, at_once,
+                   [&, first = first](int begin, int end) { kernels.tiles_product(product, first + begin, first + end); });
     }
 
     LinearSpec spec_;
     std::vector<Input> inputs_;              // the formats that the parts read, each once
     std::vector<std::size_t> input_of_part_; // which of them each reads
-    int tiles_ = 0;
-    std::size_t tile_bytes_ = 1; // of the largest
-    Tasks tasks_;
+    std::vector<Tasks> tasks_;               // of each part
 };
 
 } // namespace

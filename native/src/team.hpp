@@ -10,6 +10,8 @@ struct Team {
     int thread;
 
     int size() const noexcept { return pool.size(); }
+    // As the `i`th thread after this one sees it; itself for 0.
+    Team other(int i) const noexcept { return {pool, (thread + i) % size()}; }
     void barrier() const noexcept { pool.barrier(); }
 
     // This thread's part of `count` things: from `first` up to `last`.

@@ -25,7 +25,7 @@ from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import FinishReason, Sequence
 from anthesis.errors import RequestError, UnsupportedError, naming
-from anthesis.program.draw import log_softmax
+from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings
 from anthesis.tokenizer import Tokenizer, open_tokenizer
@@ -270,7 +270,7 @@ class LLM:
         scores: list[float] = []
         for chunk in self._logits(token_ids):
             following = token_ids[len(scores) + 1 : len(scores) + 1 + len(chunk)]
-            scores.extend(float(log_softmax(row)[token]) for row, token in zip(chunk, following, strict=False))
+            scores.extend(log_probability(row, token) for row, token in zip(chunk, following, strict=False))
         return np.array(scores, np.float32)
 
     def close(self) -> None:

@@ -4,7 +4,6 @@
 // and the weighted sum of values, blocks combined from left to right. A kernel works on several queries of the same
 // sequence and key-value head at once: rows of a prompt, or the query heads that share a key-value head.
 
-constexpr int kBlockTokens = 64;
 constexpr int kBlockGroups = kBlockTokens / 16;
 
 template <bool kBf16> INLINE Floats load_cached(const std::byte* p, std::size_t element) {
@@ -50,6 +49,10 @@ inline void attend_store(const AttendRows& job) {
             }
         }
     }
+}
+
+INLINE void fetch_bytes(const std::byte* p, std::size_t nbytes) {
+    for (std::size_t at = 0; at < nbytes; at += 64) fetch_ahead(p + at);
 }
 
 struct Query {
@@ -113,6 +116,8 @@ template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job
     bool any[Q] = {};
     for (int block = first_block; block <= last_block; ++block) {
         const std::byte* data = cache_block(job, block);
+        fetch_bytes(data + layout.values_at(job.kv_head), layout.head_bytes());
+        if (block < last_block) fetch_bytes(cache_block(job, block + 1) + layout.keys_at(job.kv_head), layout.head_bytes());
         constexpr int G = Q == 1 ? 4 : Q == 2 ? 2 : 1;
         score_block<kBf16, Q, G>(scaled, D, data + layout.keys_at(job.kv_head), scores);
         const int start = block * kBlockTokens;

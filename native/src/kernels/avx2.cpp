@@ -16,6 +16,7 @@ ANTHESIS_TARGET_BEGIN("avx2,fma,f16c")
 namespace anthesis::avx2 {
 namespace {
 
+constexpr int kRegisterBytes = 32;
 constexpr int kBlockRows = 6;    // six rows of a tile fill twelve of the sixteen registers
 constexpr int kBlockQueries = 6;
 
@@ -26,11 +27,12 @@ constexpr int kBlockQueries = 6;
 #include "dots_avx2.hpp"
 #include "linear.hpp"
 #include "attend.hpp"
+#include "peak.hpp"
 
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = ANTHESIS_KERNELS("avx2");
+const Kernels kernels = ANTHESIS_KERNELS("avx2", multiply_adds);
 
 } // namespace anthesis::avx2
 

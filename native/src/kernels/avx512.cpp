@@ -16,6 +16,7 @@ ANTHESIS_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,
 namespace anthesis::avx512 {
 namespace {
 
+constexpr int kRegisterBytes = 64;
 constexpr int kBlockRows = 12; // twelve rows of two tiles would fill 24 of the 32 registers
 constexpr int kBlockQueries = 12;
 
@@ -26,11 +27,12 @@ constexpr int kBlockQueries = 12;
 #include "dots_avx512.hpp"
 #include "linear.hpp"
 #include "attend.hpp"
+#include "peak.hpp"
 
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = ANTHESIS_KERNELS("avx512");
+const Kernels kernels = ANTHESIS_KERNELS("avx512", multiply_adds);
 
 } // namespace anthesis::avx512
 

@@ -101,3 +101,8 @@ INLINE Floats load_second_of_pairs(const void* p) {
 }
 
 #include "bf16_as_floats.hpp"
+
+// What the processor does at most for such products (see peak.hpp).
+constexpr double kInt8PeakProducts = 64, kBf16PeakProducts = 16;
+INLINE Ints add_int8_peak(Ints a, Ints bytes, std::int32_t x) { return add_byte_products(a, bytes, x); }
+INLINE Floats add_bf16_peak(Floats a, Floats b, Floats c) { return multiply_add(b, c, a); }

@@ -84,3 +84,8 @@ INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
     auto* out = reinterpret_cast<std::int32_t*>(record) + row;
     for (int i = 0; i < 16; ++i) out[i * rows] = pairs[i];
 }
+
+// What the processor does at most for such products (see peak.hpp).
+constexpr double kInt8PeakProducts = 64, kBf16PeakProducts = 32;
+INLINE Ints add_int8_peak(Ints a, Ints bytes, std::int32_t x) { return add_products(a, bytes.all, x); }
+INLINE Floats add_bf16_peak(Floats a, Floats b, Floats c) { return _mm512_dpbf16_ps(a, (__m512bh)b, (__m512bh)c); }

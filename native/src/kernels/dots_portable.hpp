@@ -9,54 +9,49 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
     store_words_even_odd(out + 8, second);
 }
 
+// Of every lane's four bytes one, as a number from 0 to 255.
+INLINE Ints byte_of(Ints bytes, int which) { return arithmetic_shift(bytes, 8 * which) & 0xff; }
+
 template <bool kWide, int T, int R>
 INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     for (int step = 0; step < 8; ++step, x += 2 * R)
-        for (int t = 0; t < T; ++t) {
-            const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(t, step * 64));
-            for (int r = 0; r < R; ++r) {
-                std::int16_t even[2], odd[2];
-                std::memcpy(even, x + r, sizeof(even));
-                std::memcpy(odd, x + R + r, sizeof(odd));
-                for (int lane = 0; lane < 16; ++lane)
-                    dot[t][r].lane[lane] += bytes[4 * lane] * even[0] + bytes[4 * lane + 2] * even[1] +
-                                            bytes[4 * lane + 1] * odd[0] + bytes[4 * lane + 3] * odd[1];
+        UNROLL for (int t = 0; t < T; ++t) {
+            const Ints bytes = load_ints(w.at(t, step * 64));
+            UNROLL for (int column = 0; column < 4; ++column) {
+                const Ints values = byte_of(bytes, column);
+                UNROLL for (int r = 0; r < R; ++r) {
+                    std::int16_t in[2];
+                    std::memcpy(in, x + column % 2 * R + r, sizeof(in));
+                    dot[t][r] = dot[t][r] + values * fill_ints(in[column / 2]);
+                }
             }
         }
 }
 
 template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
-    for (int t = 0; t < T; ++t)
-        for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
-    for (int plane = 0; plane < (kWide ? 2 : 1); ++plane) {
-        const int factor = kWide && plane == 0 ? 256 : 1;
-        for (int step = 0; step < 8; ++step)
-            for (int t = 0; t < T; ++t) {
-                const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.at(t, step % 4 * 64));
-                const int shift = step < 4 ? 0 : 4;
-                for (int r = 0; r < R; ++r) {
-                    std::int8_t in[4];
-                    std::memcpy(in, x + (plane * 8 + step) * R + r, sizeof(in));
-                    for (int lane = 0; lane < 16; ++lane) {
-                        int total = 0;
-                        for (int j = 0; j < 4; ++j) total += (bytes[4 * lane + j] >> shift & 15) * in[j];
-                        dot[t][r].lane[lane] += factor * total;
-                    }
+    UNROLL for (int t = 0; t < T; ++t)
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
+    for (int step = 0; step < 8; ++step)
+        UNROLL for (int t = 0; t < T; ++t) {
+            const Ints bytes = arithmetic_shift(load_ints(w.at(t, step % 4 * 64)), step < 4 ? 0 : 4) & 0x0f0f0f0f;
+            UNROLL for (int column = 0; column < 4; ++column) {
+                const Ints values = byte_of(bytes, column);
+                UNROLL for (int r = 0; r < R; ++r) {
+                    std::int8_t in[2][4] = {};
+                    std::memcpy(in[0], x + step * R + r, 4);
+                    if (kWide) std::memcpy(in[1], x + (8 + step) * R + r, 4);
+                    const int whole = kWide ? 256 * in[0][column] + in[1][column] : in[0][column];
+                    dot[t][r] = dot[t][r] + values * fill_ints(whole);
                 }
             }
-    }
+        }
 }
 
-INLINE std::uint32_t load_pair(const void* p, int i) {
-    std::uint32_t pair;
-    std::memcpy(&pair, static_cast<const std::byte*>(p) + 4 * i, sizeof(pair));
-    return pair;
-}
-INLINE Floats load_first_of_pairs(const void* p) {
-    return each_float([&](int i) { return std::bit_cast<float>(load_pair(p, i) << 16); });
-}
+// Of sixteen pairs of bf16, the first or the second of each as floats.
+INLINE Floats floats_of_bits(Ints a) { return std::bit_cast<Floats>(a); }
+INLINE Floats load_first_of_pairs(const void* p) { return floats_of_bits(shift_left(load_ints(p), 16)); }
 INLINE Floats load_second_of_pairs(const void* p) {
-    return each_float([&](int i) { return std::bit_cast<float>(load_pair(p, i) & 0xffff0000u); });
+    return floats_of_bits(load_ints(p) & static_cast<std::int32_t>(0xffff0000));
 }
 
 #include "bf16_as_floats.hpp"

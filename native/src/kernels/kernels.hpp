@@ -58,6 +58,8 @@ struct TilesProduct {
     ProductOutputs to;
 };
 
+constexpr int kBlockTokens = 64; // of a block of the cache
+
 // Where the keys and values of a layer stand. A block holds 64 tokens, first the keys of each head as (D, 64), then the
 // values of each head as (64, D). Values are read sixteen at a time, also the last ones of a token: kSlackBytes must
 // follow the last block.
@@ -109,6 +111,9 @@ struct Kernels {
     // Equal numbers for kinds whose packed inputs are the same.
     int (*input_format)(const MatrixKind& kind, InputWidth width);
     void (*tiles_product)(const TilesProduct& product, int first_tile, int last_tile);
+    // Of a single row: the tiles [first, last), and as many `apart`, twice and three times as far behind them. All are read
+    // side by side. With a gate: [first, last) and the ones `apart` behind them, of both matrices.
+    void (*streams_product)(const TilesProduct& product, int first, int last, int apart);
 
     void (*norm)(const NormSpec& norm, const float* x, float* out, int width);
     void (*activate)(Activation activation, const float* x, float* out, int count);
@@ -121,6 +126,10 @@ struct Kernels {
     std::size_t (*attend_scratch_floats)(const AttendLayer& layer);
     // The place of the largest of `count` > 0 numbers, the first of equal ones; a NaN counts as the largest.
     int (*argmax)(const float* x, int count);
+
+    // Does nothing but multiply-adds of fp32, bf16 or int8, many in each round; returns how many. Null where the processor's
+    // instructions are not known. See peak.cpp.
+    double (*multiply_adds)(Elements elements, long long rounds);
 };
 
 // Those that this processor can run, the fastest first; there is always "portable".

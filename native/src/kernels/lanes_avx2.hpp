@@ -118,3 +118,6 @@ INLINE void store_words_even_odd(void* p, Ints a) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), swapped);
 }
 INLINE void fetch_ahead(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Makes the compiler believe that the value is another one now.
+INLINE void use_again(Floats& a) { __asm__ volatile("" : "+x"(a.low), "+x"(a.high)); }
+INLINE void use_again(Ints& a) { __asm__ volatile("" : "+x"(a.low), "+x"(a.high)); }

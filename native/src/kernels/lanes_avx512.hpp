@@ -67,3 +67,6 @@ INLINE void store_bytes(void* p, Ints a, Ints b) {
     _mm_storeu_si128(at + 1, _mm512_cvtepi32_epi8(b.all));
 }
 INLINE void fetch_ahead(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Makes the compiler believe that the value is another one now.
+INLINE void use_again(Floats& a) { __asm__ volatile("" : "+v"(a)); }
+INLINE void use_again(Ints& a) { __asm__ volatile("" : "+v"(a.all)); }

@@ -166,22 +166,17 @@ template <class F> INLINE decltype(auto) with_format(const MatrixKind& kind, Inp
     }
 }
 
-// The sums of T tiles, one behind the other in memory, for one block of R rows.
+// The sums of T tiles for one block of R rows.
 template <class Format, int T, int R>
-INLINE void sum_block(const MatrixLayout& layout, const std::byte* w, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Floats (&sums)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zeros();
     }
-    const std::size_t unit_bytes = layout.unit_bytes, tile_bytes = layout.tile_bytes;
+    const std::size_t unit_bytes = layout.unit_bytes;
     const int parts = layout.unit_columns / kInputGroup;
-    // One row reads its tiles from memory, so they are fetched ahead: what comes next in each tile, and at its end the
-    // beginning of the tile that will be read in its place. Of more rows the first has brought the tile into a cache.
-    const int units_ahead = R == 1 ? std::min(layout.units, static_cast<int>((kAhead + unit_bytes - 1) / unit_bytes)) : 0;
-    std::size_t ahead = units_ahead * unit_bytes;
     for (int unit = 0; unit < layout.units; ++unit) {
-        if (unit == layout.units - units_ahead) ahead += (T - 1) * tile_bytes;
-        Format::template unit<T, R>({w, tile_bytes, ahead}, parts, x, sums);
-        w += unit_bytes;
+        Format::template unit<T, R>(w, parts, x, sums);
+        w.position += unit_bytes;
         x += Format::input_bytes * parts * R;
     }
 }
@@ -205,49 +200,65 @@ inline NO_INLINE void finish_tile(const TilesProduct& product, int tile, int row
     }
 }
 
-constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
+// Sums of T tiles and R rows, for finish_tile().
+template <int T, int R> struct Stored {
+    alignas(64) float of[T][R * kTileRows];
+};
 
 template <class Format, int T, int R>
-NO_INLINE void tiles_product(const TilesProduct& product, int tile, const std::byte* x, int row) {
-    alignas(64) float sums[T * R * kTileRows], gates[T * R * kTileRows];
-    for (int matrix = 0; matrix < (product.gate_by ? 2 : 1); ++matrix) {
-        const Matrix& weights = matrix ? *product.gate_by : *product.matrix;
-        Floats found[T][R];
-        sum_block<Format, T, R>(weights.layout, weights.tile(tile), x, found);
-        UNROLL for (int t = 0; t < T; ++t) {
-            UNROLL for (int r = 0; r < R; ++r) store((matrix ? gates : sums) + (t * R + r) * kTileRows, found[t][r]);
-        }
+INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Stored<T, R>& to) {
+    Floats sums[T][R];
+    sum_block<Format, T, R>(layout, w, x, sums);
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) store(to.of[t] + r * kTileRows, sums[t][r]);
     }
-    for (int t = 0; t < T; ++t)
-        finish_tile(product, tile + t, row, R, sums + t * R * kTileRows, gates + t * R * kTileRows);
 }
 
+// One tile of all there is to multiply, and R rows.
+template <class Format, int R> NO_INLINE void tile_product(const TilesProduct& product, int tile, const std::byte* x, int row) {
+    Stored<1, R> sums, gates;
+    store_sums<Format, 1, R>(product.matrix->layout, {{product.matrix->tile(tile)}, 0}, x, sums);
+    if (product.gate_by) store_sums<Format, 1, R>(product.gate_by->layout, {{product.gate_by->tile(tile)}, 0}, x, gates);
+    finish_tile(product, tile, row, R, sums.of[0], gates.of[0]);
+}
+
+// Four tiles and one row: memory is read faster as four streams than as one, and the arithmetic does not wait for itself.
+template <class Format> NO_INLINE void streams_product(const TilesProduct& product, int tile, int apart) {
+    const Matrix &matrix = *product.matrix, *gate_by = product.gate_by;
+    const int next = tile + apart;
+    Stored<4, 1> sums;
+    if (gate_by) {
+        store_sums<Format, 4, 1>(matrix.layout, {{matrix.tile(tile), matrix.tile(next), gate_by->tile(tile), gate_by->tile(next)}, 0},
+                                 product.x, sums);
+        finish_tile(product, tile, 0, 1, sums.of[0], sums.of[2]);
+        finish_tile(product, next, 0, 1, sums.of[1], sums.of[3]);
+    } else {
+        store_sums<Format, 4, 1>(
+            matrix.layout, {{matrix.tile(tile), matrix.tile(next), matrix.tile(next + apart), matrix.tile(next + 2 * apart)}, 0},
+            product.x, sums);
+        for (int i = 0; i < 4; ++i) finish_tile(product, tile + i * apart, 0, 1, sums.of[i], nullptr);
+    }
+}
+
+constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
+
 template <class Format> struct TilesKernel {
-    // Four tiles side by side: memory is read faster as four streams than as one, and the arithmetic does not wait for
-    // itself.
-    static void one_row(const TilesProduct& product, int first, int last) {
-        int tile = first;
-        for (; tile + 4 <= last; tile += 4) tiles_product<Format, 4, 1>(product, tile, product.x, 0);
-        if (tile + 2 <= last) {
-            tiles_product<Format, 2, 1>(product, tile, product.x, 0);
-            tile += 2;
-        }
-        if (tile < last) tiles_product<Format, 1, 1>(product, tile, product.x, 0);
+    static void streams(const TilesProduct& product, int first, int last, int apart) {
+        for (int tile = first; tile < last; ++tile) streams_product<Format>(product, tile, apart);
     }
 
     static void some_rows(const TilesProduct& product, int tile, const std::byte* x, int row, int count) {
         switch (count) {
-        case kBlockRows: return tiles_product<Format, 1, kBlockRows>(product, tile, x, row);
-        case 4: return tiles_product<Format, 1, 4>(product, tile, x, row);
-        case 2: return tiles_product<Format, 1, 2>(product, tile, x, row);
-        default: return tiles_product<Format, 1, 1>(product, tile, x, row);
+        case kBlockRows: return tile_product<Format, kBlockRows>(product, tile, x, row);
+        case 4: return tile_product<Format, 4>(product, tile, x, row);
+        case 2: return tile_product<Format, 2>(product, tile, x, row);
+        default: return tile_product<Format, 1>(product, tile, x, row);
         }
     }
 
     // As many rows as stay in the second-level cache pass by all tiles, then the next: the tiles stay there too, if the
     // caller does not ask for too many at once.
     static void run(const TilesProduct& product, int first, int last) {
-        if (product.rows == 1) return one_row(product, first, last);
         const std::size_t row_bytes = Format::input_bytes * product.matrix->layout.parts();
         const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
         for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
@@ -260,6 +271,11 @@ template <class Format> struct TilesKernel {
         }
     }
 };
+
+inline void streams_product(const TilesProduct& product, int first, int last, int apart) {
+    with_format(product.matrix->layout.kind, product.width,
+                [&](auto format) { TilesKernel<decltype(format)>::streams(product, first, last, apart); });
+}
 
 inline void tiles_product(const TilesProduct& product, int first, int last) {
     with_format(product.matrix->layout.kind, product.width,

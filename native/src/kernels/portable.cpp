@@ -25,6 +25,6 @@ constexpr int kBlockQueries = 4;
 } // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = ANTHESIS_KERNELS("portable");
+const Kernels kernels = ANTHESIS_KERNELS("portable", nullptr);
 
 } // namespace anthesis::portable

@@ -28,6 +28,6 @@
 #define NO_INLINE __attribute__((noinline))
 
 // The table of the kernels in the surrounding namespace.
-#define ANTHESIS_KERNELS(name)                                                                                          \
-    {name, kBlockRows, packed_row_bytes, pack_rows, input_format, tiles_product, norm, activate, rotate, attend_store, attend,        \
-     attend_scratch_floats, argmax}
+#define ANTHESIS_KERNELS(name, peak)                                                                                       \
+    {name, kBlockRows, packed_row_bytes, pack_rows, input_format, tiles_product, streams_product, norm, activate, rotate, attend_store, attend,        \
+     attend_scratch_floats, argmax, peak}

@@ -1,15 +1,20 @@
 // Where a unit of T tiles is read. Included inside a namespace, with the instruction set switched on.
 
-constexpr std::size_t kAhead = 512; // bytes between what is read and what is fetched
+// Bytes between what is read and what is fetched. Processors fetch ahead by themselves too, and twice as far was slower.
+constexpr std::size_t kAhead = 256;
 
 template <int T, bool kFetches> struct Tiles {
-    const std::byte* first;
-    std::size_t step;  // from a tile to the next
-    std::size_t ahead; // from what is read to what is fetched
+    const std::byte* tile[T];
+    std::size_t position; // in each of them
 
-    INLINE const std::byte* at(int tile, std::size_t offset) const { return first + tile * step + offset; }
-    INLINE Tiles behind(std::size_t offset) const { return {first + offset, step, ahead}; }
+    INLINE const std::byte* at(int t, std::size_t offset) const { return tile[t] + position + offset; }
+    INLINE Tiles behind(std::size_t offset) const {
+        Tiles moved = *this;
+        moved.position += offset;
+        return moved;
+    }
+    // One row reads its tiles from memory. Of more rows the first has brought the tile into a cache.
     INLINE void fetch(const std::byte* read) const {
-        if constexpr (kFetches) fetch_ahead(read + ahead);
+        if constexpr (kFetches) fetch_ahead(read + kAhead);
     }
 };

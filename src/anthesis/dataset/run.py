@@ -24,10 +24,6 @@ from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
 
-BATCH = 16
-"""Rows at once where memory allows more. The reference device gains little beyond it (docs/log.md), and rows of equal
-length that begin together end together: until then there is none to write, and a kill costs them all."""
-
 READ_AHEAD = 4
 """Rows that were read and are not written, at most, in batches: a slow row holds back those behind it."""
 
@@ -180,16 +176,19 @@ class Run:
         if self._llm.max_context is not None:
             limit = min(limit, self._llm.max_context)
         fits = self._llm.max_batch(limit)
-        batch = self._request.batch or min(BATCH, fits)
+        # More would also begin and end together, where rows are equally long: until then there is none to write, and a
+        # kill costs them all.
+        full = self._llm.device_info.full_batch
+        batch = self._request.batch or min(full, fits)
         if batch > fits:
             raise RequestError(
                 f"batch is {batch}; the memory for the cache holds {fits} rows of {limit} tokens: ask for fewer, or "
                 "give more --cache-memory"
             )
-        told = f"more than {BATCH} gain little"
+        told = f"more than {full} gain little on this device"
         if self._request.batch is not None:
             told = "as asked for"
-        elif batch < BATCH:
+        elif batch < full:
             told = "the memory for the cache holds no more"
         logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
         return batch

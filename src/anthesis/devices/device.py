@@ -26,6 +26,7 @@ class DeviceInfo:
         memory_bytes: what the device can hold; for the host's memory what is available now.
         arithmetic: dtype in which products are summed, and the inputs they take.
         batch_invariant: a prompt's logits are the same bits alone, in any batch and in chunks of any size.
+        full_batch: sequences completed at once beyond which a step takes longer by nearly as much as it does more.
     """
 
     name: str
@@ -33,6 +34,7 @@ class DeviceInfo:
     memory_bytes: int
     arithmetic: str
     batch_invariant: bool
+    full_batch: int
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class ReferenceDevice:
             memory_bytes=available_memory_bytes(),
             arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
             batch_invariant=True,
+            full_batch=16,  # docs/log.md
         )
 
     def held_bytes(self, value: Value) -> int:

@@ -7,6 +7,7 @@ can compute its own share.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -185,3 +186,15 @@ def log_softmax(logits: Array) -> NDArray[np.float64]:
     shifted -= float(logits.max())
     shifted -= np.log(np.exp(shifted).sum())
     return shifted
+
+
+def log_probability(logits: Array, token: int) -> float:
+    """The logarithm of one token's probability, several times as fast as those of all.
+
+    Args:
+        logits: (V,) float32 or float64.
+        token: its id.
+    """
+    largest = logits.max()
+    total = np.exp(logits - largest).sum(dtype=np.float64)
+    return float(logits[token]) - float(largest) - math.log(total)

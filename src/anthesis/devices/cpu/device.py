@@ -49,6 +49,7 @@ class CpuDevice:
             memory_bytes=available_memory_bytes(),
             arithmetic="float32 sums; inputs: bf16 for bf16, 8 bits in groups of 32 for int8 and int4, 16 for q, k, v",
             batch_invariant=True,
+            full_batch=64,  # docs/log.md
         )
 
     def held_bytes(self, value: Value) -> int:
