@@ -64,7 +64,12 @@ struct Step {
     }
 };
 
-// What a step needs besides its values, for so many rows.
+struct StepSize {
+    int rows, logit_rows;
+    int blocks; // of the cache, of one sequence at most
+};
+
+// What a step needs besides its values.
 struct Needs {
     std::size_t packed_bytes = 0, own_bytes = 0, partial_floats = 0;
     void cover(const Needs& other);
@@ -104,18 +109,11 @@ class Instruction {
 public:
     virtual ~Instruction() = default;
     virtual void run(const Step& step, const Team& team) = 0;
-    virtual Needs needs(const Kernels&, int /*rows*/, int /*logit_rows*/, int /*threads*/) const { return {}; }
+    virtual Needs needs(const Kernels&, const StepSize&, int /*threads*/) const { return {}; }
     // Before the first step; and by each thread before every step.
     virtual void reserve(int /*threads*/) {}
     virtual void begin(int /*thread*/) noexcept {}
-    // Before the barrier that precedes `run`: asks for what this thread will read first, so that memory does not idle
-    // while threads wait for each other and inputs are packed.
-    virtual void fetch(const Step&, const Team&) const noexcept {}
 };
-
-inline void fetch_to_second_level(const std::byte* p, std::size_t nbytes) noexcept {
-    for (std::size_t at = 0; at < nbytes; at += 64) __builtin_prefetch(p + at, 0, 2);
-}
 
 // out[r] = row of the matrix with the number ids[r] + offset, or zeros where there is none.
 struct EmbedSpec {

@@ -3,11 +3,9 @@
 #include "instruction.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace anthesis {
 namespace {
-static bool envi(const char* n) { const char* s = getenv(n); return s && *s == '1'; }
 
 class Attend final : public Instruction {
 public:
@@ -24,8 +22,8 @@ public:
                   spec_.rotates};
     }
 
-    Needs needs(const Kernels& kernels, int, int, int) const override {
-        return {0, up_to_line(kernels.attend_scratch_floats(layer_) * sizeof(float)), 0};
+    Needs needs(const Kernels& kernels, const StepSize& size, int threads) const override {
+        return {0, up_to_line(kernels.attend_scratch_floats(layer_) * sizeof(float)), cut_head_floats(kernels, size.blocks) * threads};
     }
 
     void begin(int thread) noexcept override {
@@ -34,60 +32,129 @@ public:
     }
 
     void run(const Step& step, const Team& team) override {
-        const bool single_rows = has_single_rows(step.in);
-        const int run_rows = single_rows ? 1 : kRunRows;
-        const int tasks = count_tasks(step.in, run_rows);
-        if (!single_rows) {
-            store_tasks_.run(team, tasks, 1, [&](int task, int) { step.kernels.attend_store(job(step, team, task, run_rows)); });
-            team.barrier();
-        }
-        tasks_.run(team, tasks, 1, [&](int task, int) {
-            if (single_rows && task + 1 < tasks && envi("ATT")) fetch_first_block(job(step, team, task + 1, run_rows));
-            const AttendRows rows = job(step, team, task, run_rows);
-            if (single_rows) step.kernels.attend_store(rows);
-            step.kernels.attend(rows);
-        });
+        if (has_single_rows(step.in))
+            run_single_rows(step, team);
+        else
+            run_prompts(step, team);
     }
 
 private:
-    // Rows of a prompt are cut into runs; rows of one run share the reading of keys.
-    static constexpr int kRunRows = 16;
-
-    // Whether no sequence has more than one row: a row then needs no key that another task stores.
+    // Whether no sequence has more than one row.
     static bool has_single_rows(const StepInputs& in) {
         for (int i = 0; i < in.num_segments; ++i)
             if (in.segments[3 * i + 1] > 1) return false;
         return true;
     }
 
-    int count_tasks(const StepInputs& in, int run_rows) const {
+    // Prompts ----------------------------------------------------------------------------------------------------------
+
+    // Rows of a prompt are cut into runs; rows of one run share the reading of keys. A task is a run and a head.
+    static constexpr int kRunRows = 16;
+
+    void run_prompts(const Step& step, const Team& team) {
+        const StepInputs& in = step.in;
         int tasks = 0;
         for (int i = 0; i < in.num_segments; ++i)
-            tasks += (in.segments[3 * i + 1] + run_rows - 1) / run_rows * layer_.layout.kv_heads;
-        return tasks;
+            tasks += (in.segments[3 * i + 1] + kRunRows - 1) / kRunRows * layer_.layout.kv_heads;
+        store_tasks_.run(team, tasks, 1, [&](int task, int) { step.kernels.attend_store(run_of_rows(step, team, task)); });
+        team.barrier();
+        tasks_.run(team, tasks, 1, [&](int task, int) { step.kernels.attend(run_of_rows(step, team, task)); });
     }
 
-    void fetch_first_block(const AttendRows& rows) const noexcept {
-        const CacheLayout& layout = layer_.layout;
-        const int position = rows.positions[rows.first_row];
-        const int block = layer_.window ? std::max(0, position + 1 - layer_.window) / kBlockTokens : 0;
-        const std::byte* data = layer_.cache + rows.table[block] * layout.block_bytes();
-        const int seen = std::min(kBlockTokens, position + 1 - block * kBlockTokens);
-        fetch_to_second_level(data + layout.keys_at(rows.kv_head), layout.head_bytes());
-        fetch_to_second_level(data + layout.values_at(rows.kv_head), layout.head_bytes() / kBlockTokens * seen);
-    }
-
-    AttendRows job(const Step& step, const Team& team, int task, int run_rows) const {
-        const StepInputs& in = step.in;
+    AttendRows run_of_rows(const Step& step, const Team& team, int task) const {
+        const std::int32_t* segments = step.in.segments;
         const int heads = layer_.layout.kv_heads;
         int segment = 0, run = task / heads;
         for (;; ++segment) {
-            const int runs = (in.segments[3 * segment + 1] + run_rows - 1) / run_rows;
+            const int runs = (segments[3 * segment + 1] + kRunRows - 1) / kRunRows;
             if (run < runs) break;
             run -= runs;
         }
-        const int first = in.segments[3 * segment] + run * run_rows;
-        const int rows = std::min(run_rows, in.segments[3 * segment + 1] - run * run_rows);
+        const int first = segments[3 * segment] + run * kRunRows;
+        return job(step, team, first, std::min(kRunRows, segments[3 * segment + 1] - run * kRunRows), task % heads);
+    }
+
+    // Single rows ------------------------------------------------------------------------------------------------------
+
+    // Every thread reads as many blocks of heads as the others: those of the first row's first head, of its second, and so
+    // on. At the border of two shares a head may be cut; what its blocks have for it is then put together afterwards.
+    struct HeadBlocks {
+        int row;                     // where there is one
+        int first_block, num_blocks; // that it sees
+        int units;                   // blocks of all heads
+    };
+
+    HeadBlocks head_blocks(const StepInputs& in, int segment) const {
+        if (in.segments[3 * segment + 1] == 0) return {};
+        const int row = in.segments[3 * segment], position = in.positions[row];
+        const int first = layer_.window ? std::max(0, position + 1 - layer_.window) / kBlockTokens : 0;
+        const int count = position / kBlockTokens + 1 - first;
+        return {row, first, count, count * layer_.layout.kv_heads};
+    }
+
+    void run_single_rows(const Step& step, const Team& team) {
+        const StepInputs& in = step.in;
+        int units = 0;
+        for (int i = 0; i < in.num_segments; ++i) units += head_blocks(in, i).units;
+        const auto [first, last] = team.share(units);
+        bool any_cut = false;
+        for (int i = 0, before = 0; i < in.num_segments; ++i) {
+            const HeadBlocks here = head_blocks(in, i);
+            if (here.units == 0) continue;
+            for (int t = 1; t < team.size(); ++t) {
+                const int border = Team{team.pool, t}.share(units).first - before;
+                any_cut = any_cut || (border > 0 && border < here.units && border % here.num_blocks != 0);
+            }
+            run_share(step, team, here, before, std::clamp(first - before, 0, here.units), std::clamp(last - before, 0, here.units), units);
+            before += here.units;
+        }
+        if (!any_cut) return;
+        team.barrier();
+        for (int i = 0, before = 0; i < in.num_segments; ++i) {
+            const HeadBlocks here = head_blocks(in, i);
+            if (here.units == 0) continue;
+            const int end = last - before, head = end / here.num_blocks;
+            // a head that begins in this share and goes on behind it
+            if (end > 0 && end < here.units && end % here.num_blocks != 0 && before + head * here.num_blocks >= first)
+                step.kernels.attend_finish(job(step, team, here.row, 1, head),
+                                           {head, head + 1, here.first_block, here.first_block + here.num_blocks},
+                                           cut_head(step, team.thread));
+            before += here.units;
+        }
+    }
+
+    // The units [from, to) of one row: head after head, block after block.
+    void run_share(const Step& step, const Team& team, const HeadBlocks& here, int before, int from, int to, int units) const {
+        while (from < to) {
+            const int head = from / here.num_blocks, block = from % here.num_blocks;
+            const int whole = block == 0 ? (to - from) / here.num_blocks : 0;
+            const int taken = whole ? whole * here.num_blocks : std::min(here.num_blocks - block, to - from);
+            const KeyRange range{head, head + std::max(whole, 1), here.first_block + block,
+                                 here.first_block + (whole ? here.num_blocks : block + taken)};
+            if (range.last_block == here.first_block + here.num_blocks)
+                for (int i = range.first_kv_head; i < range.last_kv_head; ++i) step.kernels.attend_store(job(step, team, here.row, 1, i));
+            float* records = nullptr;
+            if (!whole) {
+                int thread = team.thread; // in whose share the head begins
+                while (Team{team.pool, thread}.share(units).first > before + head * here.num_blocks) --thread;
+                records = cut_head(step, thread) + static_cast<std::size_t>(block) * block_floats(step.kernels);
+            }
+            step.kernels.attend_row(job(step, team, here.row, 1, head), range, records);
+            from += taken;
+        }
+    }
+
+    // Of one block, for all query heads that read a key-value head.
+    std::size_t block_floats(const Kernels& kernels) const {
+        return kernels.attend_record_floats(layer_) * static_cast<std::size_t>(layer_.queries_per_kv_head_of_model);
+    }
+    std::size_t cut_head_floats(const Kernels& kernels, int blocks) const { return block_floats(kernels) * static_cast<std::size_t>(blocks); }
+    float* cut_head(const Step& step, int thread) const {
+        return step.partial + cut_head_floats(step.kernels, step.in.table_width) * static_cast<std::size_t>(thread);
+    }
+
+    AttendRows job(const Step& step, const Team& team, int first_row, int rows, int kv_head) const {
+        const StepInputs& in = step.in;
         return {&layer_,
                 step.at(spec_.q),
                 step.at(spec_.k),
@@ -98,10 +165,10 @@ private:
                 step.at(spec_.out),
                 static_cast<std::size_t>(spec_.out.width),
                 in.positions,
-                in.block_table + static_cast<std::size_t>(in.slots[first]) * in.table_width,
-                first,
+                in.block_table + static_cast<std::size_t>(in.slots[first_row]) * in.table_width,
+                first_row,
                 rows,
-                task % heads,
+                kv_head,
                 reinterpret_cast<float*>(step.own[team.thread])};
     }
 

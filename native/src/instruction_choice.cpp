@@ -13,8 +13,8 @@ class Argmax final : public Instruction {
 public:
     explicit Argmax(ArgmaxSpec spec) : spec_(spec) {}
 
-    Needs needs(const Kernels&, int, int logit_rows, int threads) const override {
-        return {0, 0, static_cast<std::size_t>(logit_rows) * threads};
+    Needs needs(const Kernels&, const StepSize& size, int threads) const override {
+        return {0, 0, static_cast<std::size_t>(size.logit_rows) * threads};
     }
 
     void run(const Step& step, const Team& team) override {

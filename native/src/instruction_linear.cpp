@@ -24,8 +24,8 @@ public:
         }
     }
 
-    Needs needs(const Kernels&, int rows, int logit_rows, int) const override {
-        const std::size_t count = spec_.x.rows == Place::Rows::token ? rows : logit_rows;
+    Needs needs(const Kernels&, const StepSize& size, int) const override {
+        const std::size_t count = spec_.x.rows == Place::Rows::token ? size.rows : size.logit_rows;
         std::size_t packed = 0;
         for (const Input& input : inputs_) packed += up_to_line(count * input.row_bytes);
         return {packed, packed + up_to_line((spec_.x.width + 512) * sizeof(float)), 0};

@@ -16,17 +16,18 @@ Program::Program(std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::si
       floats_per_logit_row_(floats_per_logit_row), own_(static_cast<std::size_t>(pool_->size())) {}
 
 void Program::reserve(const StepInputs& in) {
-    if (in.rows <= reserved_rows_ && in.logit_rows <= reserved_logit_rows_) return;
-    const int rows = std::max(in.rows, reserved_rows_), logit_rows = std::max(in.logit_rows, reserved_logit_rows_);
+    if (in.rows <= reserved_.rows && in.logit_rows <= reserved_.logit_rows && in.table_width <= reserved_.blocks) return;
+    const StepSize size{std::max(in.rows, reserved_.rows), std::max(in.logit_rows, reserved_.logit_rows),
+                        std::max(in.table_width, reserved_.blocks)};
     Needs needs;
     for (const auto& instruction : instructions_) instruction->reserve(pool_->size());
-    for (const auto& instruction : instructions_) needs.cover(instruction->needs(kernels_, rows, logit_rows, pool_->size()));
+    for (const auto& instruction : instructions_) needs.cover(instruction->needs(kernels_, size, pool_->size()));
     // Kernels may read up to 16 floats from the start of a shorter row.
-    const std::size_t token_bytes = up_to_line((floats_per_row_ * rows + 16) * sizeof(float));
-    const std::size_t logit_bytes = up_to_line((floats_per_logit_row_ * logit_rows + 16) * sizeof(float));
+    const std::size_t token_bytes = up_to_line((floats_per_row_ * size.rows + 16) * sizeof(float));
+    const std::size_t logit_bytes = up_to_line((floats_per_logit_row_ * size.logit_rows + 16) * sizeof(float));
     const std::size_t packed_bytes = up_to_line(needs.packed_bytes), own_bytes = up_to_line(needs.own_bytes);
     const std::size_t partial_bytes = up_to_line(needs.partial_floats * sizeof(float));
-    reserved_rows_ = reserved_logit_rows_ = 0;
+    reserved_ = {};
     memory_.reset();
     memory_ = std::make_unique<Pages>(token_bytes + logit_bytes + packed_bytes + partial_bytes + own_.size() * own_bytes);
     auto* at = static_cast<std::byte*>(memory_->data());
@@ -36,8 +37,7 @@ void Program::reserve(const StepInputs& in) {
     packed_ = take(packed_bytes);
     partial_ = reinterpret_cast<float*>(take(partial_bytes));
     for (std::byte*& own : own_) own = take(own_bytes);
-    reserved_rows_ = rows;
-    reserved_logit_rows_ = logit_rows;
+    reserved_ = size;
 }
 
 void Program::run(const StepInputs& in, const StepOutputs& out) {

@@ -43,7 +43,7 @@ private:
     std::vector<std::unique_ptr<Instruction>> instructions_;
     bool measures_ = false;
     std::vector<double> seconds_;
-    int reserved_rows_ = 0, reserved_logit_rows_ = 0;
+    StepSize reserved_ = {};
     std::unique_ptr<Pages> memory_;
     float *token_rows_ = nullptr, *logit_rows_ = nullptr, *partial_ = nullptr;
     std::byte* packed_ = nullptr;

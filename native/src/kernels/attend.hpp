@@ -3,6 +3,11 @@
 // One arithmetic for every row, whatever runs beside it: of each block of 64 keys the maximum, the sum of exponentials
 // and the weighted sum of values, blocks combined from left to right. A kernel works on several queries of the same
 // sequence and key-value head at once: rows of a prompt, or the query heads that share a key-value head.
+//
+// What a query sees of some keys is a record: the largest score, the sum of exponentials, and from kSumsAt on the
+// weighted sum of the values. Nothing seen: the sum of exponentials is 0.
+
+constexpr int kSumsAt = 16; // aligned
 
 constexpr int kBlockGroups = kBlockTokens / 16;
 
@@ -51,9 +56,13 @@ inline void attend_store(const AttendRows& job) {
     }
 }
 
-INLINE void fetch_bytes(const std::byte* p, std::size_t nbytes) {
-    for (std::size_t at = 0; at < nbytes; at += 64) fetch_ahead(p + at);
+// How many groups of sixteen keys or elements fit into registers beside each other, for so many queries.
+constexpr int groups_at_once(int queries) {
+    constexpr int most = kRegisterBytes / 4; // of sixteen lanes: half of the registers and more
+    return queries * 4 <= most ? 4 : queries * 2 <= most ? 2 : 1;
 }
+
+constexpr int sums_width(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
 struct Query {
     int row, head;      // head of this rank
@@ -93,131 +102,208 @@ INLINE void weigh_values(const float* weights, const std::byte* values, int D, i
         UNROLL for (int g = 0; g < G; ++g) store(sums + q * width + element + g * 16, s[q][g]);
 }
 
-template <bool kBf16, int Q> NO_INLINE void attend_queries(const AttendRows& job, const Query* queries) {
-    const AttendLayer& layer = *job.layer;
-    const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim, width = (D + 15) / 16 * 16;
-    float* scaled = job.scratch;                      // (Q, D)
-    float* scores = scaled + Q * (D + 16);            // (Q, 64)
-    float* now = scores + Q * kBlockTokens;           // (Q, width): the weighted sum of this block
-    float* weighted = now + Q * width;                // (Q, width): that of all blocks so far
-    int first_block = queries[0].first / kBlockTokens, last_block = 0;
+// Writes the records of Q queries for one block of keys. scaled: (Q, D) queries times the scale; scores: room for (Q, 64).
+template <bool kBf16, int Q>
+NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, const float* scaled, const std::byte* keys,
+                            const std::byte* values, int start, float* scores, float* records) {
+    const int D = layer.layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    constexpr int G = groups_at_once(Q);
+    score_block<kBf16, Q, G>(scaled, D, keys, scores);
+    int from = kBlockTokens, to = 0;
     UNROLL for (int q = 0; q < Q; ++q) {
-        const float* query = job.q + queries[q].row * job.q_stride + queries[q].head * D;
-        if (layer.rotates) {
-            rotate(query, job.angles + static_cast<std::size_t>(queries[q].row) * D, scaled + q * D, D);
-            query = scaled + q * D;
+        const int seen_from = std::max(queries[q].first - start, 0);
+        const int seen_to = std::min(queries[q].position + 1 - start, kBlockTokens);
+        float *s = scores + q * kBlockTokens, *head = records + q * record;
+        if (seen_from >= seen_to) { // another query's block: no weight of this one may count
+            for (int i = 0; i < kBlockTokens; i += 16) store(s + i, zeros());
+            head[0] = head[1] = 0;
+            continue;
         }
-        for (int d = 0; d < D; ++d) scaled[q * D + d] = query[d] * layer.scale;
-        first_block = std::min(first_block, queries[q].first / kBlockTokens);
-        last_block = std::max(last_block, queries[q].position / kBlockTokens);
-    }
-    float largest_so_far[Q] = {}, total_so_far[Q] = {};
-    bool any[Q] = {};
-    for (int block = first_block; block <= last_block; ++block) {
-        const std::byte* data = cache_block(job, block);
-        fetch_bytes(data + layout.values_at(job.kv_head), layout.head_bytes());
-        if (block < last_block) fetch_bytes(cache_block(job, block + 1) + layout.keys_at(job.kv_head), layout.head_bytes());
-        constexpr int G = Q == 1 ? 4 : Q == 2 ? 2 : 1;
-        score_block<kBf16, Q, G>(scaled, D, data + layout.keys_at(job.kv_head), scores);
-        const int start = block * kBlockTokens;
-        float block_largest[Q] = {}, block_total[Q] = {};
-        int from = kBlockTokens, to = 0;
-        UNROLL for (int q = 0; q < Q; ++q) {
-            const int seen_from = std::max(queries[q].first - start, 0);
-            const int seen_to = std::min(queries[q].position + 1 - start, kBlockTokens);
-            float* s = scores + q * kBlockTokens;
-            if (seen_from >= seen_to) { // another query's block: no weight of this one may count
-                for (int i = 0; i < kBlockTokens; i += 16) store(s + i, zeros());
-                continue;
-            }
-            from = std::min(from, seen_from);
-            to = std::max(to, seen_to);
-            if (layer.slopes) {
-                const Floats slope = fill(layer.slopes[queries[q].head]);
-                for (int i = 0; i < kBlockTokens; i += 16) {
-                    const Floats distance = fill(static_cast<float>(queries[q].position - start - i)) - lane_numbers();
-                    store(s + i, load(s + i) - slope * distance);
-                }
-            }
-            const float least = -std::numeric_limits<float>::infinity();
-            for (int i = 0; i < seen_from; ++i) s[i] = least;
-            for (int i = seen_to; i < kBlockTokens; ++i) s[i] = least;
-            Floats most = load(s);
-            for (int i = 16; i < kBlockTokens; i += 16) most = larger(most, load(s + i));
-            block_largest[q] = largest(most);
-            Floats total = zeros();
+        from = std::min(from, seen_from);
+        to = std::max(to, seen_to);
+        if (layer.slopes) {
+            const Floats slope = fill(layer.slopes[queries[q].head]);
             for (int i = 0; i < kBlockTokens; i += 16) {
-                const Floats weight = exponential(load(s + i) - fill(block_largest[q]));
-                store(s + i, weight);
-                total = total + weight;
+                const Floats distance = fill(static_cast<float>(queries[q].position - start - i)) - lane_numbers();
+                store(s + i, load(s + i) - slope * distance);
             }
-            block_total[q] = sum(total);
         }
-        const std::byte* values = data + layout.values_at(job.kv_head);
-        int element = 0;
-        if constexpr (Q <= 2)
-            for (; element + 64 / Q <= width; element += 64 / Q)
-                weigh_values<kBf16, Q, 4 / Q>(scores, values, D, element, from, to, now, width);
-        for (; element < width; element += 16) weigh_values<kBf16, Q, 1>(scores, values, D, element, from, to, now, width);
-        UNROLL for (int q = 0; q < Q; ++q) {
-            if (block_total[q] == 0) continue;
-            float* sums = weighted + q * width;
-            const float* added = now + q * width;
-            if (!any[q]) {
-                any[q] = true;
-                largest_so_far[q] = block_largest[q];
-                total_so_far[q] = block_total[q];
-                std::memcpy(sums, added, width * sizeof(float));
-                continue;
-            }
-            const float most = std::max(largest_so_far[q], block_largest[q]);
-            float factors[16] = {largest_so_far[q] - most, block_largest[q] - most};
-            store(factors, exponential(load(factors)));
-            const Floats before = fill(factors[0]), here = fill(factors[1]);
-            total_so_far[q] = total_so_far[q] * factors[0] + block_total[q] * factors[1];
-            for (int i = 0; i < width; i += 16) store(sums + i, load(sums + i) * before + load(added + i) * here);
-            largest_so_far[q] = most;
+        const float least = -std::numeric_limits<float>::infinity();
+        for (int i = 0; i < seen_from; ++i) s[i] = least;
+        for (int i = seen_to; i < kBlockTokens; ++i) s[i] = least;
+        Floats most = load(s);
+        for (int i = 16; i < kBlockTokens; i += 16) most = larger(most, load(s + i));
+        head[0] = largest(most);
+        Floats total = zeros();
+        for (int i = 0; i < kBlockTokens; i += 16) {
+            const Floats weight = exponential(load(s + i) - fill(head[0]));
+            store(s + i, weight);
+            total = total + weight;
         }
+        head[1] = sum(total);
     }
-    UNROLL for (int q = 0; q < Q; ++q) {
-        float* out = job.out + queries[q].row * job.out_stride + queries[q].head * D;
-        const Floats total = fill(total_so_far[q]);
-        for (int i = 0; i < D; i += 16) store_first(out + i, load(weighted + q * width + i) / total, D - i);
-    }
+    int element = 0;
+    for (; element + 16 * G <= width; element += 16 * G)
+        weigh_values<kBf16, Q, G>(scores, values, D, element, from, to, records + kSumsAt, record);
+    for (; element < width; element += 16)
+        weigh_values<kBf16, Q, 1>(scores, values, D, element, from, to, records + kSumsAt, record);
 }
 
-template <bool kBf16, int... kCount>
-void attend_some(const AttendRows& job, const Query* queries, int count, std::integer_sequence<int, kCount...>) {
-    ((count == kCount + 1 ? attend_queries<kBf16, kCount + 1>(job, queries) : void()), ...);
+// Adds what was seen of the keys that follow.
+INLINE void add_record(float* seen, const float* added, int width) {
+    if (added[1] == 0) return;
+    if (seen[1] == 0) {
+        std::memcpy(seen, added, (kSumsAt + width) * sizeof(float));
+        return;
+    }
+    const float most = std::max(seen[0], added[0]);
+    float factors[16] = {seen[0] - most, added[0] - most};
+    store(factors, exponential(load(factors)));
+    const Floats before = fill(factors[0]), here = fill(factors[1]);
+    seen[0] = most;
+    seen[1] = seen[1] * factors[0] + added[1] * factors[1];
+    for (int i = kSumsAt; i < kSumsAt + width; i += 16) store(seen + i, load(seen + i) * before + load(added + i) * here);
+}
+
+INLINE void finish_record(const AttendRows& job, const Query& query, const float* seen) {
+    const int D = job.layer->layout.head_dim;
+    float* out = job.out + query.row * job.out_stride + query.head * D;
+    const Floats total = fill(seen[1]);
+    for (int i = 0; i < D; i += 16) store_first(out + i, load(seen + kSumsAt + i) / total, D - i);
+}
+
+INLINE void scale_query(const AttendRows& job, const Query& query, float* scaled) {
+    const AttendLayer& layer = *job.layer;
+    const int D = layer.layout.head_dim;
+    const float* from = job.q + query.row * job.q_stride + query.head * D;
+    if (layer.rotates) {
+        rotate(from, job.angles + static_cast<std::size_t>(query.row) * D, scaled, D);
+        from = scaled;
+    }
+    for (int d = 0; d < D; ++d) scaled[d] = from[d] * layer.scale;
+}
+
+using AttendBlock = void (*)(const AttendLayer&, const Query*, const float*, const std::byte*, const std::byte*, int, float*, float*);
+
+template <bool kBf16, int... kCount> AttendBlock attend_block_of(int count, std::integer_sequence<int, kCount...>) {
+    constexpr AttendBlock kernels[] = {attend_block<kBf16, kCount + 1>...};
+    return kernels[count - 1];
+}
+
+// attend_block() for so many queries, at most kBlockQueries.
+inline AttendBlock attend_block_of(const AttendLayer& layer, int count) {
+    constexpr auto sizes = std::make_integer_sequence<int, kBlockQueries>();
+    return layer.layout.is_bf16 ? attend_block_of<true>(count, sizes) : attend_block_of<false>(count, sizes);
+}
+
+INLINE Query query_of(const AttendRows& job, int row, int head) {
+    const int position = job.positions[row], window = job.layer->window;
+    return {row, head, position, window ? std::max(0, position + 1 - window) : 0};
+}
+
+// The query heads of this rank that read a key-value head.
+struct Heads {
+    int first, last;
+};
+INLINE Heads heads_of(const AttendLayer& layer, int kv_head) {
+    const int share = layer.queries_per_kv_head_of_model, of_model = layer.first_kv_head + kv_head;
+    return {std::max(of_model * share - layer.first_head, 0), std::min((of_model + 1) * share - layer.first_head, layer.heads)};
+}
+
+// Up to kBlockQueries queries from their first key to their last.
+inline void attend_queries(const AttendRows& job, const Query* queries, int count) {
+    const AttendLayer& layer = *job.layer;
+    const CacheLayout& layout = layer.layout;
+    const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    float* scaled = job.scratch;
+    float* scores = scaled + kBlockQueries * D + 16;
+    float* added = scores + kBlockQueries * kBlockTokens;
+    float* seen = added + kBlockQueries * record;
+    int first_block = queries[0].first / kBlockTokens, last_block = 0;
+    for (int q = 0; q < count; ++q) {
+        scale_query(job, queries[q], scaled + q * D);
+        first_block = std::min(first_block, queries[q].first / kBlockTokens);
+        last_block = std::max(last_block, queries[q].position / kBlockTokens);
+        seen[q * record + 1] = 0;
+    }
+    const AttendBlock attend_block = attend_block_of(layer, count);
+    for (int block = first_block; block <= last_block; ++block) {
+        const std::byte* data = cache_block(job, block);
+        attend_block(layer, queries, scaled, data + layout.keys_at(job.kv_head), data + layout.values_at(job.kv_head),
+                     block * kBlockTokens, scores, added);
+        for (int q = 0; q < count; ++q) add_record(seen + q * record, added + q * record, width);
+    }
+    for (int q = 0; q < count; ++q) finish_record(job, queries[q], seen + q * record);
 }
 
 inline void attend(const AttendRows& job) {
-    const AttendLayer& layer = *job.layer;
-    const int share = layer.queries_per_kv_head_of_model;
-    const int kv_head = layer.first_kv_head + job.kv_head; // of the model
-    const int first_head = std::max(kv_head * share - layer.first_head, 0);
-    const int last_head = std::min((kv_head + 1) * share - layer.first_head, layer.heads);
+    const Heads heads = heads_of(*job.layer, job.kv_head);
     Query queries[kBlockQueries];
     int count = 0;
-    const auto flush = [&] {
-        const auto sizes = std::make_integer_sequence<int, kBlockQueries>();
-        if (layer.layout.is_bf16)
-            attend_some<true>(job, queries, count, sizes);
-        else
-            attend_some<false>(job, queries, count, sizes);
-        count = 0;
-    };
     for (int row = job.first_row; row < job.first_row + job.rows; ++row)
-        for (int head = first_head; head < last_head; ++head) {
-            const int position = job.positions[row];
-            queries[count++] = {row, head, position, layer.window ? std::max(0, position + 1 - layer.window) : 0};
-            if (count == kBlockQueries) flush();
+        for (int head = heads.first; head < heads.last; ++head) {
+            queries[count++] = query_of(job, row, head);
+            if (count == kBlockQueries) {
+                attend_queries(job, queries, count);
+                count = 0;
+            }
         }
-    if (count) flush();
+    if (count) attend_queries(job, queries, count);
 }
 
+// Memory is read in its order: of each block all heads, before the next.
+inline void attend_row(const AttendRows& job, const KeyRange& range, float* records) {
+    const AttendLayer& layer = *job.layer;
+    const CacheLayout& layout = layer.layout;
+    const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    const int first_head = heads_of(layer, range.first_kv_head).first, last_head = heads_of(layer, range.last_kv_head - 1).last;
+    float* scaled = job.scratch; // (heads, D)
+    float* scores = scaled + layer.heads * D + 16;
+    float* added = scores + kBlockQueries * kBlockTokens;
+    float* seen = added + kBlockQueries * record;
+    for (int head = first_head; head < last_head; ++head) {
+        scale_query(job, query_of(job, job.first_row, head), scaled + (head - first_head) * D);
+        seen[(head - first_head) * record + 1] = 0;
+    }
+    for (int block = range.first_block; block < range.last_block; ++block) {
+        const std::byte* data = cache_block(job, block);
+        for (int kv_head = range.first_kv_head; kv_head < range.last_kv_head; ++kv_head) {
+            const Heads heads = heads_of(layer, kv_head);
+            for (int head = heads.first; head < heads.last; head += kBlockQueries) {
+                const int count = std::min(kBlockQueries, heads.last - head);
+                Query queries[kBlockQueries];
+                for (int q = 0; q < count; ++q) queries[q] = query_of(job, job.first_row, head + q);
+                attend_block_of(layer, count)(layer, queries, scaled + (head - first_head) * D, data + layout.keys_at(kv_head),
+                                              data + layout.values_at(kv_head), block * kBlockTokens, scores, added);
+                for (int q = 0; q < count; ++q) {
+                    if (records)
+                        std::memcpy(std::exchange(records, records + record), added + q * record, record * sizeof(float));
+                    else
+                        add_record(seen + (head + q - first_head) * record, added + q * record, width);
+                }
+            }
+        }
+    }
+    if (records) return;
+    for (int head = first_head; head < last_head; ++head)
+        finish_record(job, query_of(job, job.first_row, head), seen + (head - first_head) * record);
+}
+
+inline void attend_finish(const AttendRows& job, const KeyRange& range, const float* records) {
+    const int width = sums_width(job.layer->layout.head_dim), record = kSumsAt + width;
+    const Heads heads = heads_of(*job.layer, range.first_kv_head);
+    float* seen = job.scratch;
+    for (int head = heads.first; head < heads.last; ++head) {
+        seen[1] = 0;
+        for (int block = range.first_block; block < range.last_block; ++block)
+            add_record(seen, records + ((block - range.first_block) * (heads.last - heads.first) + head - heads.first) * record, width);
+        finish_record(job, query_of(job, job.first_row, head), seen);
+    }
+}
+
+inline std::size_t attend_record_floats(const AttendLayer& layer) { return kSumsAt + sums_width(layer.layout.head_dim); }
+
 inline std::size_t attend_scratch_floats(const AttendLayer& layer) {
-    const std::size_t D = layer.layout.head_dim, width = (D + 15) / 16 * 16;
-    return kBlockQueries * (D + 16 + kBlockTokens + 2 * width) + 64;
+    const std::size_t D = layer.layout.head_dim, record = attend_record_floats(layer), queries = std::max(kBlockQueries, layer.heads);
+    return queries * (D + record) + kBlockQueries * (kBlockTokens + record) + 64;
 }

@@ -60,8 +60,8 @@ struct TilesProduct {
 
 constexpr int kBlockTokens = 64; // of a block of the cache
 
-// Where the keys and values of a layer stand. A block holds 64 tokens, first the keys of each head as (D, 64), then the
-// values of each head as (64, D). Values are read sixteen at a time, also the last ones of a token: kSlackBytes must
+// Where the keys and values of a layer stand. A block holds 64 tokens: of each head the keys as (D, 64), and then the values
+// as (64, D). Values are read sixteen at a time, also the last ones of a token: kSlackBytes must
 // follow the last block.
 struct CacheLayout {
     int kv_heads, head_dim;
@@ -69,8 +69,8 @@ struct CacheLayout {
     std::size_t element_bytes() const { return is_bf16 ? 2 : 4; }
     std::size_t head_bytes() const { return static_cast<std::size_t>(head_dim) * 64 * element_bytes(); }
     std::size_t block_bytes() const { return 2 * kv_heads * head_bytes(); }
-    std::size_t keys_at(int head) const { return head * head_bytes(); }
-    std::size_t values_at(int head) const { return (kv_heads + head) * head_bytes(); }
+    std::size_t keys_at(int head) const { return 2 * head * head_bytes(); }
+    std::size_t values_at(int head) const { return (2 * head + 1) * head_bytes(); }
 };
 constexpr std::size_t kSlackBytes = 64;
 
@@ -100,6 +100,12 @@ struct AttendRows {
     float* scratch;
 };
 
+// Some key-value heads of some blocks of a sequence.
+struct KeyRange {
+    int first_kv_head, last_kv_head;
+    int first_block, last_block;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
     const char* name;
@@ -121,8 +127,14 @@ struct Kernels {
 
     // Stores the keys and values of the rows in the cache.
     void (*attend_store)(const AttendRows& rows);
-    // Attends; the keys and values of the rows are in the cache.
+    // Attends with one key-value head; the keys and values of the rows are in the cache.
     void (*attend)(const AttendRows& rows);
+    // Attends with a single row to a range of the cache: to all its blocks; or, with `records`, for one key-value head to
+    // some of them, and writes what each block has for each query head, attend_record_floats() each, for attend_finish().
+    void (*attend_row)(const AttendRows& row, const KeyRange& range, float* records);
+    // Puts together the records of all blocks for one key-value head.
+    void (*attend_finish)(const AttendRows& row, const KeyRange& range, const float* records);
+    std::size_t (*attend_record_floats)(const AttendLayer& layer);
     std::size_t (*attend_scratch_floats)(const AttendLayer& layer);
     // The place of the largest of `count` > 0 numbers, the first of equal ones; a NaN counts as the largest.
     int (*argmax)(const float* x, int count);

@@ -11,6 +11,7 @@
 namespace anthesis::portable {
 namespace {
 
+constexpr int kRegisterBytes = 16;
 constexpr int kBlockRows = 6;
 constexpr int kBlockQueries = 4;
 
