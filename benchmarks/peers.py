@@ -38,7 +38,7 @@ from anthesis.cores import usable_cores
 from anthesis.native import cpu_features
 from peers.environments import ENVIRONMENTS, ROOT, PeerError, packages, python_of, variables_of
 from peers.measure import Measured, as_json, measure
-from peers.models import PRESET, SEED, path_of, tensor_bytes, vocab_size
+from peers.models import PRESET, SEED, multiply_adds, path_of, tensor_bytes, vocab_size
 from peers.page import page
 from peers.process import Worker
 from peers.systems import Comparison, Entry, comparisons
@@ -63,7 +63,11 @@ def main() -> None:
         side_by_side = list(together)
         with _running(asked, pythons, side_by_side) as (loaded, workers):
             for comparison in side_by_side:
-                rows = [replace(loaded[entry], turns=[], warmup_s=[]) for entry in _entries(asked, comparison)]
+                work = multiply_adds(comparison.entries[0].model, comparison)
+                rows = [
+                    replace(loaded[entry], turns=[], warmup_s=[], multiply_adds=work)
+                    for entry in _entries(asked, comparison)
+                ]
                 measure(comparison, rows, workers, vocabulary, asked.turns, asked.threads)
                 results.append((comparison, rows))
                 _write(asked.output, document, results)

@@ -79,7 +79,9 @@ def main() -> None:
                 write_packed(checkpoint, packed, kind, lambda done, total: None)
             whole = losses(packed, "fp32", windows)
             rounded = losses(packed, "native", windows)
-        print(f"| {kind} | {math.exp(rounded.mean()):.3f} | {cost(whole, exact)} | {cost(rounded, whole)} |", flush=True)
+        print(
+            f"| {kind} | {math.exp(rounded.mean()):.3f} | {cost(whole, exact)} | {cost(rounded, whole)} |", flush=True
+        )
 
 
 if __name__ == "__main__":

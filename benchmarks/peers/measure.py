@@ -13,12 +13,13 @@ from typing import Any
 
 from anthesis.bench.derive import decode_s, decode_tokens, prefill_s
 from anthesis.bench.result import Run
-from anthesis.native import read_bandwidth
+from anthesis.native import multiply_add_peak, read_bandwidth
 from peers.environments import PeerError
 from peers.process import Worker
 from peers.systems import Comparison, Entry, prompts
 
 BANDWIDTH_S = 0.1
+PEAK_S = 0.05
 WARMUP_TOKENS = 8
 WARMUP_PROMPTS = 32
 
@@ -34,6 +35,7 @@ class Turn:
         decode_tokens: that came in `decode_s`, of all sequences.
         token_s: time of each token, where there is one sequence.
         read_passes_s: of each pass over a buffer as large as the weights, right before and right after.
+        peaks_per_s: bf16 multiply-adds of all threads, right before and right after; empty where that is not known.
     """
 
     total_s: float
@@ -42,6 +44,7 @@ class Turn:
     decode_tokens: int
     token_s: list[float]
     read_passes_s: list[float]
+    peaks_per_s: list[float]
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Measured:
         entry: the system and its weights.
         about: what its worker told.
         weight_bytes: that one decode step reads, as they are stored.
+        multiply_adds: of the work, where all of it is counted.
         warmup_s: of the requests that don't count.
         turns: in order.
         tokens: for each sequence the ids it was completed with, in the first turn.
@@ -61,6 +65,7 @@ class Measured:
     entry: Entry
     about: dict[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
+    multiply_adds: int = 0
     warmup_s: list[float] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
@@ -114,13 +119,14 @@ def _warm_up(comparison: Comparison, row: Measured, worker: Worker, work: list[l
 
 
 def _take_turn(comparison: Comparison, row: Measured, worker: Worker, work: list[list[int]], threads: int) -> None:
-    passes = _read_passes_s(row.weight_bytes, threads)
+    passes, peaks = _read_passes_s(row.weight_bytes, threads), _peaks_per_s(threads)
     try:
         worker.ask(work[:1], 1)  # wakes its threads, and brings its code back into the caches
         answer = worker.ask(work, comparison.new_tokens)
     except PeerError as error:
         row.error = str(error)
         return
+    peaks += _peaks_per_s(threads)
     passes += _read_passes_s(row.weight_bytes, threads)
     row.tokens = row.tokens or answer["tokens"]
     run = Run(total_s=answer["total_s"], token_s=tuple(map(tuple, answer["token_s"])), read_bytes_per_s=())
@@ -132,6 +138,7 @@ def _take_turn(comparison: Comparison, row: Measured, worker: Worker, work: list
             decode_tokens=decode_tokens(run),
             token_s=list(run.token_s[0]) if len(work) == 1 else [],
             read_passes_s=passes,
+            peaks_per_s=peaks,
         )
     )
 
@@ -139,6 +146,11 @@ def _take_turn(comparison: Comparison, row: Measured, worker: Worker, work: list
 def _read_passes_s(nbytes: int, threads: int) -> list[float]:
     """Seconds of each pass of all threads over a buffer of so many bytes."""
     return [nbytes / per_second for per_second in read_bandwidth(nbytes, threads, BANDWIDTH_S)]
+
+
+def _peaks_per_s(threads: int) -> list[float]:
+    found = multiply_add_peak("bf16", threads, PEAK_S)
+    return [] if found is None else [found]
 
 
 def _say(comparison: Comparison, what: str, row: Measured) -> None:

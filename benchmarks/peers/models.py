@@ -23,7 +23,10 @@ from anthesis.checkpoint.default import default_model
 from anthesis.models import trace
 from anthesis.models.bloom import TOKENS, BloomConfig
 from anthesis.models.family import Sources
-from peers.systems import BLOOM
+from anthesis.program.attend import Attend
+from anthesis.program.ir import Step
+from anthesis.program.ops import Linear
+from peers.systems import BLOOM, Comparison
 
 PRESET = "random:bloomz-560m"
 SEED = 0
@@ -146,3 +149,24 @@ def _write_gguf(checkpoint: Checkpoint, path: Path, kind: gguf.GGMLQuantizationT
 def _config(checkpoint: Checkpoint) -> BloomConfig:
     assert isinstance(checkpoint.config, BloomConfig)
     return checkpoint.config
+
+
+def multiply_adds(model: str, comparison: Comparison) -> int:
+    """Those of the matrices, and of attention, in all of a comparison's work; embeddings are only looked up.
+
+    Args:
+        model: as in `Entry.model`.
+        comparison: the work.
+    """
+    with open_checkpoint(PRESET if model else str(default_model())) as checkpoint:
+        program = trace(checkpoint.config, "argmax", checkpoint.kind_of)
+    sequences, prompt, new = comparison.sequences, comparison.prompt_tokens, comparison.new_tokens
+    if comparison.phase == "prefill":
+        step = Step(rows=sequences * prompt, logit_rows=sequences, context=prompt // 2, sequences=sequences)
+    elif comparison.phase == "all":
+        rows = sequences * (prompt + new - 1)
+        step = Step(rows=rows, logit_rows=sequences * new, context=(prompt + new) // 2, sequences=sequences)
+    else:
+        rows = sequences * (new - 1)
+        step = Step(rows=rows, logit_rows=rows, context=prompt + new // 2, sequences=sequences)
+    return sum(op.cost(program.values, step).flops for op in program.ops if isinstance(op, (Linear, Attend))) // 2

@@ -35,8 +35,11 @@ HOW = """\
   it with the read bandwidth: of all threads over a buffer as large as those weights, in short passes before and after
   every turn of that row; total bytes by total time in both. Weights that partly stay in the last-level cache between
   steps, as SmolLM2's do, can give more than 100 %.
+- *of the peak*: the multiply-adds of all matrices and of attention by the time, compared with the most bf16
+  multiply-adds that all threads do in registers, measured before and after every turn. Products with bytes can exceed it.
 - *Anthesis is ... times as fast*: the ratio of tokens per second, with all turns taken together, then the least and
-  most of single turns. Only rows with weights of the same number of bits are compared. *same tokens*: how many tokens
+  most of single turns. A system that has only bf16 here is compared with all rows, others with those whose weights have
+  the same number of bits. *same tokens*: how many tokens
   both chose alike, from the first on, of the first sequence; rounding makes them part sooner or later. Random weights
   with a tied head say the prompt's last token again and again, which tells nothing: "-".
 - transformers runs its own code eagerly in a loop that does nothing but decode; llama.cpp is built with -march=native
@@ -123,8 +126,8 @@ def _table(comparison: Comparison, rows: Sequence[Measured]) -> str:
     decodes, single = comparison.phase == "decode", comparison.sequences == 1
     headings = {
         "decode": ["ms per token", "median", "tokens/s"] if single else ["tokens/s", "ms per step", "in all"],
-        "prefill": ["ms", "tokens/s"],
-        "all": ["tokens/s", "rows/s", "seconds"],
+        "prefill": ["ms", "tokens/s", "of the peak"],
+        "all": ["tokens/s", "rows/s", "seconds", "of the peak"],
     }[comparison.phase] + (["GB/s", "read bandwidth", "share"] if decodes else [])
     lines = [["system", "weights", *headings]]
     for row in rows:
@@ -137,11 +140,16 @@ def _figures(comparison: Comparison, row: Measured) -> list[str]:
     rate = tokens_per_s(comparison, row.turns)
     shown = f"{rate:,.{1 if rate < 100 else 0}f}"
     if comparison.phase == "prefill":
-        return [f"{1e3 * comparison.prompt_tokens / rate:,.0f}", shown]
+        return [f"{1e3 * comparison.prompt_tokens / rate:,.0f}", shown, _share_of_peak(comparison, row)]
     seconds = sum(turn.total_s for turn in row.turns)
     generated = comparison.sequences * comparison.new_tokens * len(row.turns)
     if comparison.phase == "all":
-        return [shown, f"{rate / comparison.new_tokens:,.2f}", f"{seconds / len(row.turns):,.1f}"]
+        return [
+            shown,
+            f"{rate / comparison.new_tokens:,.2f}",
+            f"{seconds / len(row.turns):,.1f}",
+            _share_of_peak(comparison, row),
+        ]
     if comparison.sequences == 1:
         gaps = [later - sooner for turn in row.turns for sooner, later in pairwise(turn.token_s)]
         figures = [f"{1e3 / rate:,.2f}", f"{1e3 * statistics.median(gaps):,.2f}", shown]
@@ -151,13 +159,25 @@ def _figures(comparison: Comparison, row: Measured) -> list[str]:
     return [*figures, f"{achieved / 1e9:.1f}", f"{possible / 1e9:.1f}", f"{achieved / possible:.0%}"]
 
 
+def _share_of_peak(comparison: Comparison, row: Measured) -> str:
+    peaks = [peak for turn in row.turns for peak in turn.peaks_per_s]
+    if not peaks:
+        return "-"
+    seconds = sum(counted(comparison, turn)[1] for turn in row.turns)
+    rate = row.multiply_adds * len(row.turns) / seconds
+    return f"{rate / statistics.fmean(peaks):.0%}"
+
+
 def _ratios(comparison: Comparison, rows: Sequence[Measured]) -> str:
     """Each of Anthesis' entries against each peer with weights as wide."""
     lines = [["Anthesis", "peer", "Anthesis is ... times as fast", "single turns", "same tokens"]]
     complete = [row for row in rows if row.error is None]
+    systems = [row.entry.system for row in complete]
     for peer in (row for row in complete if row.entry.system != "Anthesis"):
         for own in complete:
-            if own.entry.system != "Anthesis" or own.entry.bits != peer.entry.bits:
+            if own.entry.system != "Anthesis" or (
+                own.entry.bits != peer.entry.bits and systems.count(peer.entry.system) > 1
+            ):
                 continue
             ratio = tokens_per_s(comparison, own.turns) / tokens_per_s(comparison, peer.turns)
             single = [

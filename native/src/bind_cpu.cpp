@@ -236,11 +236,12 @@ void bind_cpu(nb::module_& m) {
     nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
         new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
     }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));
-    m.def("multiply_add_peak", [](Pool& pool, const std::string& kind, double seconds) {
+    m.def("multiply_add_peak", [](const std::string& kind, int threads, double seconds) {
         const Elements elements = matrix_kind(kind).elements;
         nb::gil_scoped_release released;
+        Pool pool(threads);
         return multiply_add_peak(pool, chosen_kernels(), elements, seconds);
-    }, nb::arg("pool"), nb::arg("kind"), nb::arg("seconds"));
+    }, nb::arg("kind"), nb::arg("threads"), nb::arg("seconds"));
     m.def("kernels", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : usable_kernels()) names.emplace_back(kernels->name);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from types import ModuleType
 
@@ -70,3 +71,32 @@ def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
     except RuntimeError as error:
         raise RequestError(f"can't measure bandwidth with {threads} threads ({error}); take fewer") from error
     return samples
+
+
+def multiply_add_peak(kind: str, threads: int, seconds: float) -> float | None:
+    """Measures the most multiply-adds that this machine's threads do together, in registers, with nothing else to do.
+
+    The instructions are those of the kernels in use: int8 and bf16 have their own where the processor does. No product
+    with a weight of this kind can take less than its multiply-adds by this.
+
+    Args:
+        kind: fp32, bf16 or int8.
+        threads: that compute.
+        seconds: time to spend.
+
+    Returns:
+        Multiply-adds per second; None for the portable kernels, which know nothing of the processor's instructions.
+
+    Raises:
+        RequestError: another kind, or more threads than there can be.
+        UnsupportedError: the extension was never built.
+    """
+    if kind not in ("fp32", "bf16", "int8") or threads < 1:
+        raise RequestError(
+            f"can't measure the peak of {kind} with {threads} threads; take fp32, bf16 or int8, and at least 1"
+        )
+    try:
+        found: float = extension().multiply_add_peak(kind, threads, seconds)
+    except RuntimeError as error:
+        raise RequestError(f"can't measure the peak with {threads} threads ({error}); take fewer") from error
+    return None if math.isnan(found) else found
