@@ -185,7 +185,9 @@ void run_program(Program& program, const nb::dict& inputs, const nb::dict& outpu
     in.positions = input<std::int32_t, 1>(inputs, "positions", R);
     in.slots = input<std::int32_t, 1>(inputs, "slots", R);
     in.segments = segments.data();
+    // A table has a line for every sequence that there may be; those at its end that have no rows are nobody's business.
     in.num_segments = static_cast<int>(segments.shape(0));
+    while (in.num_segments > 0 && in.segments[3 * in.num_segments - 2] == 0) --in.num_segments;
     in.block_table = block_table.data();
     in.table_width = static_cast<int>(block_table.shape(1));
     in.logit_row_numbers = input<std::int32_t, 1>(inputs, "logit_rows", L);

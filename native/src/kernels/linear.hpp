@@ -222,29 +222,38 @@ template <class Format, int R> NO_INLINE void tile_product(const TilesProduct& p
     finish_tile(product, tile, row, R, sums.of[0], gates.of[0]);
 }
 
-// Four tiles and one row: memory is read faster as four streams than as one, and the arithmetic does not wait for itself.
-template <class Format> NO_INLINE void streams_product(const TilesProduct& product, int tile, int apart) {
+// One row and T tiles, `apart` from each other: memory is read faster as four streams than as one, and the arithmetic does not
+// wait for itself. With a gate half of the streams are of either matrix.
+template <class Format, int T> NO_INLINE void streams_product(const TilesProduct& product, int tile, int apart) {
     const Matrix &matrix = *product.matrix, *gate_by = product.gate_by;
-    const int next = tile + apart;
-    Stored<4, 1> sums;
+    Tiles<T, true> w{};
+    Stored<T, 1> sums;
     if (gate_by) {
-        store_sums<Format, 4, 1>(matrix.layout, {{matrix.tile(tile), matrix.tile(next), gate_by->tile(tile), gate_by->tile(next)}, 0},
-                                 product.x, sums);
-        finish_tile(product, tile, 0, 1, sums.of[0], sums.of[2]);
-        finish_tile(product, next, 0, 1, sums.of[1], sums.of[3]);
+        UNROLL for (int t = 0; t < T / 2; ++t) {
+            w.tile[t] = matrix.tile(tile + t * apart);
+            w.tile[T / 2 + t] = gate_by->tile(tile + t * apart);
+        }
     } else {
-        store_sums<Format, 4, 1>(
-            matrix.layout, {{matrix.tile(tile), matrix.tile(next), matrix.tile(next + apart), matrix.tile(next + 2 * apart)}, 0},
-            product.x, sums);
-        for (int i = 0; i < 4; ++i) finish_tile(product, tile + i * apart, 0, 1, sums.of[i], nullptr);
+        UNROLL for (int t = 0; t < T; ++t) w.tile[t] = matrix.tile(tile + t * apart);
     }
+    store_sums<Format, T, 1>(matrix.layout, w, product.x, sums);
+    const int tiles = gate_by ? T / 2 : T;
+    for (int t = 0; t < tiles; ++t) finish_tile(product, tile + t * apart, 0, 1, sums.of[t], gate_by ? sums.of[tiles + t] : nullptr);
 }
 
 constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
 
 template <class Format> struct TilesKernel {
     static void streams(const TilesProduct& product, int first, int last, int apart) {
-        for (int tile = first; tile < last; ++tile) streams_product<Format>(product, tile, apart);
+        for (int tile = first; tile < last; ++tile) streams_product<Format, 4>(product, tile, apart);
+    }
+
+    // Up to three tiles that are left.
+    static void few_tiles(const TilesProduct& product, int first, int last) {
+        for (int tile = first, tiles = product.gate_by ? 1 : 2; tile < last; tile += tiles) {
+            if (last - tile < tiles) return tile_product<Format, 1>(product, tile, product.x, 0);
+            streams_product<Format, 2>(product, tile, 1);
+        }
     }
 
     static void some_rows(const TilesProduct& product, int tile, const std::byte* x, int row, int count) {
@@ -259,6 +268,7 @@ template <class Format> struct TilesKernel {
     // As many rows as stay in the second-level cache pass by all tiles, then the next: the tiles stay there too, if the
     // caller does not ask for too many at once.
     static void run(const TilesProduct& product, int first, int last) {
+        if (product.rows == 1) return few_tiles(product, first, last);
         const std::size_t row_bytes = Format::input_bytes * product.matrix->layout.parts();
         const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
         for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
