@@ -17,7 +17,8 @@ namespace anthesis::avx2 {
 namespace {
 
 constexpr int kRegisterBytes = 32;
-constexpr int kBlockRows = 6;    // six rows of a tile fill twelve of the sixteen registers
+constexpr int kMostSums = 6; // of two registers each; twelve of the sixteen
+constexpr int kBlockRows = 6;
 constexpr int kBlockQueries = 6;
 
 #include "lanes_avx2.hpp"

@@ -17,7 +17,8 @@ namespace anthesis::avx512 {
 namespace {
 
 constexpr int kRegisterBytes = 64;
-constexpr int kBlockRows = 12; // twelve rows of two tiles would fill 24 of the 32 registers
+constexpr int kMostSums = 24; // of the 32 registers
+constexpr int kBlockRows = 12;
 constexpr int kBlockQueries = 12;
 
 #include "lanes_avx512.hpp"

@@ -23,8 +23,11 @@ struct NormSpec {
     bool centered; // layer norm; else root mean square
 };
 
-// How many of the `rows` that are left make the next block, at most `most` >= 4 of them: whole blocks, then 4, 2, 1.
-constexpr int block_rows(int most, int rows) { return rows >= most ? most : rows >= 4 ? 4 : rows >= 2 ? 2 : 1; }
+// How many of the `rows` that are left make the next block, at most `most`, which is 4 or more: whole blocks, then 8 if `most`
+// is more, 4, 2, 1.
+constexpr int block_rows(int most, int rows) {
+    return rows >= most ? most : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+}
 
 // One block of rows of inputs, packed for a kind of weight. Rows are packed side by side, so that the kernel finds an
 // element of each of them with one address.

@@ -3,13 +3,14 @@
 // An output is summed in the order of the columns in one lane, whatever else is computed beside it: the bits do not
 // depend on how many rows or tiles a kernel works on at a time.
 
-// A format says how one unit of T tiles is multiplied with a block of R rows, and what 32 inputs of one row take: floats;
-// or pairs of bf16; or a scale, a sum and the quantised inputs. A unit has several parts of 32 columns where a group of
+// A format says how one unit of T tiles is multiplied with a block of R rows, how many sums are kept for each output, and what
+// 32 inputs of one row take: floats; or pairs of bf16; or a scale, a sum and the quantised inputs. A unit has several parts of 32 columns where a group of
 // four-bit values is larger.
 constexpr std::size_t kRecordHead = 8; // scale and sum
 
 template <bool kHalf> struct PlainFormat { // fp32, fp16
     static constexpr std::size_t input_bytes = 32 * 4;
+    static constexpr int sums = 1;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -31,6 +32,7 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
 
 struct Bf16Format {
     static constexpr std::size_t input_bytes = kBf16InputBytes;
+    static constexpr int sums = 1;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -42,6 +44,7 @@ struct Bf16Format {
 
 template <bool kGrouped, bool kWide> struct Int8Format {
     static constexpr std::size_t input_bytes = kRecordHead + kInt8InputBytes<kWide>;
+    static constexpr int sums = 2; // in integers, and of all groups
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -75,6 +78,7 @@ template <bool kGrouped, bool kWide> struct Int8Format {
 
 template <bool kMinimum, bool kWide> struct Int4Format {
     static constexpr std::size_t input_bytes = kRecordHead + (kWide ? 64 : 32);
+    static constexpr int sums = 2;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
@@ -166,15 +170,23 @@ template <class F> INLINE decltype(auto) with_format(const MatrixKind& kind, Inp
     }
 }
 
+// Memory that will be read soon: so many bytes are fetched into the second-level cache with every unit.
+struct Soon {
+    const std::byte* at = nullptr;
+    std::size_t unit_bytes = 0;
+};
+
 // The sums of T tiles for one block of R rows.
 template <class Format, int T, int R>
-INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Soon soon, Floats (&sums)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zeros();
     }
     const std::size_t unit_bytes = layout.unit_bytes;
     const int parts = layout.unit_columns / kInputGroup;
     for (int unit = 0; unit < layout.units; ++unit) {
+        for (std::size_t i = 0; i < soon.unit_bytes; i += 64) __builtin_prefetch(soon.at + i, 0, 2);
+        soon.at += soon.unit_bytes;
         Format::template unit<T, R>(w, parts, x, sums);
         w.position += unit_bytes;
         x += Format::input_bytes * parts * R;
@@ -206,78 +218,109 @@ template <int T, int R> struct Stored {
 };
 
 template <class Format, int T, int R>
-INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Stored<T, R>& to) {
+INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Soon soon, Stored<T, R>& to) {
     Floats sums[T][R];
-    sum_block<Format, T, R>(layout, w, x, sums);
+    sum_block<Format, T, R>(layout, w, x, soon, sums);
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) store(to.of[t] + r * kTileRows, sums[t][r]);
     }
 }
 
-// One tile of all there is to multiply, and R rows.
-template <class Format, int R> NO_INLINE void tile_product(const TilesProduct& product, int tile, const std::byte* x, int row) {
-    Stored<1, R> sums, gates;
-    store_sums<Format, 1, R>(product.matrix->layout, {{product.matrix->tile(tile)}, 0}, x, sums);
-    if (product.gate_by) store_sums<Format, 1, R>(product.gate_by->layout, {{product.gate_by->tile(tile)}, 0}, x, gates);
-    finish_tile(product, tile, row, R, sums.of[0], gates.of[0]);
+// T tiles, `apart` from each other, and R rows.
+template <class Format, int T, int R>
+NO_INLINE void tiles_block(const TilesProduct& product, int tile, int apart, const std::byte* x, int row, Soon soon) {
+    Stored<T, R> sums, gates;
+    const auto sum = [&](const Matrix& matrix, Stored<T, R>& to) __attribute__((always_inline)) {
+        Tiles<T, R == 1> w{};
+        UNROLL for (int t = 0; t < T; ++t) w.tile[t] = matrix.tile(tile + t * apart);
+        store_sums<Format, T, R>(matrix.layout, w, x, soon, to);
+    };
+    sum(*product.matrix, sums);
+    if (product.gate_by) {
+        soon = {};
+        sum(*product.gate_by, gates);
+    }
+    for (int t = 0; t < T; ++t) finish_tile(product, tile + t * apart, row, R, sums.of[t], gates.of[t]);
 }
 
-// One row and T tiles, `apart` from each other: memory is read faster as four streams than as one, and the arithmetic does not
-// wait for itself. With a gate half of the streams are of either matrix.
-template <class Format, int T> NO_INLINE void streams_product(const TilesProduct& product, int tile, int apart) {
-    const Matrix &matrix = *product.matrix, *gate_by = product.gate_by;
+// One row and T tiles, half of them of the matrix and half of its gate.
+template <class Format, int T> NO_INLINE void gated_row(const TilesProduct& product, int tile, int apart) {
     Tiles<T, true> w{};
-    Stored<T, 1> sums;
-    if (gate_by) {
-        UNROLL for (int t = 0; t < T / 2; ++t) {
-            w.tile[t] = matrix.tile(tile + t * apart);
-            w.tile[T / 2 + t] = gate_by->tile(tile + t * apart);
-        }
-    } else {
-        UNROLL for (int t = 0; t < T; ++t) w.tile[t] = matrix.tile(tile + t * apart);
+    UNROLL for (int t = 0; t < T / 2; ++t) {
+        w.tile[t] = product.matrix->tile(tile + t * apart);
+        w.tile[T / 2 + t] = product.gate_by->tile(tile + t * apart);
     }
-    store_sums<Format, T, 1>(matrix.layout, w, product.x, sums);
-    const int tiles = gate_by ? T / 2 : T;
-    for (int t = 0; t < tiles; ++t) finish_tile(product, tile + t * apart, 0, 1, sums.of[t], gate_by ? sums.of[tiles + t] : nullptr);
+    Stored<T, 1> sums;
+    store_sums<Format, T, 1>(product.matrix->layout, w, product.x, {}, sums);
+    for (int t = 0; t < T / 2; ++t) finish_tile(product, tile + t * apart, 0, 1, sums.of[t], sums.of[T / 2 + t]);
 }
 
 constexpr std::size_t kCachedInputBytes = 160 << 10; // of a second-level cache of half a mebibyte and more
+constexpr int kTilesTogether = 4;                    // that pass by the rows before the next do
+
+// How many tiles beside each other have registers for their sums. Of one row four, so that the arithmetic does not wait for
+// itself.
+template <class Format, int R> constexpr int tiles_beside() {
+    constexpr int most = kMostSums / (R * Format::sums);
+    return R == 1 || most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 template <class Format> struct TilesKernel {
+    // Memory is read faster as four streams than as one.
     static void streams(const TilesProduct& product, int first, int last, int apart) {
-        for (int tile = first; tile < last; ++tile) streams_product<Format, 4>(product, tile, apart);
+        for (int tile = first; tile < last; ++tile)
+            if (product.gate_by)
+                gated_row<Format, 4>(product, tile, apart);
+            else
+                tiles_block<Format, 4, 1>(product, tile, apart, product.x, 0, {});
     }
 
-    // Up to three tiles that are left.
-    static void few_tiles(const TilesProduct& product, int first, int last) {
-        for (int tile = first, tiles = product.gate_by ? 1 : 2; tile < last; tile += tiles) {
-            if (last - tile < tiles) return tile_product<Format, 1>(product, tile, product.x, 0);
-            streams_product<Format, 2>(product, tile, 1);
-        }
+    template <int R, int T = tiles_beside<Format, R>()>
+    static void rows_block(const TilesProduct& product, int first, int last, const std::byte* x, int row, Soon soon) {
+        for (; first + T <= last; first += T, soon = {}) tiles_block<Format, T, R>(product, first, 1, x, row, soon);
+        if constexpr (T > 1)
+            if (first < last) rows_block<R, T / 2>(product, first, last, x, row, soon);
     }
 
-    static void some_rows(const TilesProduct& product, int tile, const std::byte* x, int row, int count) {
+    static void some_rows(const TilesProduct& product, int first, int last, const std::byte* x, int row, int count, Soon soon) {
+        if (count == kBlockRows) return rows_block<kBlockRows>(product, first, last, x, row, soon);
+        if constexpr (kBlockRows > 8)
+            if (count == 8) return rows_block<8>(product, first, last, x, row, soon);
         switch (count) {
-        case kBlockRows: return tile_product<Format, kBlockRows>(product, tile, x, row);
-        case 4: return tile_product<Format, 4>(product, tile, x, row);
-        case 2: return tile_product<Format, 2>(product, tile, x, row);
-        default: return tile_product<Format, 1>(product, tile, x, row);
+        case 4: return rows_block<4>(product, first, last, x, row, soon);
+        case 2: return rows_block<2>(product, first, last, x, row, soon);
+        default: return rows_block<1>(product, first, last, x, row, soon);
         }
+    }
+
+    // Up to three tiles and one row.
+    static void few_tiles(const TilesProduct& product, int first, int last) {
+        if (!product.gate_by) return rows_block<1, 2>(product, first, last, product.x, 0, {});
+        for (int tile = first; tile < last; ++tile) gated_row<Format, 2>(product, tile, 1);
     }
 
     // As many rows as stay in the second-level cache pass by all tiles, then the next: the tiles stay there too, if the
     // caller does not ask for too many at once.
     static void run(const TilesProduct& product, int first, int last) {
         if (product.rows == 1) return few_tiles(product, first, last);
-        const std::size_t row_bytes = Format::input_bytes * product.matrix->layout.parts();
+        const MatrixLayout& layout = product.matrix->layout;
+        const std::size_t row_bytes = Format::input_bytes * layout.parts();
         const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
         for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
             const int end = std::min(product.rows, begin + blocks_at_once * kBlockRows);
-            for (int tile = first; tile < last; ++tile)
+            const int blocks = (end - begin + kBlockRows - 1) / kBlockRows;
+            for (int tile = first; tile < last; tile += kTilesTogether) {
+                const int next = std::min(tile + kTilesTogether, last);
+                // The first time the tiles come from memory: while some are multiplied, the next are fetched.
+                const bool fetches = begin == 0 && next < layout.tiles;
+                const std::size_t share = fetches ? (next - tile) * layout.unit_bytes / blocks : 0;
+                Soon soon{product.matrix->tile(next), (share + 63) / 64 * 64};
                 for (int row = begin, count; row < end; row += count) {
                     count = block_rows(kBlockRows, product.rows - row);
-                    some_rows(product, tile, product.x + row * row_bytes, row, count);
+                    some_rows(product, tile, next, product.x + row * row_bytes, row, count, soon);
+                    soon.at += soon.unit_bytes * layout.units;
                 }
+            }
         }
     }
 };

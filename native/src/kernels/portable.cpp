@@ -12,6 +12,7 @@ namespace anthesis::portable {
 namespace {
 
 constexpr int kRegisterBytes = 16;
+constexpr int kMostSums = 3; // of four registers each
 constexpr int kBlockRows = 6;
 constexpr int kBlockQueries = 4;
 
