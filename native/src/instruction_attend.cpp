@@ -49,7 +49,7 @@ private:
     // Prompts ----------------------------------------------------------------------------------------------------------
 
     // Rows of a prompt are cut into runs; rows of one run share the reading of keys. A task is a run and a head.
-    static constexpr int kRunRows = 16;
+    static constexpr int kRunRows = 24;
 
     void run_prompts(const Step& step, const Team& team) {
         const StepInputs& in = step.in;

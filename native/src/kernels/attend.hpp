@@ -69,10 +69,10 @@ struct Query {
     int position, first; // keys first .. position are seen
 };
 
-// scores[q][0 .. 63] = query q times the 64 keys of a block. G groups of sixteen keys at a time.
+// scores[q][...] = query q times the keys of a block, of the first `groups` groups of sixteen. G of them at a time.
 template <bool kBf16, int Q, int G>
-INLINE void score_block(const float* queries, int D, const std::byte* keys, float* scores) {
-    for (int group = 0; group < kBlockGroups; group += G) {
+INLINE void score_block(const float* queries, int D, const std::byte* keys, int groups, float* scores) {
+    for (int group = 0; group < groups; group += G) {
         Floats s[Q][G];
         UNROLL for (int q = 0; q < Q; ++q)
             UNROLL for (int g = 0; g < G; ++g) s[q][g] = zeros();
@@ -108,14 +108,20 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
                             const std::byte* values, int start, float* scores, float* records) {
     const int D = layer.layout.head_dim, width = sums_width(D), record = kSumsAt + width;
     constexpr int G = groups_at_once(Q);
-    score_block<kBf16, Q, G>(scaled, D, keys, scores);
+    int last = 0;
+    UNROLL for (int q = 0; q < Q; ++q) last = std::max(last, queries[q].position);
+    const int groups = std::min((last - start) / 16 + 1, kBlockGroups), keys_read = 16 * groups; // of which some see the last
+    if (G > 1 && groups <= G / 2)
+        score_block<kBf16, Q, G / 2 + (G == 1)>(scaled, D, keys, groups, scores);
+    else
+        score_block<kBf16, Q, G>(scaled, D, keys, groups, scores);
     int from = kBlockTokens, to = 0;
     UNROLL for (int q = 0; q < Q; ++q) {
         const int seen_from = std::max(queries[q].first - start, 0);
         const int seen_to = std::min(queries[q].position + 1 - start, kBlockTokens);
         float *s = scores + q * kBlockTokens, *head = records + q * record;
         if (seen_from >= seen_to) { // another query's block: no weight of this one may count
-            for (int i = 0; i < kBlockTokens; i += 16) store(s + i, zeros());
+            for (int i = 0; i < keys_read; i += 16) store(s + i, zeros());
             head[0] = head[1] = 0;
             continue;
         }
@@ -123,19 +129,19 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
         to = std::max(to, seen_to);
         if (layer.slopes) {
             const Floats slope = fill(layer.slopes[queries[q].head]);
-            for (int i = 0; i < kBlockTokens; i += 16) {
+            for (int i = 0; i < keys_read; i += 16) {
                 const Floats distance = fill(static_cast<float>(queries[q].position - start - i)) - lane_numbers();
                 store(s + i, load(s + i) - slope * distance);
             }
         }
         const float least = -std::numeric_limits<float>::infinity();
         for (int i = 0; i < seen_from; ++i) s[i] = least;
-        for (int i = seen_to; i < kBlockTokens; ++i) s[i] = least;
+        for (int i = seen_to; i < keys_read; ++i) s[i] = least;
         Floats most = load(s);
-        for (int i = 16; i < kBlockTokens; i += 16) most = larger(most, load(s + i));
+        for (int i = 16; i < keys_read; i += 16) most = larger(most, load(s + i));
         head[0] = largest(most);
         Floats total = zeros();
-        for (int i = 0; i < kBlockTokens; i += 16) {
+        for (int i = 0; i < keys_read; i += 16) {
             const Floats weight = exponential(load(s + i) - fill(head[0]));
             store(s + i, weight);
             total = total + weight;

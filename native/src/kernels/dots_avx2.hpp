@@ -26,9 +26,12 @@ INLINE Ints add_byte_products(Ints a, Ints bytes, std::int32_t x) {
             _mm256_add_epi16(a.high, _mm256_maddubs_epi16(bytes.high, in))};
 }
 
-// dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r).
+// dot[t][r] = offsets[r] + sum over 32 columns of (stored byte of tile t) * (input r).
 template <bool kWide, int T, int R>
-INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
+    }
     const __m256i mask = _mm256_set1_epi16(0x00ff);
     for (int step = 0; step < 8; ++step, x += 2 * R)
         UNROLL for (int t = 0; t < T; ++t) {

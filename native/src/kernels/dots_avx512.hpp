@@ -12,55 +12,72 @@ INLINE Ints add_products(Ints a, __m512i bytes, std::int32_t x) {
     return {_mm512_dpbusd_epi32(a.all, bytes, _mm512_set1_epi32(x))};
 }
 
-// dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r). Wide inputs are two planes of bytes,
-// x = 256 high + low.
-template <bool kWide, int T, int R>
-INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
-    Ints high[T][R];
-    UNROLL for (int t = 0; t < T; ++t) {
-        UNROLL for (int r = 0; r < R; ++r) high[t][r] = fill_ints(0);
-    }
-    const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
+// dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r), of one plane of the inputs' bytes.
+template <bool kFetches, int T, int R>
+INLINE void add_plane_products(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
     for (int step = 0; step < 8; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
             const std::byte* at = w.at(t, step * 64);
-            w.fetch(at);
+            if constexpr (kFetches) w.fetch(at);
             const __m512i bytes = _mm512_loadu_si512(at);
-            UNROLL for (int r = 0; r < R; ++r) {
-                dot[t][r] = add_products(dot[t][r], bytes, low_plane[step * R + r]);
-                if constexpr (kWide) high[t][r] = add_products(high[t][r], bytes, x[step * R + r]);
-            }
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = add_products(dot[t][r], bytes, plane[step * R + r]);
         }
-    if constexpr (kWide)
+}
+
+// The same of four-bit values.
+template <bool kFetches, int T, int R>
+INLINE void add_int4_plane_products(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    for (int step = 0; step < 4; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
-            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
+            const std::byte* at = w.at(t, step * 64);
+            if constexpr (kFetches) w.fetch(at);
+            const __m512i bytes = _mm512_loadu_si512(at);
+            const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+            UNROLL for (int r = 0; r < R; ++r)
+                dot[t][r] = add_products(add_products(dot[t][r], first, plane[step * R + r]), last, plane[(step + 4) * R + r]);
         }
+}
+
+template <int T, int R> INLINE void shift_all(Ints (&dot)[T][R]) {
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = shift_left(dot[t][r], 8);
+    }
+}
+template <int T, int R> INLINE void clear_all(Ints (&dot)[T][R]) {
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
+    }
+}
+
+// dot[t][r] = offsets[r] + sum over 32 columns of (stored byte of tile t) * (input r). Wide inputs are two planes of bytes, x =
+// 256 high + low, one after the other: sums of both would not all have registers.
+template <bool kWide, int T, int R>
+INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+    if constexpr (kWide) {
+        clear_all(dot);
+        add_plane_products<true>(w, x, dot);
+        shift_all(dot);
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + fill_ints(offsets[r]);
+        }
+        add_plane_products<false>(w, x + 8 * R, dot);
+    } else {
+        UNROLL for (int t = 0; t < T; ++t) {
+            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
+        }
+        add_plane_products<true>(w, x, dot);
+    }
 }
 
 // dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r).
 template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
-    const __m512i mask = _mm512_set1_epi8(15);
-    Ints high[T][R];
-    UNROLL for (int t = 0; t < T; ++t) {
-        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = high[t][r] = fill_ints(0);
+    clear_all(dot);
+    add_int4_plane_products<true>(w, x, dot);
+    if constexpr (kWide) {
+        shift_all(dot);
+        add_int4_plane_products<false>(w, x + 8 * R, dot);
     }
-    const std::int32_t* low_plane = x + (kWide ? 8 * R : 0);
-    for (int step = 0; step < 4; ++step)
-        UNROLL for (int t = 0; t < T; ++t) {
-            const std::byte* at = w.at(t, step * 64);
-            w.fetch(at);
-            const __m512i bytes = _mm512_loadu_si512(at);
-            const __m512i first = _mm512_and_si512(bytes, mask), last = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
-            UNROLL for (int r = 0; r < R; ++r) {
-                dot[t][r] = add_products(add_products(dot[t][r], first, low_plane[step * R + r]), last, low_plane[(step + 4) * R + r]);
-                if constexpr (kWide)
-                    high[t][r] = add_products(add_products(high[t][r], first, x[step * R + r]), last, x[(step + 4) * R + r]);
-            }
-        }
-    if constexpr (kWide)
-        UNROLL for (int t = 0; t < T; ++t) {
-            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = dot[t][r] + shift_left(high[t][r], 8);
-        }
 }
 
 constexpr std::size_t kBf16InputBytes = 32 * 2;

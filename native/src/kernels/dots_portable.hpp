@@ -13,7 +13,10 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
 INLINE Ints byte_of(Ints bytes, int which) { return arithmetic_shift(bytes, 8 * which) & 0xff; }
 
 template <bool kWide, int T, int R>
-INLINE void add_int8_products(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+    UNROLL for (int t = 0; t < T; ++t) {
+        UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
+    }
     for (int step = 0; step < 8; ++step, x += 2 * R)
         UNROLL for (int t = 0; t < T; ++t) {
             const Ints bytes = load_ints(w.at(t, step * 64));

@@ -51,10 +51,7 @@ template <bool kGrouped, bool kWide> struct Int8Format {
         const auto* scales = reinterpret_cast<const float*>(x);
         const auto* offsets = reinterpret_cast<const std::int32_t*>(x) + R;
         Ints dot[T][R];
-        UNROLL for (int t = 0; t < T; ++t) {
-            UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
-        }
-        add_int8_products<kWide>(w.behind(kGrouped ? 32 : 0), offsets + R, dot);
+        dot_int8<kWide>(w.behind(kGrouped ? 32 : 0), offsets + R, offsets, dot);
         UNROLL for (int t = 0; t < T; ++t) {
             if constexpr (kGrouped) {
                 const Floats scale = load_halves(w.at(t, 0));
