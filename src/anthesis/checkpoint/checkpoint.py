@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
-from anthesis.checkpoint.hub import hub_path, looks_like_hub_id
 from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
 from anthesis.checkpoint.random import RandomWeights
 from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
@@ -137,6 +136,8 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
     name = path.name or str(path)
     if not path.exists():
         assert model is not None
+        from anthesis.checkpoint.hub import hub_path, looks_like_hub_id  # its HTTP modules take a while to import
+
         if not looks_like_hub_id(model):
             raise RequestError(f"{model}: no such file or directory")
         path, name = hub_path(model), model

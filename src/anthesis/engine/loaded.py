@@ -70,6 +70,7 @@ class LoadedModel:
                 "free; take a smaller model, or see `anthesis plan` for what this one needs"
             )
         self._weights: dict[str, PackedWeight] = {}
+        self._programs: dict[tuple[Finish, int | None], Program] = {}
 
     def load(self, checkpoint: Checkpoint, on_weight: Callable[[int, int], None]) -> None:
         """Loads the weights.
@@ -81,15 +82,18 @@ class LoadedModel:
         Raises:
             CheckpointError: weights that are NaN or infinite.
         """
-        weights = self._traced.of_kind("weight")
+        weights, uses = self._traced.of_kind("weight"), self._traced.uses()
         for count, value in enumerate(weights, start=1):
-            self._weights[value.name] = self.device.pack(checkpoint.load(value), self._traced.uses(value.name))
+            self._weights[value.name] = self.device.pack(checkpoint.load(value), uses[value.name])
             on_weight(count, len(weights))
 
     def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:
         """The fused program that finishes in this way."""
-        kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
-        return widen(fuse(trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs)))
+        if (finish, top_logprobs) not in self._programs:
+            kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
+            traced = trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs)
+            self._programs[finish, top_logprobs] = widen(fuse(traced))
+        return self._programs[finish, top_logprobs]
 
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """A cache pool of so many blocks, the first of which keep what the old one holds."""

@@ -230,9 +230,13 @@ class Program:
         """The values of one kind, in order of definition."""
         return [value for value in self.values.values() if value.kind == kind]
 
-    def uses(self, name: str) -> frozenset[str]:
-        """The kinds of the operations that read a value."""
-        return frozenset(op.kind for op in self.ops if name in op.reads())
+    def uses(self) -> dict[str, frozenset[str]]:
+        """By each value that is read, the kinds of the operations that read it."""
+        found: dict[str, set[str]] = {}
+        for op in self.ops:
+            for name in op.reads():
+                found.setdefault(name, set()).add(op.kind)
+        return {name: frozenset(kinds) for name, kinds in found.items()}
 
     def with_ops(self, ops: Iterable[Op]) -> Program:
         """The program with other operations over the same inputs, weights and caches; shapes are inferred anew.
