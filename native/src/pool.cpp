@@ -23,7 +23,9 @@ inline void pause() noexcept {
 #endif
 }
 
-// Returns once the value is no longer `old`.
+// Returns once the value is no longer `old`. Who changes it must do so with sequential consistency before notifying:
+// libstdc++ wakes nobody where it sees nobody waiting, and a processor may look before its change is seen by one who is just
+// going to sleep, who then sleeps for ever.
 void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept {
     const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
     for (int i = 0; i < kPausesPerLook; ++i) {
@@ -64,7 +66,7 @@ Pool::~Pool() {
 
 void Pool::stop() noexcept {
     stopping_ = true;
-    job_.fetch_add(1, std::memory_order_release);
+    job_.fetch_add(1, std::memory_order_seq_cst);
     job_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
@@ -76,7 +78,7 @@ void Pool::run_erased(Call call, const void* context) {
     if (threads_ > 1) {
         call_ = call;
         context_ = context;
-        job_.fetch_add(1, std::memory_order_release);
+        job_.fetch_add(1, std::memory_order_seq_cst);
         job_.notify_all();
     }
     call(context, 0);
@@ -103,7 +105,7 @@ void Pool::barrier() noexcept {
     const std::uint32_t passed = passed_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
         arrived_.store(0, std::memory_order_relaxed);
-        passed_.store(passed + 1, std::memory_order_release);
+        passed_.store(passed + 1, std::memory_order_seq_cst);
         passed_.notify_all();
     } else {
         wait_for_change(passed_, passed);
