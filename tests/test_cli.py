@@ -277,7 +277,7 @@ def test_doctor_as_json() -> None:
 
 def test_doctor_for_people() -> None:
     shown = succeed("doctor", HF_HUB_OFFLINE="1")
-    for label in ("anthesis", "cores", "memory bandwidth", "device reference", "default model"):
+    for label in ("anthesis", "cores", "memory bandwidth", "arithmetic peak", "device reference", "default model"):
         assert any(line.startswith(f"{label} ") for line in shown.splitlines()), label
     assert ", offline" in shown
 

@@ -238,8 +238,8 @@ def test_threads_share_the_keys_of_single_rows(
     found = {}
     for threads in (1, 2, 3, 7):
         worst, found[threads] = attention(
-            np.random.default_rng(5), dtype="fp32", heads=heads, kv_heads=kv_heads, size=size, window=window, alibi=True,
-            rotated=False, lengths=[250, 70], steps=[60, *[1] * 9, 130, *[1] * 5], threads=threads,
+            np.random.default_rng(5), dtype="fp32", heads=heads, kv_heads=kv_heads, size=size, window=window,
+            alibi=True, rotated=False, lengths=[250, 70], steps=[60, *[1] * 9, 130, *[1] * 5], threads=threads,
         )  # fmt: skip
         assert worst < 2e-5
     assert all(np.array_equal(a, b) for one in found.values() for a, b in zip(found[1], one, strict=True))

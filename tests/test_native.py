@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import anthesis.native
 from anthesis import native
@@ -65,6 +66,29 @@ def test_bandwidth_takes_the_time_it_was_given() -> None:
 @pytest.mark.parametrize("threads", [1, 3, 7])
 def test_bandwidth_reads_every_word_of_odd_sizes(nbytes: int, threads: int) -> None:
     assert len(native.read_bandwidth(nbytes, threads, seconds=0)) == 3  # the native code checks the sum itself
+
+
+@pytest.mark.timed
+@pytest.mark.skipif(native.multiply_add_peak("fp32", 1, 0) is None, reason="these kernels know no peak")
+def test_no_product_is_faster_than_the_peak_and_a_good_one_comes_near() -> None:
+    a = np.ones((512, 512), np.float32)
+
+    def product_by_peak() -> float:
+        peak = native.multiply_add_peak("fp32", 1, 0.02)
+        return a.size * 512 / min(_seconds(lambda: a @ a) for _ in range(5)) / peak
+
+    def int8_by_fp32() -> float:
+        return native.multiply_add_peak("int8", 1, 0.02) / native.multiply_add_peak("fp32", 1, 0.02)
+
+    with threadpool_limits(1):  # in a quiet moment
+        assert any(0.6 < product_by_peak() < 1.1 for _ in range(20))
+    assert any(2 < int8_by_fp32() < 8 for _ in range(20))
+
+
+@pytest.mark.parametrize("arguments", [("int4", 1, 0.0), ("bf16", 0, 0.0)])
+def test_impossible_peaks_are_refused(arguments: tuple[str, int, float]) -> None:
+    with pytest.raises(RequestError, match="can't measure the peak of"):
+        native.multiply_add_peak(*arguments)
 
 
 def test_memory_is_given_back() -> None:

@@ -36,12 +36,12 @@ HOW = """\
   every turn of that row; total bytes by total time in both. Weights that partly stay in the last-level cache between
   steps, as SmolLM2's do, can give more than 100 %.
 - *of the peak*: the multiply-adds of all matrices and of attention by the time, compared with the most bf16
-  multiply-adds that all threads do in registers, measured before and after every turn. Products with bytes can exceed it.
+  multiply-adds that all threads do in registers, measured before and after every turn. Products of bytes can exceed it.
 - *Anthesis is ... times as fast*: the ratio of tokens per second, with all turns taken together, then the least and
   most of single turns. A system that has only bf16 here is compared with all rows, others with those whose weights have
-  the same number of bits. *same tokens*: how many tokens
-  both chose alike, from the first on, of the first sequence; rounding makes them part sooner or later. Random weights
-  with a tied head say the prompt's last token again and again, which tells nothing: "-".
+  the same number of bits. *same tokens*: how many tokens both chose alike, from the first on, of the first sequence;
+  rounding makes them part sooner or later. Random weights with a tied head say the prompt's last token again and again,
+  which tells nothing: "-".
 - transformers runs its own code eagerly in a loop that does nothing but decode; llama.cpp is built with -march=native
   and called through its C functions, without a sampler; vLLM compiles the model, and its engine is stepped without a
   server. Anthesis is called through its Python interface, and where there is a tokenizer its times include the text.

@@ -17,10 +17,12 @@ from anthesis.cores import usable_cores
 from anthesis.errors import AnthesisError
 from anthesis.host import memory_bandwidth, processor_name
 from anthesis.memory import available_memory_bytes
+from anthesis.units import counted
 
 BANDWIDTH_BYTES = 1 << 30
 BANDWIDTH_S = 1.0
-"""More of both than where a run waits for it: here the measurement is what was asked for."""
+PEAK_S = 0.1
+"""More of them than where a run waits for it: here the measurement is what was asked for."""
 
 
 def doctor(json: options.Json = False) -> None:
@@ -59,6 +61,7 @@ def examine() -> dict[str, Any]:
         "available_memory_bytes": available_memory_bytes(),
         "native": _native(),
         "memory_bandwidth": _bandwidth(),
+        "multiply_add_peak": _peaks(),
         "devices": devices,
         "packages": needed[""],
         "extras": {extra: versions for extra, versions in needed.items() if extra},
@@ -90,6 +93,19 @@ def _bandwidth() -> dict[str, Any]:
         "threads": found.threads,
         "buffer_bytes": found.buffer_bytes,
     }
+
+
+def _peaks() -> dict[str, Any]:
+    """The most multiply-adds that all cores together do, by the kind of weights, or why that was not measured."""
+    from anthesis.native import multiply_add_peak
+
+    try:
+        peaks = {kind: multiply_add_peak(kind, usable_cores(), PEAK_S) for kind in ("fp32", "bf16", "int8")}
+    except AnthesisError as error:
+        return {"reason": f"not measured: {error}"}
+    if None in peaks.values():
+        return {"reason": "not known of a processor that runs the portable kernels"}
+    return {"threads": usable_cores(), "per_s": peaks}
 
 
 def _device(name: str) -> dict[str, Any]:
@@ -151,6 +167,7 @@ def _lines(findings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", f"{_gib(findings['available_memory_bytes'])} available"
     yield "native extension", _native_line(findings["native"])
     yield "memory bandwidth", _bandwidth_line(findings["memory_bandwidth"])
+    yield "arithmetic peak", _peak_line(findings["multiply_add_peak"])
     for name, device in findings["devices"].items():
         found = f"yes: {device['description']}" if device["usable"] else f"no: {device['reason']}"
         yield f"device {name}", found
@@ -181,6 +198,13 @@ def _bandwidth_line(bandwidth: dict[str, Any]) -> str:
         f"{bandwidth['samples']} passes: {bandwidth['threads']} threads reading {_gib(bandwidth['buffer_bytes'])}; "
         "swings on a shared machine"
     )
+
+
+def _peak_line(peak: dict[str, Any]) -> str:
+    if "reason" in peak:
+        return str(peak["reason"])
+    rates = ", ".join(f"{kind} {per_s / 1e9:,.0f}" for kind, per_s in peak["per_s"].items())
+    return f"{rates} billion multiply-adds/s: {counted(peak['threads'], 'thread')}, in registers"
 
 
 def _versions(versions: dict[str, str | None]) -> str:

@@ -11,9 +11,12 @@ from anthesis.devices.datasheets import DATASHEETS, Datasheet
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import memory_bandwidth
 from anthesis.memory import available_memory_bytes
+from anthesis.native import multiply_add_peak
 from anthesis.program.cost import kind_bytes
 from anthesis.program.ir import Value
 from anthesis.units import counted
+
+PEAK_S = 0.02
 
 THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
 """Devices that live in this machine's own memory."""
@@ -122,12 +125,17 @@ def _this_machine(device: str) -> Hardware:
         bandwidth, figures = found.median, f"measured, {found}"
     except UnsupportedError as error:
         figures = f"unknown: {error}"
+    bf16 = int8 = None
+    if device == "cpu":
+        bf16, int8 = (multiply_add_peak(kind, cores, PEAK_S) for kind in ("bf16", "int8"))
     return Hardware(
         name=device,
         description=f"this machine, {counted(cores, 'usable core')}",
-        figures=f"memory: available now; bandwidth: {figures}",
+        figures=f"memory: available now; bandwidth: {figures}; arithmetic: {'unknown' if bf16 is None else 'measured'}",
         memory_bytes=available_memory_bytes(),
         memory_is_shared=True,
         read_bytes_per_s=bandwidth,
+        bf16_flops_per_s=None if bf16 is None else 2 * bf16,
+        int8_flops_per_s=None if int8 is None else 2 * int8,
         devices_per_machine=1,
     )
