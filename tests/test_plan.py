@@ -199,7 +199,12 @@ def test_this_machine_is_measured_and_its_ranks_share_it(tmp_path: Path) -> None
     assert 1e8 < hardware.read_bytes_per_s < 1e13
     assert plan.token_floor.read_bytes > plan.kinds_weight_bytes  # embedding and head are apart: two rows more
     assert plan.token_floor.memory_s == pytest.approx(plan.token_floor.read_bytes / hardware.read_bytes_per_s)
-    assert plan.token_floor.compute_s is None
+    if hardware.name == "cpu" and native.multiply_add_peak("bf16", 1, 0) is not None:
+        assert hardware.bf16_flops_per_s is not None
+        assert 1e8 < hardware.bf16_flops_per_s < 1e15
+        assert plan.token_floor.compute_s == pytest.approx(plan.token_floor.flops / hardware.bf16_flops_per_s)
+    else:
+        assert plan.token_floor.compute_s is None
     assert plan.token_floor.link_s is None
 
 
