@@ -27,11 +27,11 @@ demo: $(STAMPS)/demo ## Generate text with the embedded default model, measure h
 	head -n 3 results/news.jsonl
 	$(BIN)/anthesis report results/bench.json results/news.jsonl
 
-test: check ## Style, types, and every test that takes no more than a few seconds
+test: check sanitize ## Style, types, the native code under sanitizers, and every test that takes no more than a few seconds
 	$(PYTEST) -m "not slow and not timed"
 	$(BIN)/python -m pytest -m "timed and not slow"
 
-test-slow: check ## Style, types, and every test
+test-slow: check sanitize ## The same, and every slow test
 	$(PYTEST) -m "not timed"
 	$(BIN)/python -m pytest -m timed
 
