@@ -150,8 +150,8 @@ def test_norms(kernels: str, norm: str, bias: bool, width: int, runs: int) -> No
 
 def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: int, size: int, window: int | None,
               alibi: bool, rotated: bool, lengths: list[int], steps: list[int],
-              threads: int = 2) -> tuple[float, list[Array]]:  # fmt: skip
-    """The largest error of attention over several sequences, computed in steps, and the results of each step."""
+              threads: int = 2) -> tuple[float, float, list[Array]]:  # fmt: skip
+    """Over several sequences, computed in steps: the largest error, the spread of the truth, and what was found."""
     total, blocks_each = sum(lengths), 4
     q, k, v = (draw.normal(size=(total, n * size)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
     cache = Value("cache", ("P", 2, BLOCK_TOKENS, kv_heads * size), dtype, "cache")
@@ -189,7 +189,7 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
     table = 1 + draw.permutation(num_blocks - 1).astype(np.int32).reshape(len(lengths), blocks_each)
 
     first = np.cumsum([0, *lengths[:-1]])
-    done, worst, results = [0] * len(lengths), 0.0, []
+    done, worst, spread, results = [0] * len(lengths), 0.0, 0.0, []
     for step in [*steps, max(lengths)]:
         runs = [(s, done[s], min(step, lengths[s] - done[s])) for s in range(len(lengths)) if done[s] < lengths[s]]
         if not runs:
@@ -204,11 +204,11 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
         }  # fmt: skip
         found = executable.run(inputs)["logits"]
         true = execute(program, arrays | inputs)["logits"]
-        worst = max(worst, float(np.abs(found - true).max()))
+        worst, spread = max(worst, float(np.abs(found - true).max())), max(spread, float(true.std()))
         results.append(found)
         for s, _, n in runs:
             done[s] += n
-    return worst, results
+    return worst, spread, results
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -219,11 +219,11 @@ def test_attention(kernels: str, dtype: str, heads: int, kv_heads: int, size: in
     """Prompts, chunks and single rows of sequences of different lengths, against float64."""
     rng = np.random.default_rng(heads * size)
     for window, alibi, rotated in [(None, True, False), (None, False, True), (70, False, True), (1, False, False)]:
-        worst, results = attention(
+        worst, spread, _ = attention(
             rng, dtype=dtype, heads=heads, kv_heads=kv_heads, size=size, window=window, alibi=alibi, rotated=rotated,
             lengths=[200, 3, 64, 65, 130], steps=[1, 1, 63, 7, 1],
         )  # fmt: skip
-        assert max(float(found.std()) for found in results) > 0.05
+        assert spread > 0.05
         # a key at the border between two bf16 numbers may be rounded to the other side once it is rotated in float32
         assert worst < (2e-5 if dtype == "fp32" or not rotated else 2e-2)
 
@@ -237,7 +237,7 @@ def test_threads_share_the_keys_of_single_rows(
     """However the blocks of a head are shared, its result is the same bits, and right."""
     found = {}
     for threads in (1, 2, 3, 7):
-        worst, found[threads] = attention(
+        worst, _, found[threads] = attention(
             np.random.default_rng(5), dtype="fp32", heads=heads, kv_heads=kv_heads, size=size, window=window,
             alibi=True, rotated=False, lengths=[250, 70], steps=[60, *[1] * 9, 130, *[1] * 5], threads=threads,
         )  # fmt: skip

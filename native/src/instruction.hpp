@@ -214,6 +214,4 @@ std::unique_ptr<Instruction> make_instruction(ElementwiseSpec spec, const Kernel
 std::unique_ptr<Instruction> make_instruction(ArgmaxSpec spec, const Kernels& kernels, int threads);
 std::unique_ptr<Instruction> make_instruction(SampleSpec spec, const Kernels& kernels, int threads);
 
-constexpr std::size_t up_to_line(std::size_t nbytes) { return (nbytes + 63) / 64 * 64; }
-
 } // namespace anthesis

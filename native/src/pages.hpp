@@ -25,4 +25,7 @@ private:
     std::size_t nbytes_;
 };
 
+// The next multiple of a cache line.
+constexpr std::size_t up_to_line(std::size_t nbytes) { return (nbytes + 63) / 64 * 64; }
+
 } // namespace anthesis

@@ -111,8 +111,9 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
     int last = 0;
     UNROLL for (int q = 0; q < Q; ++q) last = std::max(last, queries[q].position);
     const int groups = std::min((last - start) / 16 + 1, kBlockGroups), keys_read = 16 * groups; // of which some see the last
-    if (G > 1 && groups <= G / 2)
-        score_block<kBf16, Q, G / 2 + (G == 1)>(scaled, D, keys, groups, scores);
+    constexpr int few = std::max(G / 2, 1);
+    if (groups <= few)
+        score_block<kBf16, Q, few>(scaled, D, keys, groups, scores);
     else
         score_block<kBf16, Q, G>(scaled, D, keys, groups, scores);
     int from = kBlockTokens, to = 0;

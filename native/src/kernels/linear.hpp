@@ -311,7 +311,7 @@ template <class Format> struct TilesKernel {
                 // The first time the tiles come from memory: while some are multiplied, the next are fetched.
                 const bool fetches = begin == 0 && next < layout.tiles;
                 const std::size_t share = fetches ? (next - tile) * layout.unit_bytes / blocks : 0;
-                Soon soon{product.matrix->tile(next), (share + 63) / 64 * 64};
+                Soon soon{product.matrix->tile(next), up_to_line(share)};
                 for (int row = begin, count; row < end; row += count) {
                     count = block_rows(kBlockRows, product.rows - row);
                     some_rows(product, tile, next, product.x + row * row_bytes, row, count, soon);

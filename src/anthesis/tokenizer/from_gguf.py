@@ -82,8 +82,9 @@ class _Reader:
             raise TokenizerError(f"the GGUF file lacks tokenizer.ggml.{name}; download it again or convert it anew")
         values = self._metadata[f"tokenizer.ggml.{name}"]
         values = values.tolist() if hasattr(values, "tolist") else values
-        allowed = {str} if of is str else {int, float, bool}
-        if not isinstance(values, list | tuple) or not allowed.issuperset(map(type, values)):
+        allowed = str if of is str else (int, float)
+        # of the few types instead of all the values, which are hundreds of thousands
+        if not isinstance(values, list | tuple) or not all(issubclass(t, allowed) for t in set(map(type, values))):
             raise TokenizerError(
                 f"the GGUF file has tokenizer.ggml.{name} = {values!r:.60}; an array of "
                 f"{'texts' if of is str else 'numbers'} is needed; convert the model anew"
