@@ -10,7 +10,7 @@ constexpr std::size_t kRecordHead = 8; // scale and sum
 
 template <bool kHalf> struct PlainFormat { // fp32, fp16
     static constexpr std::size_t input_bytes = 32 * 4;
-    static constexpr int sums = 1;
+    static constexpr int sums_per_output = 1;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -32,7 +32,7 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
 
 struct Bf16Format {
     static constexpr std::size_t input_bytes = kBf16InputBytes;
-    static constexpr int sums = 1;
+    static constexpr int sums_per_output = 1;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -44,7 +44,7 @@ struct Bf16Format {
 
 template <bool kGrouped, bool kWide> struct Int8Format {
     static constexpr std::size_t input_bytes = kRecordHead + kInt8InputBytes<kWide>;
-    static constexpr int sums = 2; // in integers, and of all groups
+    static constexpr int sums_per_output = 2; // in integers, and of all groups
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
@@ -75,7 +75,7 @@ template <bool kGrouped, bool kWide> struct Int8Format {
 
 template <bool kMinimum, bool kWide> struct Int4Format {
     static constexpr std::size_t input_bytes = kRecordHead + (kWide ? 64 : 32);
-    static constexpr int sums = 2;
+    static constexpr int sums_per_output = 2;
 
     template <int T, int R>
     static INLINE void unit(Tiles<T, R == 1> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
@@ -258,7 +258,7 @@ constexpr int kTilesTogether = 4;                    // that pass by the rows be
 // How many tiles beside each other have registers for their sums. Of one row four, so that the arithmetic does not wait for
 // itself.
 template <class Format, int R> constexpr int tiles_beside() {
-    constexpr int most = kMostSums / (R * Format::sums);
+    constexpr int most = kMostSums / (R * Format::sums_per_output);
     return R == 1 || most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 
