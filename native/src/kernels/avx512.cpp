@@ -17,7 +17,7 @@ namespace anthesis::avx512 {
 namespace {
 
 constexpr int kRegisterBytes = 64;
-constexpr int kMostSums = 24; // of the 32 registers
+constexpr int kMostSums = 16; // of the 32 registers: more are slower where tiles come from memory
 constexpr int kBlockRows = 12;
 constexpr int kBlockQueries = 12;
 

@@ -5,7 +5,7 @@
 constexpr std::size_t kBf16InputBytes = 32 * sizeof(float);
 
 template <int T, int R>
-INLINE void add_bf16_unit(Tiles<T, R == 1> w, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void add_bf16_unit(Tiles<T, R> w, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const float*>(x);
     for (int pair = 0; pair < 16; ++pair, in += 2 * R)
         UNROLL for (int t = 0; t < T; ++t) {

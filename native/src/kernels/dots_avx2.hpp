@@ -28,7 +28,7 @@ INLINE Ints add_byte_products(Ints a, Ints bytes, std::int32_t x) {
 
 // dot[t][r] = offsets[r] + sum over 32 columns of (stored byte of tile t) * (input r).
 template <bool kWide, int T, int R>
-INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+INLINE void dot_int8(Tiles<T, R> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
     }
@@ -49,7 +49,7 @@ INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32
 
 // words[t][r] = sums of 16 bits of the values of tile t, 0 .. 15, times one plane of bytes of the inputs:
 // |sums of eight products of two| <= 8 * 2 * 15 * 128 < 2^15.
-template <int T, int R> INLINE void multiply_plane(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&words)[T][R]) {
+template <int T, int R> INLINE void multiply_plane(Tiles<T, R> w, const std::int32_t* plane, Ints (&words)[T][R]) {
     const __m256i mask = _mm256_set1_epi8(15);
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) words[t][r] = fill_ints(0);
@@ -76,7 +76,7 @@ INLINE Ints add_pairs(Ints words, std::int16_t factor) {
 
 // dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r). Inputs are bytes; wide ones two planes of
 // bytes, x = 256 high + low.
-template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     Ints words[T][R];
     multiply_plane(w, x, words);
     UNROLL for (int t = 0; t < T; ++t) {

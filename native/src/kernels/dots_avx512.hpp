@@ -14,7 +14,7 @@ INLINE Ints add_products(Ints a, __m512i bytes, std::int32_t x) {
 
 // dot[t][r] += sum over 32 columns of (stored byte of tile t) * (input r), of one plane of the inputs' bytes.
 template <bool kFetches, int T, int R>
-INLINE void add_plane_products(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
+INLINE void add_plane_products(Tiles<T, R> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
     for (int step = 0; step < 8; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
             const std::byte* at = w.at(t, step * 64);
@@ -26,7 +26,7 @@ INLINE void add_plane_products(Tiles<T, R == 1> w, const std::int32_t* plane, In
 
 // The same of four-bit values.
 template <bool kFetches, int T, int R>
-INLINE void add_int4_plane_products(Tiles<T, R == 1> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
+INLINE void add_int4_plane_products(Tiles<T, R> w, const std::int32_t* plane, Ints (&dot)[T][R]) {
     const __m512i mask = _mm512_set1_epi8(15);
     for (int step = 0; step < 4; ++step)
         UNROLL for (int t = 0; t < T; ++t) {
@@ -53,7 +53,7 @@ template <int T, int R> INLINE void clear_all(Ints (&dot)[T][R]) {
 // dot[t][r] = offsets[r] + sum over 32 columns of (stored byte of tile t) * (input r). Wide inputs are two planes of bytes, x =
 // 256 high + low, one after the other: sums of both would not all have registers.
 template <bool kWide, int T, int R>
-INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+INLINE void dot_int8(Tiles<T, R> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
     if constexpr (kWide) {
         clear_all(dot);
         add_plane_products<true>(w, x, dot);
@@ -71,7 +71,7 @@ INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32
 }
 
 // dot[t][r] = sum over 32 columns of (value of tile t, 0 .. 15) * (input r).
-template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     clear_all(dot);
     add_int4_plane_products<true>(w, x, dot);
     if constexpr (kWide) {
@@ -83,7 +83,7 @@ template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, con
 constexpr std::size_t kBf16InputBytes = 32 * 2;
 
 template <int T, int R>
-INLINE void add_bf16_unit(Tiles<T, R == 1> w, const std::byte* x, Floats (&sums)[T][R]) {
+INLINE void add_bf16_unit(Tiles<T, R> w, const std::byte* x, Floats (&sums)[T][R]) {
     const auto* in = reinterpret_cast<const std::int32_t*>(x);
     for (int pair = 0; pair < 16; ++pair, in += R)
         UNROLL for (int t = 0; t < T; ++t) {

@@ -13,7 +13,7 @@ template <bool kWide> INLINE void arrange_int8_inputs(Ints first, Ints second, s
 INLINE Ints byte_of(Ints bytes, int which) { return arithmetic_shift(bytes, 8 * which) & 0xff; }
 
 template <bool kWide, int T, int R>
-INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
+INLINE void dot_int8(Tiles<T, R> w, const std::int32_t* x, const std::int32_t* offsets, Ints (&dot)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(offsets[r]);
     }
@@ -31,7 +31,7 @@ INLINE void dot_int8(Tiles<T, R == 1> w, const std::int32_t* x, const std::int32
         }
 }
 
-template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R == 1> w, const std::int32_t* x, Ints (&dot)[T][R]) {
+template <bool kWide, int T, int R> INLINE void dot_int4(Tiles<T, R> w, const std::int32_t* x, Ints (&dot)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t)
         UNROLL for (int r = 0; r < R; ++r) dot[t][r] = fill_ints(0);
     for (int step = 0; step < 8; ++step)

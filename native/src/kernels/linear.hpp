@@ -13,7 +13,7 @@ template <bool kHalf> struct PlainFormat { // fp32, fp16
     static constexpr int sums_per_output = 1;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* in = reinterpret_cast<const float*>(x);
         for (int k = 0; k < 32; ++k)
             UNROLL for (int t = 0; t < T; ++t) {
@@ -35,7 +35,7 @@ struct Bf16Format {
     static constexpr int sums_per_output = 1;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         add_bf16_unit(w, x, sums);
     }
 
@@ -47,7 +47,7 @@ template <bool kGrouped, bool kWide> struct Int8Format {
     static constexpr int sums_per_output = 2; // in integers, and of all groups
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T, R == 1> w, int, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R> w, int, const std::byte* x, Floats (&sums)[T][R]) {
         const auto* scales = reinterpret_cast<const float*>(x);
         const auto* offsets = reinterpret_cast<const std::int32_t*>(x) + R;
         Ints dot[T][R];
@@ -78,7 +78,7 @@ template <bool kMinimum, bool kWide> struct Int4Format {
     static constexpr int sums_per_output = 2;
 
     template <int T, int R>
-    static INLINE void unit(Tiles<T, R == 1> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
+    static INLINE void unit(Tiles<T, R> w, int parts, const std::byte* x, Floats (&sums)[T][R]) {
         UNROLL for (int t = 0; t < T; ++t) w.fetch(w.at(t, 0));
         if (parts == 1) { // groups of 32: the loop below without sums of its own
             const auto* scales = reinterpret_cast<const float*>(x);
@@ -127,7 +127,7 @@ private:
 
     // group = (values of 32 columns, 0 .. 15) * inputs
     template <int T, int R>
-    static INLINE void multiply_part(Tiles<T, R == 1> w, const std::byte* record, Floats (&group)[T][R]) {
+    static INLINE void multiply_part(Tiles<T, R> w, const std::byte* record, Floats (&group)[T][R]) {
         const auto* scales = reinterpret_cast<const float*>(record);
         Ints dot[T][R];
         dot_int4<kWide>(w.behind(kHead), reinterpret_cast<const std::int32_t*>(record) + 2 * R, dot);
@@ -137,7 +137,7 @@ private:
     }
 
     template <int T, int R>
-    static INLINE void finish_group(Tiles<T, R == 1> w, const Floats (&group)[T][R], const Floats (&offset)[R], Floats (&sums)[T][R]) {
+    static INLINE void finish_group(Tiles<T, R> w, const Floats (&group)[T][R], const Floats (&offset)[R], Floats (&sums)[T][R]) {
         UNROLL for (int t = 0; t < T; ++t) {
             const Floats scale = load_halves(w.at(t, 0));
             if constexpr (kMinimum) {
@@ -167,23 +167,15 @@ template <class F> INLINE decltype(auto) with_format(const MatrixKind& kind, Inp
     }
 }
 
-// Memory that will be read soon: so many bytes are fetched into the second-level cache with every unit.
-struct Soon {
-    const std::byte* at = nullptr;
-    std::size_t unit_bytes = 0;
-};
-
 // The sums of T tiles for one block of R rows.
 template <class Format, int T, int R>
-INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Soon soon, Floats (&sums)[T][R]) {
+INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R> w, const std::byte* x, Floats (&sums)[T][R]) {
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zeros();
     }
     const std::size_t unit_bytes = layout.unit_bytes;
     const int parts = layout.unit_columns / kInputGroup;
     for (int unit = 0; unit < layout.units; ++unit) {
-        for (std::size_t i = 0; i < soon.unit_bytes; i += 64) __builtin_prefetch(soon.at + i, 0, 2);
-        soon.at += soon.unit_bytes;
         Format::template unit<T, R>(w, parts, x, sums);
         w.position += unit_bytes;
         x += Format::input_bytes * parts * R;
@@ -215,9 +207,9 @@ template <int T, int R> struct Stored {
 };
 
 template <class Format, int T, int R>
-INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R == 1> w, const std::byte* x, Soon soon, Stored<T, R>& to) {
+INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R> w, const std::byte* x, Stored<T, R>& to) {
     Floats sums[T][R];
-    sum_block<Format, T, R>(layout, w, x, soon, sums);
+    sum_block<Format, T, R>(layout, w, x, sums);
     UNROLL for (int t = 0; t < T; ++t) {
         UNROLL for (int r = 0; r < R; ++r) store(to.of[t] + r * kTileRows, sums[t][r]);
     }
@@ -225,16 +217,15 @@ INLINE void store_sums(const MatrixLayout& layout, Tiles<T, R == 1> w, const std
 
 // T tiles, `apart` from each other, and R rows.
 template <class Format, int T, int R>
-NO_INLINE void tiles_block(const TilesProduct& product, int tile, int apart, const std::byte* x, int row, Soon soon) {
+NO_INLINE void tiles_block(const TilesProduct& product, int tile, int apart, const std::byte* x, int row) {
     Stored<T, R> sums, gates;
     const auto sum = [&](const Matrix& matrix, Stored<T, R>& to) __attribute__((always_inline)) {
-        Tiles<T, R == 1> w{};
+        Tiles<T, R> w{.tile = {}, .from_memory = row == 0};
         UNROLL for (int t = 0; t < T; ++t) w.tile[t] = matrix.tile(tile + t * apart);
-        store_sums<Format, T, R>(matrix.layout, w, x, soon, to);
+        store_sums<Format, T, R>(matrix.layout, w, x, to);
     };
     sum(*product.matrix, sums);
     if (product.gate_by) {
-        soon = {};
         sum(*product.gate_by, gates);
     }
     for (int t = 0; t < T; ++t) finish_tile(product, tile + t * apart, row, R, sums.of[t], gates.of[t]);
@@ -242,13 +233,13 @@ NO_INLINE void tiles_block(const TilesProduct& product, int tile, int apart, con
 
 // One row and T tiles, half of them of the matrix and half of its gate.
 template <class Format, int T> NO_INLINE void gated_row(const TilesProduct& product, int tile, int apart) {
-    Tiles<T, true> w{};
+    Tiles<T, 1> w{};
     UNROLL for (int t = 0; t < T / 2; ++t) {
         w.tile[t] = product.matrix->tile(tile + t * apart);
         w.tile[T / 2 + t] = product.gate_by->tile(tile + t * apart);
     }
     Stored<T, 1> sums;
-    store_sums<Format, T, 1>(product.matrix->layout, w, product.x, {}, sums);
+    store_sums<Format, T, 1>(product.matrix->layout, w, product.x, sums);
     for (int t = 0; t < T / 2; ++t) finish_tile(product, tile + t * apart, 0, 1, sums.of[t], sums.of[T / 2 + t]);
 }
 
@@ -269,30 +260,30 @@ template <class Format> struct TilesKernel {
             if (product.gate_by)
                 gated_row<Format, 4>(product, tile, apart);
             else
-                tiles_block<Format, 4, 1>(product, tile, apart, product.x, 0, {});
+                tiles_block<Format, 4, 1>(product, tile, apart, product.x, 0);
     }
 
     template <int R, int T = tiles_beside<Format, R>()>
-    static void rows_block(const TilesProduct& product, int first, int last, const std::byte* x, int row, Soon soon) {
-        for (; first + T <= last; first += T, soon = {}) tiles_block<Format, T, R>(product, first, 1, x, row, soon);
+    static void rows_block(const TilesProduct& product, int first, int last, const std::byte* x, int row) {
+        for (; first + T <= last; first += T) tiles_block<Format, T, R>(product, first, 1, x, row);
         if constexpr (T > 1)
-            if (first < last) rows_block<R, T / 2>(product, first, last, x, row, soon);
+            if (first < last) rows_block<R, T / 2>(product, first, last, x, row);
     }
 
-    static void some_rows(const TilesProduct& product, int first, int last, const std::byte* x, int row, int count, Soon soon) {
-        if (count == kBlockRows) return rows_block<kBlockRows>(product, first, last, x, row, soon);
+    static void some_rows(const TilesProduct& product, int first, int last, const std::byte* x, int row, int count) {
+        if (count == kBlockRows) return rows_block<kBlockRows>(product, first, last, x, row);
         if constexpr (kBlockRows > 8)
-            if (count == 8) return rows_block<8>(product, first, last, x, row, soon);
+            if (count == 8) return rows_block<8>(product, first, last, x, row);
         switch (count) {
-        case 4: return rows_block<4>(product, first, last, x, row, soon);
-        case 2: return rows_block<2>(product, first, last, x, row, soon);
-        default: return rows_block<1>(product, first, last, x, row, soon);
+        case 4: return rows_block<4>(product, first, last, x, row);
+        case 2: return rows_block<2>(product, first, last, x, row);
+        default: return rows_block<1>(product, first, last, x, row);
         }
     }
 
     // Up to three tiles and one row.
     static void few_tiles(const TilesProduct& product, int first, int last) {
-        if (!product.gate_by) return rows_block<1, 2>(product, first, last, product.x, 0, {});
+        if (!product.gate_by) return rows_block<1, 2>(product, first, last, product.x, 0);
         for (int tile = first; tile < last; ++tile) gated_row<Format, 2>(product, tile, 1);
     }
 
@@ -305,19 +296,11 @@ template <class Format> struct TilesKernel {
         const int blocks_at_once = std::max(1, static_cast<int>(kCachedInputBytes / (row_bytes * kBlockRows)));
         for (int begin = 0; begin < product.rows; begin += blocks_at_once * kBlockRows) {
             const int end = std::min(product.rows, begin + blocks_at_once * kBlockRows);
-            const int blocks = (end - begin + kBlockRows - 1) / kBlockRows;
-            for (int tile = first; tile < last; tile += kTilesTogether) {
-                const int next = std::min(tile + kTilesTogether, last);
-                // The first time the tiles come from memory: while some are multiplied, the next are fetched.
-                const bool fetches = begin == 0 && next < layout.tiles;
-                const std::size_t share = fetches ? (next - tile) * layout.unit_bytes / blocks : 0;
-                Soon soon{product.matrix->tile(next), up_to_line(share)};
+            for (int tile = first; tile < last; tile += kTilesTogether)
                 for (int row = begin, count; row < end; row += count) {
                     count = block_rows(kBlockRows, product.rows - row);
-                    some_rows(product, tile, next, product.x + row * row_bytes, row, count, soon);
-                    soon.at += soon.unit_bytes * layout.units;
+                    some_rows(product, tile, std::min(tile + kTilesTogether, last), product.x + row * row_bytes, row, count);
                 }
-            }
         }
     }
 };

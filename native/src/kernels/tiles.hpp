@@ -1,11 +1,14 @@
-// Where a unit of T tiles is read. Included inside a namespace, with the instruction set switched on.
+// Where a unit of T tiles is read, for R rows. Included inside a namespace, with the instruction set switched on.
 
-// Bytes between what is read and what is fetched. Processors fetch ahead by themselves too, and twice as far was slower.
-constexpr std::size_t kAhead = 256;
+// Bytes between what is read from memory and what is fetched: into the first-level cache for few rows, which use it up at
+// once (and processors fetch ahead by themselves too: twice as far was slower); into the second for more.
+constexpr std::size_t kAhead = 256, kFarAhead = 8192;
+constexpr int kFewRows = 4;
 
-template <int T, bool kFetches> struct Tiles {
+template <int T, int R> struct Tiles {
     const std::byte* tile[T];
-    std::size_t position; // in each of them
+    std::size_t position = 0;  // in each of them
+    bool from_memory = true;   // not in a cache yet
 
     INLINE const std::byte* at(int t, std::size_t offset) const { return tile[t] + position + offset; }
     INLINE Tiles behind(std::size_t offset) const {
@@ -13,8 +16,10 @@ template <int T, bool kFetches> struct Tiles {
         moved.position += offset;
         return moved;
     }
-    // One row reads its tiles from memory. Of more rows the first has brought the tile into a cache.
     INLINE void fetch(const std::byte* read) const {
-        if constexpr (kFetches) fetch_ahead(read + kAhead);
+        if constexpr (R <= kFewRows)
+            fetch_ahead(read + kAhead);
+        else if (from_memory)
+            __builtin_prefetch(read + kFarAhead, 0, 2);
     }
 };
