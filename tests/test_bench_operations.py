@@ -64,6 +64,14 @@ def test_a_device_without_counters_says_so(tmp_path: Path) -> None:
         sweep(request)
 
 
+def test_measuring_begins_after_a_first_step(tmp_path: Path) -> None:
+    with (
+        LLM(tiny_model(tmp_path), device="cpu") as llm,
+        pytest.raises(RequestError, match="measure after a first step"),
+    ):
+        llm.measure(True)
+
+
 def test_one_token_has_no_decode_step() -> None:
     with pytest.raises(RequestError, match="ask for 2 or more"):
         Request(max_new_tokens=1, operations=True)

@@ -80,7 +80,10 @@ class Engine:
 
         Raises:
             UnsupportedError: the device has no counters.
+            RequestError: no step has been made yet.
         """
+        if self._blocks.cache is None:
+            raise RequestError("nothing to measure yet: measure after a first step")
         return self._executable("argmax").measure(on)
 
     def step(self) -> None:
