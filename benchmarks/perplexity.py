@@ -27,7 +27,7 @@ from anthesis.checkpoint.convert import write_packed
 from anthesis.checkpoint.default import default_model
 from bbc import articles
 
-KINDS = ("native", "fp32", "bf16", "int8", "int8-g32", "int4m", "int4", "int4-g64", "int4-g128")
+KINDS = ("native", "fp32", "bf16", "int8", "int8-g32", "int4m", "int4", "int4-g64")
 WINDOW = 512
 
 

@@ -131,8 +131,6 @@ private:
             const int taken = whole ? whole * here.num_blocks : std::min(here.num_blocks - block, to - from);
             const KeyRange range{head, head + std::max(whole, 1), here.first_block + block,
                                  here.first_block + (whole ? here.num_blocks : block + taken)};
-            if (range.last_block == here.first_block + here.num_blocks)
-                for (int i = range.first_kv_head; i < range.last_kv_head; ++i) step.kernels.attend_store(job(step, team, here.row, 1, i));
             float* records = nullptr;
             if (!whole) {
                 int thread = team.thread; // in whose share the head begins

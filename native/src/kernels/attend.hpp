@@ -19,41 +19,42 @@ INLINE const std::byte* cache_block(const AttendRows& job, int block) {
     return job.layer->cache + static_cast<std::size_t>(job.table[block]) * job.layer->layout.block_bytes();
 }
 
-inline void attend_store(const AttendRows& job) {
+// Stores what a row adds to one key-value head.
+inline void store_row(const AttendRows& job, int row, int kv_head) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim;
-    float* rotated = job.scratch;
-    for (int row = job.first_row; row < job.first_row + job.rows; ++row) {
-        const int position = job.positions[row], token = position % kBlockTokens;
-        std::byte* block = const_cast<std::byte*>(cache_block(job, position / kBlockTokens));
-        const float* key = job.k + row * job.kv_stride + job.kv_head * D;
-        const float* value = job.v + row * job.kv_stride + job.kv_head * D;
-        if (layer.rotates) {
-            rotate(key, job.angles + static_cast<std::size_t>(row) * D, rotated, D);
-            key = rotated;
-        }
-        std::byte* keys = block + layout.keys_at(job.kv_head);
-        std::byte* values = block + layout.values_at(job.kv_head);
-        for (int i = 0; i < D; i += 16) {
-            const int count = D - i < 16 ? D - i : 16;
-            const Floats k = load_first(key + i, count), v = load_first(value + i, count);
-            if (layout.is_bf16) {
-                std::uint16_t words[16];
-                store_bf16(words, k);
-                auto* to = reinterpret_cast<std::uint16_t*>(keys) + i * kBlockTokens + token;
-                for (int j = 0; j < count; ++j) to[j * kBlockTokens] = words[j];
-                store_bf16(words, v);
-                std::memcpy(values + 2 * (static_cast<std::size_t>(token) * D + i), words, 2 * count);
-            } else {
-                float numbers[16];
-                store(numbers, k);
-                auto* to = reinterpret_cast<float*>(keys) + i * kBlockTokens + token;
-                for (int j = 0; j < count; ++j) to[j * kBlockTokens] = numbers[j];
-                store_first(reinterpret_cast<float*>(values) + static_cast<std::size_t>(token) * D + i, v, count);
-            }
+    const int D = layout.head_dim, position = job.positions[row], token = position % kBlockTokens;
+    std::byte* block = const_cast<std::byte*>(cache_block(job, position / kBlockTokens));
+    const float* key = job.k + row * job.kv_stride + kv_head * D;
+    const float* value = job.v + row * job.kv_stride + kv_head * D;
+    if (layer.rotates) {
+        rotate(key, job.angles + static_cast<std::size_t>(row) * D, job.scratch, D);
+        key = job.scratch;
+    }
+    std::byte* keys = block + layout.keys_at(kv_head);
+    std::byte* values = block + layout.values_at(kv_head);
+    for (int i = 0; i < D; i += 16) {
+        const int count = D - i < 16 ? D - i : 16;
+        const Floats k = load_first(key + i, count), v = load_first(value + i, count);
+        if (layout.is_bf16) {
+            std::uint16_t words[16];
+            store_bf16(words, k);
+            auto* to = reinterpret_cast<std::uint16_t*>(keys) + i * kBlockTokens + token;
+            for (int j = 0; j < count; ++j) to[j * kBlockTokens] = words[j];
+            store_bf16(words, v);
+            std::memcpy(values + 2 * (static_cast<std::size_t>(token) * D + i), words, 2 * count);
+        } else {
+            float numbers[16];
+            store(numbers, k);
+            auto* to = reinterpret_cast<float*>(keys) + i * kBlockTokens + token;
+            for (int j = 0; j < count; ++j) to[j * kBlockTokens] = numbers[j];
+            store_first(reinterpret_cast<float*>(values) + static_cast<std::size_t>(token) * D + i, v, count);
         }
     }
+}
+
+inline void attend_store(const AttendRows& job) {
+    for (int row = job.first_row; row < job.first_row + job.rows; ++row) store_row(job, row, job.kv_head);
 }
 
 // How many groups of sixteen keys or elements fit into registers beside each other, for so many queries.
@@ -102,6 +103,36 @@ INLINE void weigh_values(const float* weights, const std::byte* values, int D, i
         UNROLL for (int g = 0; g < G; ++g) store(sums + q * width + element + g * 16, s[q][g]);
 }
 
+// Of one query: scores of G groups of keys become weights, exponentials of what they are below the largest, which head[0]
+// becomes; head[1] their sum. Only the keys [from, to) of the block count, which are all unless kMasked.
+template <int G, bool kMasked>
+INLINE void weigh_scores(const AttendLayer& layer, const Query& query, int start, int from, int to, float* scores, float* head) {
+    Floats s[G];
+    UNROLL for (int g = 0; g < G; ++g) s[g] = load(scores + 16 * g);
+    if (layer.slopes) {
+        const Floats slope = fill(layer.slopes[query.head]);
+        const int position = query.position - start;
+        UNROLL for (int g = 0; g < G; ++g) s[g] = s[g] - slope * (fill(static_cast<float>(position - 16 * g)) - lane_numbers());
+    }
+    if constexpr (kMasked) {
+        const Floats least = fill(-std::numeric_limits<float>::infinity());
+        UNROLL for (int g = 0; g < G; ++g) {
+            s[g] = where_negative(lane_numbers() - fill(static_cast<float>(to - 16 * g)), s[g], least);
+            s[g] = where_negative(lane_numbers() - fill(static_cast<float>(from - 16 * g)), least, s[g]);
+        }
+    }
+    Floats most = s[0];
+    UNROLL for (int g = 1; g < G; ++g) most = larger(most, s[g]);
+    head[0] = largest(most);
+    Floats total = zeros();
+    UNROLL for (int g = 0; g < G; ++g) {
+        const Floats weight = exponential(s[g] - fill(head[0]));
+        store(scores + 16 * g, weight);
+        total = total + weight;
+    }
+    head[1] = sum(total);
+}
+
 // Writes the records of Q queries for one block of keys. scaled: (Q, D) queries times the scale; scores: room for (Q, 64).
 template <bool kBf16, int Q>
 NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, const float* scaled, const std::byte* keys,
@@ -128,26 +159,16 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
         }
         from = std::min(from, seen_from);
         to = std::max(to, seen_to);
-        if (layer.slopes) {
-            const Floats slope = fill(layer.slopes[queries[q].head]);
-            for (int i = 0; i < keys_read; i += 16) {
-                const Floats distance = fill(static_cast<float>(queries[q].position - start - i)) - lane_numbers();
-                store(s + i, load(s + i) - slope * distance);
-            }
+        if (seen_from == 0 && seen_to == kBlockTokens) {
+            weigh_scores<kBlockGroups, false>(layer, queries[q], start, seen_from, seen_to, s, head);
+            continue;
         }
-        const float least = -std::numeric_limits<float>::infinity();
-        for (int i = 0; i < seen_from; ++i) s[i] = least;
-        for (int i = seen_to; i < keys_read; ++i) s[i] = least;
-        Floats most = load(s);
-        for (int i = 16; i < keys_read; i += 16) most = larger(most, load(s + i));
-        head[0] = largest(most);
-        Floats total = zeros();
-        for (int i = 0; i < keys_read; i += 16) {
-            const Floats weight = exponential(load(s + i) - fill(head[0]));
-            store(s + i, weight);
-            total = total + weight;
+        switch (groups) {
+        case 1: weigh_scores<1, true>(layer, queries[q], start, seen_from, seen_to, s, head); break;
+        case 2: weigh_scores<2, true>(layer, queries[q], start, seen_from, seen_to, s, head); break;
+        case 3: weigh_scores<3, true>(layer, queries[q], start, seen_from, seen_to, s, head); break;
+        default: weigh_scores<kBlockGroups, true>(layer, queries[q], start, seen_from, seen_to, s, head);
         }
-        head[1] = sum(total);
     }
     int element = 0;
     for (; element + 16 * G <= width; element += 16 * G)
@@ -172,6 +193,32 @@ INLINE void add_record(float* seen, const float* added, int width) {
     for (int i = kSumsAt; i < kSumsAt + width; i += 16) store(seen + i, load(seen + i) * before + load(added + i) * here);
 }
 
+// The same for several queries.
+INLINE void add_records(float* seen, const float* added, int count, int width) {
+    const int record = kSumsAt + width;
+    float before[16] = {}, here[16] = {};
+    for (int q = 0; q < count; ++q) {
+        const float most = std::max(seen[q * record], added[q * record]);
+        before[q] = seen[q * record] - most;
+        here[q] = added[q * record] - most;
+    }
+    store(before, exponential(load(before)));
+    store(here, exponential(load(here)));
+    for (int q = 0; q < count; ++q) {
+        float* to = seen + q * record;
+        const float* from = added + q * record;
+        if (from[1] == 0) continue;
+        if (to[1] == 0) {
+            std::memcpy(to, from, (kSumsAt + width) * sizeof(float));
+            continue;
+        }
+        const Floats b = fill(before[q]), h = fill(here[q]);
+        to[0] = std::max(to[0], from[0]);
+        to[1] = to[1] * before[q] + from[1] * here[q];
+        for (int i = kSumsAt; i < record; i += 16) store(to + i, load(to + i) * b + load(from + i) * h);
+    }
+}
+
 INLINE void finish_record(const AttendRows& job, const Query& query, const float* seen) {
     const int D = job.layer->layout.head_dim;
     float* out = job.out + query.row * job.out_stride + query.head * D;
@@ -187,7 +234,7 @@ INLINE void scale_query(const AttendRows& job, const Query& query, float* scaled
         rotate(from, job.angles + static_cast<std::size_t>(query.row) * D, scaled, D);
         from = scaled;
     }
-    for (int d = 0; d < D; ++d) scaled[d] = from[d] * layer.scale;
+    for (int d = 0; d < D; d += 16) store_first(scaled + d, load_first(from + d, D - d) * fill(layer.scale), D - d);
 }
 
 using AttendBlock = void (*)(const AttendLayer&, const Query*, const float*, const std::byte*, const std::byte*, int, float*, float*);
@@ -238,7 +285,7 @@ inline void attend_queries(const AttendRows& job, const Query* queries, int coun
         const std::byte* data = cache_block(job, block);
         attend_block(layer, queries, scaled, data + layout.keys_at(job.kv_head), data + layout.values_at(job.kv_head),
                      block * kBlockTokens, scores, added);
-        for (int q = 0; q < count; ++q) add_record(seen + q * record, added + q * record, width);
+        add_records(seen, added, count, width);
     }
     for (int q = 0; q < count; ++q) finish_record(job, queries[q], seen + q * record);
 }
@@ -258,13 +305,22 @@ inline void attend(const AttendRows& job) {
     if (count) attend_queries(job, queries, count);
 }
 
+// Fetches the keys and values of a head in a block that is not full: with holes between, the processor does not foresee them.
+INLINE void fetch_head(const CacheLayout& layout, const std::byte* keys, int tokens) {
+    const std::size_t token_bytes = layout.element_bytes(), read = tokens * token_bytes;
+    for (int d = 0; d < layout.head_dim; ++d)
+        for (std::size_t i = 0; i < read; i += 64) __builtin_prefetch(keys + d * kBlockTokens * token_bytes + i, 0, 2);
+    const std::byte* values = keys + layout.head_bytes();
+    for (std::size_t i = 0; i < read * layout.head_dim; i += 64) __builtin_prefetch(values + i, 0, 2);
+}
+
 // Memory is read in its order: of each block all heads, before the next.
 inline void attend_row(const AttendRows& job, const KeyRange& range, float* records) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
     const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
     const int first_head = heads_of(layer, range.first_kv_head).first, last_head = heads_of(layer, range.last_kv_head - 1).last;
-    float* scaled = job.scratch; // (heads, D)
+    float* scaled = job.scratch + sums_width(D); // (heads, D), behind the row's rotated key
     float* scores = scaled + layer.heads * D + 16;
     float* added = scores + kBlockQueries * kBlockTokens;
     float* seen = added + kBlockQueries * record;
@@ -274,7 +330,12 @@ inline void attend_row(const AttendRows& job, const KeyRange& range, float* reco
     }
     for (int block = range.first_block; block < range.last_block; ++block) {
         const std::byte* data = cache_block(job, block);
+        const int tokens = job.positions[job.first_row] + 1 - block * kBlockTokens; // up to the row's own
+        const bool is_full = tokens >= kBlockTokens, is_own = tokens <= kBlockTokens;
+        if (!is_full) fetch_head(layout, data + layout.keys_at(range.first_kv_head), tokens);
         for (int kv_head = range.first_kv_head; kv_head < range.last_kv_head; ++kv_head) {
+            if (!is_full && kv_head + 1 < range.last_kv_head) fetch_head(layout, data + layout.keys_at(kv_head + 1), tokens);
+            if (is_own) store_row(job, job.first_row, kv_head);
             const Heads heads = heads_of(layer, kv_head);
             for (int head = heads.first; head < heads.last; head += kBlockQueries) {
                 const int count = std::min(kBlockQueries, heads.last - head);
@@ -312,5 +373,5 @@ inline std::size_t attend_record_floats(const AttendLayer& layer) { return kSums
 
 inline std::size_t attend_scratch_floats(const AttendLayer& layer) {
     const std::size_t D = layer.layout.head_dim, record = attend_record_floats(layer), queries = std::max(kBlockQueries, layer.heads);
-    return queries * (D + record) + kBlockQueries * (kBlockTokens + record) + 64;
+    return record + queries * (D + record) + kBlockQueries * (kBlockTokens + record) + 64;
 }

@@ -99,7 +99,7 @@ INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
     store_bf16(pairs, load(x));
     store_bf16(pairs + 8, load(x + 16));
     auto* out = reinterpret_cast<std::int32_t*>(record) + row;
-    for (int i = 0; i < 16; ++i) out[i * rows] = pairs[i];
+    UNROLL for (int i = 0; i < 16; ++i) out[i * rows] = pairs[i];
 }
 
 // What the processor does at most for such products (see peak.hpp).

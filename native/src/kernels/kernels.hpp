@@ -132,7 +132,8 @@ struct Kernels {
     void (*attend_store)(const AttendRows& rows);
     // Attends with one key-value head; the keys and values of the rows are in the cache.
     void (*attend)(const AttendRows& rows);
-    // Attends with a single row to a range of the cache: to all its blocks; or, with `records`, for one key-value head to
+    // Attends with a single row to a range of the cache, and first stores its keys and values if their block is among it: to all
+    // its blocks; or, with `records`, for one key-value head to
     // some of them, and writes what each block has for each query head, attend_record_floats() each, for attend_finish().
     void (*attend_row)(const AttendRows& row, const KeyRange& range, float* records);
     // Puts together the records of all blocks for one key-value head.
