@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The editable install knows the packages that were there when it was made; a new one must be told to it.
 PACKAGES := $(shell find src -name __init__.py)
 
-.PHONY: help demo test test-slow check native sanitize bench-peers clean
+.PHONY: help demo test test-slow check native sanitize native-tests bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -54,6 +54,11 @@ sanitize: $(STAMPS)/build ## The native code under the address, undefined-behavi
 	    -DANTHESIS_WERROR=ON -DANTHESIS_SANITIZE=$$sanitizers >/dev/null && \
 	  $(BIN)/cmake --build $$build && $$build/native_tests || exit 1; \
 	done
+
+native-tests: $(STAMPS)/build ## The same tests of the native code without sanitizers, by the compiler that CXX names
+	$(BIN)/cmake -S native -B build/$(notdir $(CXX)) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_CXX_COMPILER=$(CXX) -DANTHESIS_TESTS=ON -DANTHESIS_WERROR=ON >/dev/null
+	$(BIN)/cmake --build build/$(notdir $(CXX)) && build/$(notdir $(CXX))/native_tests
 
 clean: ## Remove what was built and installed in this tree
 	rm -rf $(VENV) .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -471,6 +471,14 @@ def test_a_terminal_shows_a_bar_and_a_pipe_plain_lines(tmp_path: Path, model: st
     assert "batch 16" in plain
 
 
+def test_the_batch_is_the_devices(tmp_path: Path, model: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", 3)
+    output = str(tmp_path / "a.jsonl")
+    shown = anthesis("complete", model, str(data), "-o", output, "--column", "content", "-n", "2", "--device", "cpu")
+    assert shown.returncode == 0, shown.stderr
+    assert "batch 64" in shown.stderr
+
+
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, model: str) -> None:
     """Of the rows only a few are read ahead, so the 20,000 that fail at once take no more than 200."""
     code = (

@@ -74,8 +74,9 @@ def rounded(x: NDArray[np.float32], kind: str, wide: bool) -> NDArray[np.float64
     return (np.rint(padded * inverse) * scale).reshape(len(x), -1)[:, : x.shape[1]]
 
 
-SHAPES = [(16, 32), (32, 128), (48, 128), (37, 128), (1, 256), (100, 384)]
+SHAPES = [(16, 32), (32, 128), (48, 128), (37, 128), (1, 256), (100, 384), (700, 128)]
 ODD_SHAPES = [(5, 45), (70, 33), (16, 1), (33, 100)]
+ROWS = (1, 2, 5, 8, 13, 33)
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["natural", "wide"])
@@ -85,13 +86,12 @@ def test_products(kernels: str, name: str, wide: bool) -> None:
     rng = np.random.default_rng(0)
     kind = weight_kind(name)
     shapes = SHAPES + (ODD_SHAPES if kind.column_step == 1 else [])
-    for i, (outputs, columns) in enumerate(shapes):
+    for outputs, columns in shapes:
         if columns % kind.column_step:
             continue
-        rows = (1, 2, 5, 7, 13, 33)[i % 6]
         weight = quantize(rng.normal(0, 0.4, (outputs, columns)).astype(np.float32), kind)
-        bias, residual = rng.normal(size=outputs), rng.normal(size=(rows, outputs))
-        x = rng.normal(size=(rows, columns)).astype(np.float32)
+        bias, residual = rng.normal(size=outputs), rng.normal(size=(max(ROWS), outputs))
+        x = rng.normal(size=(max(ROWS), columns)).astype(np.float32)
         x[0, : columns // 2] *= 100  # an outlier in one group must not cost the others their precision
         ops: list[Op] = [
             Embed(ids="tokens", weight="x", out="rows"),
@@ -99,12 +99,44 @@ def test_products(kernels: str, name: str, wide: bool) -> None:
             Linear(x="rows", weights=("w",), biases=("bias",), outs=("logits",), residual="added", wide_inputs=wide),
         ]
         tensors = {"x": fp32(x), "w": weight, "bias": fp32(bias), "residual": fp32(residual)}
-        found = run_ops(ops, tensors, rows, ("logits",))["logits"]
         exact, inputs = weight.dequantize(np.float64), rounded(x, name, wide)
         true = inputs @ exact.T + bias.astype(np.float32) + residual.astype(np.float32)
         magnitude = np.abs(inputs) @ np.abs(exact).T + np.abs(bias) + np.abs(residual)
-        assert found.shape == (rows, outputs)
-        assert (np.abs(found - true) <= 1e-6 * magnitude).all(), f"{outputs} x {columns}, {rows} rows"
+        for rows in ROWS:
+            found = run_ops(ops, tensors, rows, ("logits",))["logits"]
+            assert found.shape == (rows, outputs)
+            near = np.abs(found - true[:rows]) <= 1e-6 * magnitude[:rows]
+            assert near.all(), f"{outputs} x {columns}, {rows} rows"
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int4m"])
+def test_more_rows_than_a_cache_holds(kernels: str, name: str) -> None:
+    """Rows that pass by the tiles in several turns."""
+    rng = np.random.default_rng(4)
+    weight = quantize(rng.normal(0, 0.4, (40, 4096)).astype(np.float32), weight_kind(name))
+    x = rng.normal(size=(150, 4096)).astype(np.float32)
+    ops = [Embed(ids="tokens", weight="x", out="rows"), Linear(x="rows", weights=("w",), outs=("logits",))]
+    found = run_ops(ops, {"x": fp32(x), "w": weight}, len(x), ("logits",))["logits"]
+    exact, inputs = weight.dequantize(np.float64), rounded(x, name, wide=False)
+    assert (np.abs(found - inputs @ exact.T) <= 1e-6 * (np.abs(inputs) @ np.abs(exact).T)).all()
+
+
+@pytest.mark.parametrize("name", CPU_KINDS)
+def test_gated_products(kernels: str, name: str) -> None:
+    rng = np.random.default_rng(6)
+    first, second = (quantize(rng.normal(0, 0.2, (90, 128)).astype(np.float32), weight_kind(name)) for _ in range(2))
+    x = rng.normal(size=(33, 128)).astype(np.float32)
+    rows = Embed(ids="tokens", weight="x", out="rows")
+    gated = Linear(x="rows", weights=("first", "second"), outs=("logits",), activation="silu", gated=True)
+    inputs, exact = rounded(x, name, wide=False), [weight.dequantize(np.float64) for weight in (first, second)]
+    a, b = (inputs @ weight.T for weight in exact)
+    of_a, of_b = (1e-6 * np.abs(inputs) @ np.abs(weight).T for weight in exact)  # how far each may be off
+    true, slope = a / (1 + np.exp(-a)) * b, 1.1  # of the activation at most
+    most = slope * of_a * np.abs(b) + np.abs(a) * of_b + slope * of_a * of_b + 4e-7 * np.abs(a * b)
+    for count in ROWS:
+        tensors = {"x": fp32(x), "first": first, "second": second}
+        found = run_ops([rows, gated], tensors, count, ("logits",))["logits"]
+        assert (np.abs(found - true[:count]) <= most[:count]).all()
 
 
 def through_identity(x: str, width: int) -> tuple[Linear, dict[str, WeightTensor]]:
@@ -149,11 +181,15 @@ def test_norms(kernels: str, norm: str, bias: bool, width: int, runs: int) -> No
 
 
 def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: int, size: int, window: int | None,
-              alibi: bool, rotated: bool, lengths: list[int], steps: list[int],
-              threads: int = 2) -> tuple[float, float, list[Array]]:  # fmt: skip
-    """Over several sequences, computed in steps: the largest error, the spread of the truth, and what was found."""
+              alibi: bool, rotated: bool, lengths: list[int], steps: list[int], threads: int = 2,
+              part: tuple[int, int] | None = None) -> tuple[float, float, list[Array]]:  # fmt: skip
+    """Over several sequences, computed in steps: the largest error, the spread of the truth, and what was found.
+
+    `part`: the first query head of a rank, and how many it has; else it has all.
+    """
     total, blocks_each = sum(lengths), 4
-    q, k, v = (draw.normal(size=(total, n * size)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
+    first_head, own = part or (0, heads)
+    q, k, v = (draw.normal(size=(total, n * size)).astype(np.float32) for n in (own, kv_heads, kv_heads))
     cache = Value("cache", ("P", 2, BLOCK_TOKENS, kv_heads * size), dtype, "cache")
     frequencies = tuple(1000.0 ** (-i / (size // 2)) for i in range(size // 2))
     ops: list[Op] = [Embed(ids="tokens", weight=name, out=f"{name}.rows") for name in "qkv"]
@@ -166,9 +202,9 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
     ops.append(
         Attend(**names, cache="cache", positions="positions", slots="slots", segments="segments", head_dim=size,
                block_table="block_table", out="attended", num_heads=heads, num_kv_heads=kv_heads, scale=size**-0.5,
-               window=window, alibi=alibi)
+               window=window, alibi=alibi, first_head=first_head)
     )  # fmt: skip
-    last, identity = through_identity("attended", heads * size)
+    last, identity = through_identity("attended", own * size)
     ops.append(last)
     tensors = {"q": fp32(q), "k": fp32(k), "v": fp32(v)} | identity
 
@@ -228,18 +264,22 @@ def test_attention(kernels: str, dtype: str, heads: int, kv_heads: int, size: in
         assert worst < (2e-5 if dtype == "fp32" or not rotated else 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "rotated"), [("fp32", False), ("fp32", True), ("bf16", False)])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "window"), [(6, 3, 22, None), (2, 2, 64, 100), (14, 1, 16, None)]
+    ("heads", "kv_heads", "size", "window", "part"),
+    [(6, 3, 22, None, None), (2, 2, 64, 100, None), (14, 1, 16, None, None), (8, 1, 16, None, (2, 3))],
 )
 def test_threads_share_the_keys_of_single_rows(
-    kernels: str, heads: int, kv_heads: int, size: int, window: int | None
-) -> None:
+    kernels: str, heads: int, kv_heads: int, size: int, window: int | None, part: tuple[int, int] | None, dtype: str,
+    rotated: bool,
+) -> None:  # fmt: skip
     """However the blocks of a head are shared, its result is the same bits, and right."""
     found = {}
     for threads in (1, 2, 3, 7):
         worst, _, found[threads] = attention(
-            np.random.default_rng(5), dtype="fp32", heads=heads, kv_heads=kv_heads, size=size, window=window,
-            alibi=True, rotated=False, lengths=[250, 70], steps=[60, *[1] * 9, 130, *[1] * 5], threads=threads,
+            np.random.default_rng(5), dtype=dtype, heads=heads, kv_heads=kv_heads, size=size, window=window,
+            alibi=not rotated, rotated=rotated, lengths=[250, 70], steps=[60, *[1] * 9, 130, *[1] * 5],
+            threads=threads, part=part,
         )  # fmt: skip
         assert worst < 2e-5
     assert all(np.array_equal(a, b) for one in found.values() for a, b in zip(found[1], one, strict=True))

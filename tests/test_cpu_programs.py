@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
 
     Norms have a large epsilon: what divides by nearly nothing is a different number in float32.
     """
-    family = draw(st.sampled_from(["bloom", "llama", "qwen3", "gpt2"]))
+    family = draw(st.sampled_from(["bloom", "llama", "mistral", "qwen3", "gpt2"]))
     kv_heads, share = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     size, layers = 2 * draw(st.integers(1, 20)), draw(st.integers(1, 2))
     vocabulary = draw(st.integers(3, 200))
@@ -45,6 +46,7 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
         "vocab_size": vocabulary, "head_dim": size, "tie_word_embeddings": draw(st.booleans()),
         "rms_norm_eps": 0.1, "attention_bias": draw(st.booleans()),
         "mlp_bias": family == "llama" and draw(st.booleans()),
+        "sliding_window": draw(st.integers(1, 150)) if family == "mistral" else None,
     }  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def test_logits(kernels: str, raw: dict[str, Any], seed: int, fused: bool, threa
     def tokens(count: int) -> list[int]:
         return rng.integers(0, config.vocab_size, count).tolist()
 
-    first = data.draw(st.lists(st.integers(1, 130), min_size=1, max_size=3))
+    first = data.draw(st.lists(st.integers(1, 130), min_size=1, max_size=6))
     then = [data.draw(st.sampled_from([1, 1, 1, 5, 40])) for _ in first]
     steps = [
         step_inputs([(slot, 0, tokens(count)) for slot, count in enumerate(first)]),
@@ -98,6 +100,33 @@ def test_logits(kernels: str, raw: dict[str, Any], seed: int, fused: bool, threa
         token = chooser.run(inputs)["token"]
         best = true[:, : config.usable_vocab_size].max(axis=1)
         assert (best - true[np.arange(len(true)), token] < 4e-4 * scale).all()
+
+
+def test_steps_of_two_threads_wait_for_each_other(kernels: str) -> None:
+    """Of two programs on one device, and of one program."""
+    program = fuse(
+        trace(config_of({"model_type": "bloom", "hidden_size": 64, "n_head": 2, "n_layer": 3, "vocab_size": 90}))
+    )
+    weights = random_weights(program)
+    device = CpuDevice(2)
+    packed = {
+        value.name: device.pack(
+            quantize(weights[value.name].astype(np.float32), WEIGHT_KINDS[value.dtype]), frozenset()
+        )
+        for value in program.of_kind("weight")
+    }
+    rng = np.random.default_rng(0)
+    steps = [step_inputs([(0, 0, rng.integers(0, 90, count).tolist())]) for count in (3, 61, 17, 5)]
+    blocks = blocks_of(steps[1])
+    expected = [device.compile(program, packed, device.allocate(program, blocks)).run(step)["token"] for step in steps]
+    one, other = (device.compile(program, packed, device.allocate(program, blocks)) for _ in range(2))
+
+    def run(executable: Any, i: int) -> bool:
+        return all(np.array_equal(executable.run(steps[i])["token"], expected[i]) for _ in range(40))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(run, [one, other], [0, 1]))
+        assert all(threads.map(run, [one, one], [2, 3]))
 
 
 def test_use_after_fork_is_an_error(kernels: str) -> None:

@@ -145,6 +145,18 @@ def test_any_schedule(models, device, name, cache):
         check()
 
 
+@pytest.mark.parametrize(("name", "weights"), [("bloom", "native"), ("grouped", "int8"), ("llama", "bf16")])
+def test_many_sequences(models, device, name, weights):
+    """More than the 64 that `complete` has on their way, each with rows of its own in every step."""
+    texts = prompts(tuple(5 + i % 4 for i in range(67)))
+    with open_llm(models[name], device, weights=weights) as llm:
+        alone = [llm.logits(text) for text in texts]
+        every = range(len(texts))
+        steps = [[(i, 2) for i in every], *([(i, 1) for i in every if 2 + n < len(texts[i])] for n in range(6))]
+        for found, expected in zip(scheduled_logits(llm, texts, steps, range(1, 68)), alone, strict=True):
+            assert same_bits(found, expected)
+
+
 KINDS = ["native", "bf16", "fp16", "int8", "int8-g32", "int4", "int4m", "int4-g64", "int4m-g128", "fp8"]
 
 

@@ -80,7 +80,7 @@ std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string&
 std::shared_ptr<LayerCache> make_cache(int blocks, int kv_heads, int head_dim, bool is_bf16, const LayerCache* old) {
     const CacheLayout layout{kv_heads, head_dim, is_bf16};
     const std::size_t nbytes = layout.block_bytes() * blocks;
-    auto pages = std::make_shared<Pages>(nbytes + kSlackBytes);
+    auto pages = std::make_shared<Pages>(nbytes);
     auto* data = static_cast<std::byte*>(pages->data());
     if (old) std::memcpy(data, old->data.get(), old->layout.block_bytes() * old->blocks);
     return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::shared_ptr<std::byte>(pages, data)});
@@ -145,15 +145,19 @@ void add_attend(Program& program, std::shared_ptr<LayerCache> cache, const Place
     program.add(std::move(spec));
 }
 
+ElementwiseSpec::Kind elementwise_kind(const std::string& name) {
+    using Kind = ElementwiseSpec::Kind;
+    if (name == "activate") return Kind::activate;
+    if (name == "add") return Kind::add;
+    if (name == "multiply") return Kind::multiply;
+    if (name == "add_vector") return Kind::add_vector;
+    if (name == "select_rows") return Kind::select_rows;
+    throw std::invalid_argument("no operation of elements is called " + name);
+}
+
 void add_elementwise(Program& program, const std::string& kind, const PlaceTuple& a, const std::optional<PlaceTuple>& b,
                      const VectorHandle* vector, const std::optional<std::string>& activation, const PlaceTuple& out) {
-    using Kind = ElementwiseSpec::Kind;
-    const Kind known = kind == "activate"     ? Kind::activate
-                       : kind == "add"        ? Kind::add
-                       : kind == "multiply"   ? Kind::multiply
-                       : kind == "add_vector" ? Kind::add_vector
-                                              : Kind::select_rows;
-    program.add(ElementwiseSpec{known, activation_of(activation), place(a), b ? place(*b) : Place{}, place(out), vector_of(vector)});
+    program.add(ElementwiseSpec{elementwise_kind(kind), activation_of(activation), place(a), b ? place(*b) : Place{}, place(out), vector_of(vector)});
 }
 
 // The arrays of a step by name. They are given as a dictionary: which there are depends on how the program ends.

@@ -135,18 +135,16 @@ private:
             if (!whole) {
                 int thread = team.thread; // in whose share the head begins
                 while (Team{team.pool, thread}.share(units).first > before + head * here.num_blocks) --thread;
-                records = cut_head(step, thread) + static_cast<std::size_t>(block) * block_floats(step.kernels);
+                records = cut_head(step, thread) + cut_head_floats(step.kernels, block);
             }
             step.kernels.attend_row(job(step, team, here.row, 1, head), range, records);
             from += taken;
         }
     }
 
-    // Of one block, for all query heads that read a key-value head.
-    std::size_t block_floats(const Kernels& kernels) const {
-        return kernels.attend_record_floats(layer_) * static_cast<std::size_t>(layer_.queries_per_kv_head_of_model);
+    std::size_t cut_head_floats(const Kernels& kernels, int blocks) const {
+        return kernels.attend_block_floats(layer_) * static_cast<std::size_t>(blocks);
     }
-    std::size_t cut_head_floats(const Kernels& kernels, int blocks) const { return block_floats(kernels) * static_cast<std::size_t>(blocks); }
     float* cut_head(const Step& step, int thread) const {
         return step.partial + cut_head_floats(step.kernels, step.in.table_width) * static_cast<std::size_t>(thread);
     }

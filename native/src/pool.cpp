@@ -75,6 +75,7 @@ void Pool::run_erased(Call call, const void* context) {
     if (getpid() != owner_)
         throw std::runtime_error("this process was forked after the model was opened, and its threads stayed behind; "
                                  "open the model in the process that uses it");
+    const std::lock_guard turn(turn_);
     if (threads_ > 1) {
         call_ = call;
         context_ = context;

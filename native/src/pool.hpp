@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -18,7 +19,7 @@ struct alignas(64) Counter {
 
 // Threads that stay, and run one job after the other together with the caller.
 //
-// A thread that waits spins for some tens of microseconds, which is longer than the gaps within a step and the gap
+// A thread that waits spins for a hundred microseconds, which is longer than the gaps within a step and the gap
 // between two steps of a small model, and then sleeps: on a machine with other work, or with more threads than cores,
 // spinning on would keep the thread that is waited for from running.
 class Pool {
@@ -32,7 +33,7 @@ public:
     int size() const noexcept { return threads_; }
 
     // Calls job(0) on this thread and job(1) .. job(size - 1) on the others; returns when all are done. The job must not
-    // throw. One caller at a time.
+    // throw. Callers of several threads wait for each other.
     //
     // Throws std::runtime_error in a process that was forked off: the other threads were not.
     template <class Job> void run(const Job& job) {
@@ -52,6 +53,7 @@ private:
     int threads_;
     pid_t owner_;
     std::vector<std::thread> workers_;
+    std::mutex turn_; // whose job it is
     Call call_ = nullptr;
     const void* context_ = nullptr;
     bool stopping_ = false;

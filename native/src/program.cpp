@@ -41,6 +41,7 @@ void Program::reserve(const StepInputs& in) {
 }
 
 void Program::run(const StepInputs& in, const StepOutputs& out) {
+    const std::lock_guard turn(turn_);
     reserve(in);
     const Step step{kernels_, in, token_rows_, logit_rows_, packed_, own_.data(), partial_, out};
     pool_->run([&](int thread) {

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "instruction.hpp"
@@ -23,7 +24,8 @@ public:
         instructions_.push_back(make_instruction(std::move(spec), kernels_, pool_->size()));
     }
 
-    // One step. Throws std::bad_alloc, and std::runtime_error in a forked process.
+    // One step; callers of several threads wait for each other. Throws std::bad_alloc, and std::runtime_error in a forked
+    // process.
     void run(const StepInputs& in, const StepOutputs& out);
 
     // From now on steps take the time of each instruction, or no longer do.
@@ -38,6 +40,7 @@ private:
     void run_measured(const Step& step, const Team& team);
 
     std::shared_ptr<Pool> pool_;
+    std::mutex turn_; // whose step it is
     const Kernels& kernels_;
     std::size_t floats_per_row_, floats_per_logit_row_;
     std::vector<std::unique_ptr<Instruction>> instructions_;

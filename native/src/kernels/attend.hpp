@@ -7,7 +7,7 @@
 // What a query sees of some keys is a record: the largest score, the sum of exponentials, and from kSumsAt on the
 // weighted sum of the values. Nothing seen: the sum of exponentials is 0.
 
-constexpr int kSumsAt = 16; // aligned
+constexpr int kSumsAt = 16;
 
 constexpr int kBlockGroups = kBlockTokens / 16;
 
@@ -15,7 +15,15 @@ template <bool kBf16> INLINE Floats load_cached(const std::byte* p, std::size_t 
     return kBf16 ? load_bf16(p + 2 * element) : load(reinterpret_cast<const float*>(p) + element);
 }
 
-INLINE const std::byte* cache_block(const AttendRows& job, int block) {
+// `count` elements from there on, then zeros.
+template <bool kBf16> INLINE Floats load_cached_first(const std::byte* p, std::size_t element, int count) {
+    constexpr std::size_t size = kBf16 ? 2 : 4;
+    std::byte elements[16 * size] = {};
+    std::memcpy(elements, p + size * element, size * count);
+    return load_cached<kBf16>(elements, 0);
+}
+
+INLINE std::byte* cache_block(const AttendRows& job, int block) {
     return job.layer->cache + static_cast<std::size_t>(job.table[block]) * job.layer->layout.block_bytes();
 }
 
@@ -24,7 +32,7 @@ inline void store_row(const AttendRows& job, int row, int kv_head) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
     const int D = layout.head_dim, position = job.positions[row], token = position % kBlockTokens;
-    std::byte* block = const_cast<std::byte*>(cache_block(job, position / kBlockTokens));
+    std::byte* block = cache_block(job, position / kBlockTokens);
     const float* key = job.k + row * job.kv_stride + kv_head * D;
     const float* value = job.v + row * job.kv_stride + kv_head * D;
     if (layer.rotates) {
@@ -87,8 +95,9 @@ INLINE void score_block(const float* queries, int D, const std::byte* keys, int 
     }
 }
 
-// sums[q] = sum over keys [from, to) of weights[q][key] * value, G groups of sixteen elements at a time.
-template <bool kBf16, int Q, int G>
+// sums[q] = sum over keys [from, to) of weights[q][key] * value, of G groups of sixteen elements; kPart: of the last ones of a
+// head, which are fewer.
+template <bool kBf16, int Q, int G, bool kPart = false>
 INLINE void weigh_values(const float* weights, const std::byte* values, int D, int element, int from, int to, float* sums,
                          int width) {
     Floats s[Q][G];
@@ -96,7 +105,8 @@ INLINE void weigh_values(const float* weights, const std::byte* values, int D, i
         UNROLL for (int g = 0; g < G; ++g) s[q][g] = zeros();
     for (int key = from; key < to; ++key)
         UNROLL for (int g = 0; g < G; ++g) {
-            const Floats value = load_cached<kBf16>(values, static_cast<std::size_t>(key) * D + element + g * 16);
+            const std::size_t at = static_cast<std::size_t>(key) * D + element + g * 16;
+            const Floats value = kPart ? load_cached_first<kBf16>(values, at, D - element) : load_cached<kBf16>(values, at);
             UNROLL for (int q = 0; q < Q; ++q) s[q][g] = multiply_add(fill(weights[q * kBlockTokens + key]), value, s[q][g]);
         }
     UNROLL for (int q = 0; q < Q; ++q)
@@ -171,30 +181,16 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
         }
     }
     int element = 0;
-    for (; element + 16 * G <= width; element += 16 * G)
+    for (; element + 16 * G <= D; element += 16 * G)
         weigh_values<kBf16, Q, G>(scores, values, D, element, from, to, records + kSumsAt, record);
-    for (; element < width; element += 16)
+    for (; element + 16 <= D; element += 16)
         weigh_values<kBf16, Q, 1>(scores, values, D, element, from, to, records + kSumsAt, record);
+    if (element < D) weigh_values<kBf16, Q, 1, true>(scores, values, D, element, from, to, records + kSumsAt, record);
 }
 
-// Adds what was seen of the keys that follow.
-INLINE void add_record(float* seen, const float* added, int width) {
-    if (added[1] == 0) return;
-    if (seen[1] == 0) {
-        std::memcpy(seen, added, (kSumsAt + width) * sizeof(float));
-        return;
-    }
-    const float most = std::max(seen[0], added[0]);
-    float factors[16] = {seen[0] - most, added[0] - most};
-    store(factors, exponential(load(factors)));
-    const Floats before = fill(factors[0]), here = fill(factors[1]);
-    seen[0] = most;
-    seen[1] = seen[1] * factors[0] + added[1] * factors[1];
-    for (int i = kSumsAt; i < kSumsAt + width; i += 16) store(seen + i, load(seen + i) * before + load(added + i) * here);
-}
-
-// The same for several queries.
+// Merges what some queries have seen with what they see of the keys that follow.
 INLINE void add_records(float* seen, const float* added, int count, int width) {
+    static_assert(kBlockQueries <= 16);
     const int record = kSumsAt + width;
     float before[16] = {}, here[16] = {};
     for (int q = 0; q < count; ++q) {
@@ -209,15 +205,15 @@ INLINE void add_records(float* seen, const float* added, int count, int width) {
         const float* from = added + q * record;
         if (from[1] == 0) continue;
         if (to[1] == 0) {
-            std::memcpy(to, from, (kSumsAt + width) * sizeof(float));
+            std::memcpy(to, from, record * sizeof(float));
             continue;
         }
-        const Floats b = fill(before[q]), h = fill(here[q]);
         to[0] = std::max(to[0], from[0]);
         to[1] = to[1] * before[q] + from[1] * here[q];
-        for (int i = kSumsAt; i < record; i += 16) store(to + i, load(to + i) * b + load(from + i) * h);
+        for (int i = kSumsAt; i < record; i += 16) store(to + i, load(to + i) * fill(before[q]) + load(from + i) * fill(here[q]));
     }
 }
+INLINE void clear_record(float* seen) { seen[0] = seen[1] = 0; }
 
 INLINE void finish_record(const AttendRows& job, const Query& query, const float* seen) {
     const int D = job.layer->layout.head_dim;
@@ -270,7 +266,7 @@ inline void attend_queries(const AttendRows& job, const Query* queries, int coun
     const CacheLayout& layout = layer.layout;
     const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
     float* scaled = job.scratch;
-    float* scores = scaled + kBlockQueries * D + 16;
+    float* scores = scaled + kBlockQueries * D;
     float* added = scores + kBlockQueries * kBlockTokens;
     float* seen = added + kBlockQueries * record;
     int first_block = queries[0].first / kBlockTokens, last_block = 0;
@@ -278,7 +274,7 @@ inline void attend_queries(const AttendRows& job, const Query* queries, int coun
         scale_query(job, queries[q], scaled + q * D);
         first_block = std::min(first_block, queries[q].first / kBlockTokens);
         last_block = std::max(last_block, queries[q].position / kBlockTokens);
-        seen[q * record + 1] = 0;
+        clear_record(seen + q * record);
     }
     const AttendBlock attend_block = attend_block_of(layer, count);
     for (int block = first_block; block <= last_block; ++block) {
@@ -314,6 +310,15 @@ INLINE void fetch_head(const CacheLayout& layout, const std::byte* keys, int tok
     for (std::size_t i = 0; i < read * layout.head_dim; i += 64) __builtin_prefetch(values + i, 0, 2);
 }
 
+inline std::size_t attend_block_floats(const AttendLayer& layer) {
+    return static_cast<std::size_t>(layer.queries_per_kv_head_of_model) * (kSumsAt + sums_width(layer.layout.head_dim));
+}
+
+// The record of a query head, counted from the first that reads its key-value head, for one of the blocks of a cut head.
+template <class Float> INLINE Float* record_of(const AttendLayer& layer, Float* records, int block, int head) {
+    return records + block * attend_block_floats(layer) + head * (kSumsAt + sums_width(layer.layout.head_dim));
+}
+
 // Memory is read in its order: of each block all heads, before the next.
 inline void attend_row(const AttendRows& job, const KeyRange& range, float* records) {
     const AttendLayer& layer = *job.layer;
@@ -321,12 +326,12 @@ inline void attend_row(const AttendRows& job, const KeyRange& range, float* reco
     const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
     const int first_head = heads_of(layer, range.first_kv_head).first, last_head = heads_of(layer, range.last_kv_head - 1).last;
     float* scaled = job.scratch + sums_width(D); // (heads, D), behind the row's rotated key
-    float* scores = scaled + layer.heads * D + 16;
+    float* scores = scaled + layer.heads * D;
     float* added = scores + kBlockQueries * kBlockTokens;
     float* seen = added + kBlockQueries * record;
     for (int head = first_head; head < last_head; ++head) {
         scale_query(job, query_of(job, job.first_row, head), scaled + (head - first_head) * D);
-        seen[(head - first_head) * record + 1] = 0;
+        clear_record(seen + (head - first_head) * record);
     }
     for (int block = range.first_block; block < range.last_block; ++block) {
         const std::byte* data = cache_block(job, block);
@@ -343,12 +348,11 @@ inline void attend_row(const AttendRows& job, const KeyRange& range, float* reco
                 for (int q = 0; q < count; ++q) queries[q] = query_of(job, job.first_row, head + q);
                 attend_block_of(layer, count)(layer, queries, scaled + (head - first_head) * D, data + layout.keys_at(kv_head),
                                               data + layout.values_at(kv_head), block * kBlockTokens, scores, added);
-                for (int q = 0; q < count; ++q) {
-                    if (records)
-                        std::memcpy(std::exchange(records, records + record), added + q * record, record * sizeof(float));
-                    else
-                        add_record(seen + (head + q - first_head) * record, added + q * record, width);
-                }
+                if (records)
+                    std::memcpy(record_of(layer, records, block - range.first_block, head - heads.first), added,
+                                count * record * sizeof(float));
+                else
+                    add_records(seen + (head - first_head) * record, added, count, width);
             }
         }
     }
@@ -358,20 +362,19 @@ inline void attend_row(const AttendRows& job, const KeyRange& range, float* reco
 }
 
 inline void attend_finish(const AttendRows& job, const KeyRange& range, const float* records) {
-    const int width = sums_width(job.layer->layout.head_dim), record = kSumsAt + width;
-    const Heads heads = heads_of(*job.layer, range.first_kv_head);
+    const AttendLayer& layer = *job.layer;
+    const Heads heads = heads_of(layer, range.first_kv_head);
     float* seen = job.scratch;
     for (int head = heads.first; head < heads.last; ++head) {
-        seen[1] = 0;
-        for (int block = range.first_block; block < range.last_block; ++block)
-            add_record(seen, records + ((block - range.first_block) * (heads.last - heads.first) + head - heads.first) * record, width);
+        clear_record(seen);
+        for (int block = 0; block < range.last_block - range.first_block; ++block)
+            add_records(seen, record_of(layer, records, block, head - heads.first), 1, sums_width(layer.layout.head_dim));
         finish_record(job, query_of(job, job.first_row, head), seen);
     }
 }
 
-inline std::size_t attend_record_floats(const AttendLayer& layer) { return kSumsAt + sums_width(layer.layout.head_dim); }
-
 inline std::size_t attend_scratch_floats(const AttendLayer& layer) {
-    const std::size_t D = layer.layout.head_dim, record = attend_record_floats(layer), queries = std::max(kBlockQueries, layer.heads);
+    const std::size_t D = layer.layout.head_dim, record = kSumsAt + sums_width(layer.layout.head_dim);
+    const std::size_t queries = std::max(kBlockQueries, layer.heads);
     return record + queries * (D + record) + kBlockQueries * (kBlockTokens + record) + 64;
 }

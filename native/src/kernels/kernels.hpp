@@ -64,8 +64,7 @@ struct TilesProduct {
 constexpr int kBlockTokens = 64; // of a block of the cache
 
 // Where the keys and values of a layer stand. A block holds 64 tokens: of each head the keys as (D, 64), and then the values
-// as (64, D). Values are read sixteen at a time, also the last ones of a token: kSlackBytes must
-// follow the last block.
+// as (64, D).
 struct CacheLayout {
     int kv_heads, head_dim;
     bool is_bf16;
@@ -75,7 +74,6 @@ struct CacheLayout {
     std::size_t keys_at(int head) const { return 2 * head * head_bytes(); }
     std::size_t values_at(int head) const { return (2 * head + 1) * head_bytes(); }
 };
-constexpr std::size_t kSlackBytes = 64;
 
 struct AttendLayer {
     CacheLayout layout;
@@ -128,17 +126,17 @@ struct Kernels {
     void (*activate)(Activation activation, const float* x, float* out, int count);
     void (*rotate)(const float* x, const float* angles, float* out, int head_dim);
 
-    // Stores the keys and values of the rows in the cache.
+    // Prompts: stores the keys and values of the rows in the cache, for one key-value head; and attends with it, once all of
+    // the sequence are stored.
     void (*attend_store)(const AttendRows& rows);
-    // Attends with one key-value head; the keys and values of the rows are in the cache.
     void (*attend)(const AttendRows& rows);
-    // Attends with a single row to a range of the cache, and first stores its keys and values if their block is among it: to all
-    // its blocks; or, with `records`, for one key-value head to
-    // some of them, and writes what each block has for each query head, attend_record_floats() each, for attend_finish().
+    // Single rows: stores the row's keys and values, if their block is in the range, and attends to the range: to all blocks
+    // of the sequence; or, with `records`, for one key-value head to some of them, and writes what each block has for each
+    // query head, attend_block_floats() for each block, for attend_finish().
     void (*attend_row)(const AttendRows& row, const KeyRange& range, float* records);
     // Puts together the records of all blocks for one key-value head.
     void (*attend_finish)(const AttendRows& row, const KeyRange& range, const float* records);
-    std::size_t (*attend_record_floats)(const AttendLayer& layer);
+    std::size_t (*attend_block_floats)(const AttendLayer& layer);
     std::size_t (*attend_scratch_floats)(const AttendLayer& layer);
     // The place of the largest of `count` > 0 numbers, the first of equal ones; a NaN counts as the largest.
     int (*argmax)(const float* x, int count);

@@ -3,9 +3,9 @@
 // An output is summed in the order of the columns in one lane, whatever else is computed beside it: the bits do not
 // depend on how many rows or tiles a kernel works on at a time.
 
-// A format says how one unit of T tiles is multiplied with a block of R rows, how many sums are kept for each output, and what
-// 32 inputs of one row take: floats; or pairs of bf16; or a scale, a sum and the quantised inputs. A unit has several parts of 32 columns where a group of
-// four-bit values is larger.
+// A format says how one unit of T tiles is multiplied with a block of R rows, how many sums are kept for each output, and
+// what 32 inputs of one row take: floats; or pairs of bf16; or a scale, a sum and the quantised inputs. A unit has several
+// parts of 32 columns where a group of four-bit values is larger.
 constexpr std::size_t kRecordHead = 8; // scale and sum
 
 template <bool kHalf> struct PlainFormat { // fp32, fp16

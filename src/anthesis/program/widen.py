@@ -1,7 +1,7 @@
 """Which products keep sixteen bits of their inputs where others keep eight.
 
 A device that multiplies integers rounds the inputs of a product as well: to eight bits, in groups of 32 with a scale of
-their own. What that costs is measured in perplexity (docs/design.md); most of it comes from queries and keys, whose
+their own. What that costs is measured in perplexity (docs/log.md); most of it comes from queries and keys, whose
 errors the softmax enlarges.
 """
 

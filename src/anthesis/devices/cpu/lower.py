@@ -245,13 +245,13 @@ class Lowering:
         biases = op.biases or (None,) * len(op.weights)
         matrices = [self._weights[name] for name in op.weights]
         vectors = [self._vector(name) for name in biases]
+        handed_over = [out in self._program.outputs for out in op.outs]
         if op.gated:
-            gated = (*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), False)
-            parts = [gated]
+            parts = [(*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), handed_over[0])]
         else:
             parts = [
-                (matrix, None, vector, None, op.wide_inputs, self._place(out), out in self._program.outputs)
-                for matrix, vector, out in zip(matrices, vectors, op.outs, strict=True)
+                (matrix, None, vector, None, op.wide_inputs, self._place(out), to_caller)
+                for matrix, vector, out, to_caller in zip(matrices, vectors, op.outs, handed_over, strict=True)
             ]
         residual = None if op.residual is None else self._place(op.residual)
         self.native.add_linear(self._place(instruction.source(op.x)), norm, parts, op.activation, residual)
