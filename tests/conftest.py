@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    # A shell that starts something in the background has it ignore Ctrl-C, and the commands that tests start would too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

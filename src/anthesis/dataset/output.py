@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from anthesis.atomic import check_place, sync
 from anthesis.dataset.summary import Counts, Written
@@ -37,6 +37,14 @@ def row_line(row: int, **fields: Any) -> bytes:
     return json.dumps({"row": row, **fields}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
+class _Rows(NamedTuple):
+    """Rows that are counted: of how many bytes, and these bytes' SHA-256."""
+
+    counts: Counts
+    nbytes: int
+    digest: hashlib._Hash
+
+
 class OutputFile:
     """The file, locked for this process; close it.
 
@@ -44,7 +52,6 @@ class OutputFile:
         path: to go on with, or to make.
 
     Attributes:
-        counts: of the rows in it.
         torn_bytes: of a last line that was not whole, which `recover` cut off.
 
     Raises:
@@ -53,7 +60,7 @@ class OutputFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.counts = Counts()
+        self._rows = _Rows(Counts(), 0, hashlib.sha256())
         self.torn_bytes = 0
         try:
             check_place(path)
@@ -77,8 +84,6 @@ class OutputFile:
         except OSError as error:
             os.close(self._file)
             raise RequestError(f"-o {path} can't be locked: {error.strerror}; name another file") from error
-        self._end = 0
-        self._digest = hashlib.sha256()
         self._synced = time.monotonic()
 
     @property
@@ -87,9 +92,18 @@ class OutputFile:
         return os.fstat(self._file).st_size
 
     @property
+    def counts(self) -> Counts:
+        """Of the rows that are counted."""
+        return self._rows.counts
+
+    @property
     def written(self) -> Written:
         """What the rows that are counted look like."""
-        return Written(nbytes=self._end, sha256=self._digest.hexdigest())
+        return Written(nbytes=self._end, sha256=self._rows.digest.hexdigest())
+
+    @property
+    def _end(self) -> int:
+        return self._rows.nbytes
 
     def recover(self, noted: Written | None = None) -> None:
         """Counts the rows that are not counted yet, and cuts off what a run that was killed left of a row.
@@ -157,9 +171,10 @@ class OutputFile:
         self._file = -1
 
     def _count(self, line: bytes, counts: Counts) -> None:
-        self._end += len(line)
-        self._digest.update(line)
-        self.counts += counts
+        digest = self._rows.digest.copy()
+        digest.update(line)
+        # one assignment: a signal comes before it or after
+        self._rows = _Rows(self._rows.counts + counts, self._rows.nbytes + len(line), digest)
 
     def _foreign(self, what: str) -> RequestError:
         return RequestError(
