@@ -1,12 +1,14 @@
 """Turns: every entry of a comparison does the same work, one after the other, again and again.
 
 Between turns the machine's read bandwidth is measured. On a shared machine it moves by half within seconds, so it takes
-many short measurements beside the work that they are compared with.
+many short measurements beside the work that they are compared with. It also depends on what ran just before, and stays
+high or low for longer than a turn: so every round of turns has an order of its own, drawn at random.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -93,7 +95,7 @@ def measure(
         measured: takes the results; entries with an error are left out.
         workers: of the others.
         vocab_size: for the prompts.
-        turns: of each entry, at most.
+        turns: that were asked for.
         threads: that read memory.
     """
     work = prompts(comparison, vocab_size)
@@ -101,8 +103,9 @@ def measure(
         if row.error is None:
             _say(comparison, "warm-up", row)
             _warm_up(comparison, row, workers[row.entry], work)
-    for number in range(1, min(turns, comparison.most_turns) + 1):
-        for row in measured:
+    order = random.Random(comparison.title)
+    for number in range(1, min(turns * comparison.turns_for_one, comparison.most_turns) + 1):
+        for row in order.sample(measured, len(measured)):
             if row.error is None:
                 _say(comparison, f"turn {number}", row)
                 _take_turn(comparison, row, workers[row.entry], work, threads)

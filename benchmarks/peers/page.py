@@ -13,9 +13,9 @@ from peers.systems import Comparison
 HOW = """\
 ## How
 
-- All systems run in this one run, each in a process of its own that loads its model once. They take turns, A B C D,
-  A B C D, ...; while one computes, all others are stopped (SIGSTOP). All may use the same {threads} threads on the same
-  cores.
+- All systems run in this one run, each in a process of its own that loads its model once. They take turns, in
+  rounds whose order is drawn anew each time, since the memory of a shared machine stays fast or slow for longer than a
+  turn; while one computes, all others are stopped (SIGSTOP). All may use the same {threads} threads on the same cores.
 - BLOOM-560M shapes: vocabulary 250,880, hidden size 1,024, 24 layers, 16 heads, the head tied to the embedding. The
   weights are random, and the same for all: Anthesis, transformers and vLLM read one directory, the GGUF files hold the
   same numbers or their quantised form. All matrices of a row have the kind it names, embedding and head included. Each

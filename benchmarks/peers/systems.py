@@ -37,13 +37,14 @@ class Comparison:
     Attributes:
         kind: what `--only` calls it.
         title: of its table.
-        entries: in the order of their turns.
+        entries: in the order of the table.
         phase: of the work, that is compared: the tokens after the first ("decode"), the prompt until the first token
             ("prefill"), or all of it.
         prompt_tokens: of each sequence.
         new_tokens: of each sequence.
         sequences: given at once.
         most_turns: no more than this, however many are asked for.
+        turns_for_one: how many are made for each that is asked for; short ones have to be many.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Comparison:
     new_tokens: int
     sequences: int
     most_turns: int = 100
+    turns_for_one: int = 1
 
     def quick(self) -> Comparison:
         """The same in small, to see whether everything works."""
@@ -98,11 +100,11 @@ def comparisons(rows: int) -> list[Comparison]:
     rows_ = (ours["bf16"], _TRANSFORMERS, _VLLM)
     shape = "BLOOM-560M shapes"
     return [
-        Comparison("decode", f"Decoding one sequence, {shape}", all_, "decode", *DECODE_TOKENS, 1),
+        Comparison("decode", f"Decoding one sequence, {shape}", all_, "decode", *DECODE_TOKENS, 1, 100, 3),
         Comparison("prefill", f"Reading a prompt, {shape}", most, "prefill", PREFILL_TOKENS, 1, 1),
         Comparison("batch", f"Decoding many sequences at once, {shape}", batched, "decode", *BATCH_TOKENS, 32),
         Comparison("data-set", f"A data set, {shape}", rows_, "all", *BATCH_TOKENS, rows, most_turns=2),
-        Comparison("decode", "Decoding one sequence, SmolLM2-135M", _SMOLLM2, "decode", *DECODE_TOKENS, 1),
+        Comparison("decode", "Decoding one sequence, SmolLM2-135M", _SMOLLM2, "decode", *DECODE_TOKENS, 1, 100, 6),
         Comparison("prefill", "Reading a prompt, SmolLM2-135M", _SMOLLM2, "prefill", PREFILL_TOKENS, 1, 1),
     ]
 
