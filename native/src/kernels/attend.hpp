@@ -72,6 +72,7 @@ constexpr int groups_at_once(int queries) {
 }
 
 constexpr int sums_width(int head_dim) { return (head_dim + 15) / 16 * 16; }
+constexpr int record_floats(int head_dim) { return kSumsAt + sums_width(head_dim); }
 
 struct Query {
     int row, head;      // head of this rank
@@ -147,7 +148,7 @@ INLINE void weigh_scores(const AttendLayer& layer, const Query& query, int start
 template <bool kBf16, int Q>
 NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, const float* scaled, const std::byte* keys,
                             const std::byte* values, int start, float* scores, float* records) {
-    const int D = layer.layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    const int D = layer.layout.head_dim, record = record_floats(D);
     constexpr int G = groups_at_once(Q);
     int last = 0;
     UNROLL for (int q = 0; q < Q; ++q) last = std::max(last, queries[q].position);
@@ -189,9 +190,8 @@ NO_INLINE void attend_block(const AttendLayer& layer, const Query* queries, cons
 }
 
 // Merges what some queries have seen with what they see of the keys that follow.
-INLINE void add_records(float* seen, const float* added, int count, int width) {
+INLINE void add_records(float* seen, const float* added, int count, int record) {
     static_assert(kBlockQueries <= 16);
-    const int record = kSumsAt + width;
     float before[16] = {}, here[16] = {};
     for (int q = 0; q < count; ++q) {
         const float most = std::max(seen[q * record], added[q * record]);
@@ -264,7 +264,7 @@ INLINE Heads heads_of(const AttendLayer& layer, int kv_head) {
 inline void attend_queries(const AttendRows& job, const Query* queries, int count) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    const int D = layout.head_dim, record = record_floats(D);
     float* scaled = job.scratch;
     float* scores = scaled + kBlockQueries * D;
     float* added = scores + kBlockQueries * kBlockTokens;
@@ -281,7 +281,7 @@ inline void attend_queries(const AttendRows& job, const Query* queries, int coun
         const std::byte* data = cache_block(job, block);
         attend_block(layer, queries, scaled, data + layout.keys_at(job.kv_head), data + layout.values_at(job.kv_head),
                      block * kBlockTokens, scores, added);
-        add_records(seen, added, count, width);
+        add_records(seen, added, count, record);
     }
     for (int q = 0; q < count; ++q) finish_record(job, queries[q], seen + q * record);
 }
@@ -311,19 +311,19 @@ INLINE void fetch_head(const CacheLayout& layout, const std::byte* keys, int tok
 }
 
 inline std::size_t attend_block_floats(const AttendLayer& layer) {
-    return static_cast<std::size_t>(layer.queries_per_kv_head_of_model) * (kSumsAt + sums_width(layer.layout.head_dim));
+    return static_cast<std::size_t>(layer.queries_per_kv_head_of_model) * record_floats(layer.layout.head_dim);
 }
 
 // The record of a query head, counted from the first that reads its key-value head, for one of the blocks of a cut head.
 template <class Float> INLINE Float* record_of(const AttendLayer& layer, Float* records, int block, int head) {
-    return records + block * attend_block_floats(layer) + head * (kSumsAt + sums_width(layer.layout.head_dim));
+    return records + block * attend_block_floats(layer) + head * record_floats(layer.layout.head_dim);
 }
 
 // Memory is read in its order: of each block all heads, before the next.
 inline void attend_row(const AttendRows& job, const KeyRange& range, float* records) {
     const AttendLayer& layer = *job.layer;
     const CacheLayout& layout = layer.layout;
-    const int D = layout.head_dim, width = sums_width(D), record = kSumsAt + width;
+    const int D = layout.head_dim, record = record_floats(D);
     const int first_head = heads_of(layer, range.first_kv_head).first, last_head = heads_of(layer, range.last_kv_head - 1).last;
     float* scaled = job.scratch + sums_width(D); // (heads, D), behind the row's rotated key
     float* scores = scaled + layer.heads * D;
@@ -352,7 +352,7 @@ inline void attend_row(const AttendRows& job, const KeyRange& range, float* reco
                     std::memcpy(record_of(layer, records, block - range.first_block, head - heads.first), added,
                                 count * record * sizeof(float));
                 else
-                    add_records(seen + (head - first_head) * record, added, count, width);
+                    add_records(seen + (head - first_head) * record, added, count, record);
             }
         }
     }
@@ -368,13 +368,13 @@ inline void attend_finish(const AttendRows& job, const KeyRange& range, const fl
     for (int head = heads.first; head < heads.last; ++head) {
         clear_record(seen);
         for (int block = 0; block < range.last_block - range.first_block; ++block)
-            add_records(seen, record_of(layer, records, block, head - heads.first), 1, sums_width(layer.layout.head_dim));
+            add_records(seen, record_of(layer, records, block, head - heads.first), 1, record_floats(layer.layout.head_dim));
         finish_record(job, query_of(job, job.first_row, head), seen);
     }
 }
 
 inline std::size_t attend_scratch_floats(const AttendLayer& layer) {
-    const std::size_t D = layer.layout.head_dim, record = kSumsAt + sums_width(layer.layout.head_dim);
+    const std::size_t D = layer.layout.head_dim, record = record_floats(layer.layout.head_dim);
     const std::size_t queries = std::max(kBlockQueries, layer.heads);
     return record + queries * (D + record) + kBlockQueries * (kBlockTokens + record) + 64;
 }

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import error as StructError  # noqa: N812
@@ -134,13 +134,12 @@ def _unfinished(target: Path) -> Iterator[Path]:
             raise RequestError(
                 f"another process is writing {target}; wait for it, or name another directory"
             ) from error
-        try:
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, place, ignore_errors=True)
             for left in place.iterdir():
                 left.unlink()
             yield place
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+            undo.pop_all()
     finally:
         os.close(opened)
 
