@@ -147,10 +147,26 @@ def test_many_late_requests_join_and_get_their_own_tokens(llm: LLM) -> None:
         for _ in range(3):
             llm._engine.step()
     assert max(len(sequence.completion) for sequence in sequences) < 30, "they all run side by side"
-    llm._engine.run([])
+    llm._engine.run([], 1)
     while not all(sequence.finished for sequence in sequences):
         llm._engine.step()
     assert [sequence.completion for sequence in sequences] == expected
+    assert is_idle(llm)
+
+
+def test_so_many_at_once_and_no_more(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True)]
+    step, running = llm._engine.step, []
+
+    def counted() -> None:
+        step()
+        running.append(len(llm._engine._running) + len(llm._engine._waiting))
+
+    monkeypatch.setattr(llm._engine, "step", counted)
+    assert [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True, batch=2)] == expected
+    assert max(running) == 2
+    with pytest.raises(RequestError, match="batch is 0"):
+        llm.generate(PROMPTS, batch=0)
     assert is_idle(llm)
 
 

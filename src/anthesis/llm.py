@@ -19,7 +19,7 @@ from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices import open_device
 from anthesis.devices.device import InstructionTime
-from anthesis.engine.blocks import BlockCache, blocks_for
+from anthesis.engine.blocks import BlockCache, blocks_for, blocks_in
 from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
@@ -36,8 +36,6 @@ MAX_NEW_TOKENS = 100
 MAX_SEQUENCES = 256
 PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
-CACHE_SHARE = 0.5
-"""Of the memory that is free after loading: what the cache may take unless `cache_memory` says otherwise."""
 
 
 class LLM:
@@ -130,7 +128,8 @@ class LLM:
         with self._checkpoint as checkpoint:
             self.loaded.load(checkpoint, on_weight)
         self.device_info = self.loaded.device.info()  # with the memory that is free now
-        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self._max_blocks(self._cache_memory))
+        max_blocks = blocks_in(self.device_info.memory_bytes, self._cache_memory, self.loaded.block_bytes)
+        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, max_blocks)
         self._running = blocks, Engine(blocks, self.loaded.compile, self._prefill_chunk)
         self.load_s += time.perf_counter() - begin
 
@@ -149,8 +148,9 @@ class LLM:
         stop: Seq[str] = (),
         logprobs: int | None = None,
         chat: bool = False,
+        batch: int | None = None,
     ) -> list[Completion]:
-        """Completes prompts, all of them together.
+        """Completes prompts, several at a time.
 
         Args:
             prompts: one prompt or several, each a text or a list of token ids; with `chat` also a list of messages.
@@ -165,6 +165,7 @@ class LLM:
             stop: texts before which to stop.
             logprobs: how many most likely tokens to report beside the chosen one; None: no log-probabilities.
             chat: put each prompt through the model's chat template, a text as one user message.
+            batch: how many are on their way at once; None: `device_info.full_batch`. No completion depends on it.
 
         Returns:
             One completion for each prompt, in order.
@@ -183,8 +184,10 @@ class LLM:
             stop=as_strings(stop),
             logprobs=logprobs,
         )
+        if batch is not None and batch < 1:
+            raise RequestError(f"batch is {batch}; it must be at least 1")
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
-        self._engine.run(sequences)
+        self._engine.run(sequences, self.device_info.full_batch if batch is None else batch)
         return [completion_of(sequence) for sequence in sequences]
 
     def stream(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Stream:
@@ -377,22 +380,6 @@ class LLM:
         if wanted is not None and model_limit is not None and wanted > model_limit:
             raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
         return model_limit if wanted is None else wanted
-
-    def _max_blocks(self, cache_memory: int | None) -> int:
-        """Blocks the pool may have, besides the scratch block."""
-        free = self.device_info.memory_bytes
-        if cache_memory is not None and cache_memory > free:
-            raise RequestError(
-                f"cache_memory is {cache_memory:,} bytes, and {free:,} are free once the model is loaded"
-            )
-        room = int(free * CACHE_SHARE) if cache_memory is None else cache_memory
-        blocks = room // self.loaded.block_bytes - 1
-        if blocks < 1:
-            raise RequestError(
-                f"the cache may take {room:,} bytes, and its least size, two blocks of 64 tokens, is "
-                f"{2 * self.loaded.block_bytes:,}; give more cache_memory"
-            )
-        return blocks
 
 
 def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:

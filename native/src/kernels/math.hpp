@@ -99,19 +99,25 @@ inline void rotate(const float* x, const float* angles, float* out, int head_dim
 }
 
 inline int argmax(const float* x, int count) {
-    // Maximum first, then its place: both passes are as fast as the data come in, and few lanes need to know places.
-    Floats best = fill(-std::numeric_limits<float>::infinity());
+    // Maxima of blocks first, then the place in the best: the first pass is as fast as the data come in.
+    constexpr int kBlock = 1024;
     Floats unordered = zeros();
-    for (int i = 0; i < count; i += 16) {
-        const Floats a = load_first(x + i, count - i, x[0]);
-        best = larger(best, a);
-        unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
+    float best = -std::numeric_limits<float>::infinity();
+    int best_block = 0;
+    for (int block = 0; block < count; block += kBlock) {
+        const int end = std::min(count, block + kBlock);
+        Floats most = fill(best);
+        for (int i = block; i < end; i += 16) {
+            const Floats a = load_first(x + i, end - i, x[0]);
+            most = larger(most, a);
+            unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
+        }
+        if (const float found = largest(most); found > best) best = found, best_block = block;
     }
-    const float limit = largest(best);
     const bool finite = sum(unordered) == 0;
-    for (int i = 0; i < count; ++i)
-        if (finite ? x[i] == limit : std::isnan(x[i])) return i;
+    for (int i = finite ? best_block : 0; i < count; ++i)
+        if (finite ? x[i] == best : std::isnan(x[i])) return i;
     for (int i = 0; i < count; ++i) // infinite, but no NaN
-        if (x[i] == limit) return i;
+        if (x[i] == best) return i;
     return 0;
 }

@@ -103,7 +103,9 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
 
     def once() -> tuple[float, list[Completion]]:
         begin = time.perf_counter()
-        completions = llm.generate([prompt_ids] * batch, max_new_tokens=request.max_new_tokens, ignore_eos=True)
+        completions = llm.generate(
+            [prompt_ids] * batch, max_new_tokens=request.max_new_tokens, ignore_eos=True, batch=batch
+        )
         seconds = time.perf_counter() - begin
         _check_count(completions, request.max_new_tokens)
         return seconds, completions

@@ -11,15 +11,45 @@ from dataclasses import dataclass
 import numpy as np
 
 from anthesis.devices.device import Cache
+from anthesis.errors import RequestError
 from anthesis.program.ir import BLOCK_TOKENS
 
 SCRATCH_BLOCK = 0
 """Never given to a sequence: rows that a device adds to fill a bucket write here."""
 
 
+CACHE_SHARE = 0.5
+"""Of the memory that is free after loading: what the cache may take if nobody says how much."""
+
+
 def blocks_for(num_tokens: int) -> int:
     """Blocks that hold this many tokens."""
     return -(-num_tokens // BLOCK_TOKENS)
+
+
+def blocks_in(free_bytes: int, wanted_bytes: int | None, block_bytes: int) -> int:
+    """Blocks that the pool may have, besides the scratch block.
+
+    Args:
+        free_bytes: of memory, once the model is loaded.
+        wanted_bytes: that the cache may take of them; None: CACHE_SHARE.
+        block_bytes: of one block in all layers.
+
+    Raises:
+        RequestError: more is wanted than is free, or it is too little for one block.
+    """
+    if wanted_bytes is not None and wanted_bytes > free_bytes:
+        raise RequestError(
+            f"cache_memory is {wanted_bytes:,} bytes, and {free_bytes:,} are free once the model is loaded"
+        )
+    room = int(free_bytes * CACHE_SHARE) if wanted_bytes is None else wanted_bytes
+    blocks = room // block_bytes - 1
+    if blocks < 1:
+        raise RequestError(
+            f"the cache may take {room:,} bytes, and its least size, two blocks of 64 tokens, is {2 * block_bytes:,}; "
+            "give more cache_memory"
+        )
+    return blocks
 
 
 @dataclass(frozen=True)

@@ -126,18 +126,23 @@ class Engine:
             if sequence.finished:
                 self.abort([sequence])
 
-    def run(self, sequences: list[Sequence]) -> None:
-        """Submits sequences and steps until they are done; frees them also when it is interrupted.
+    def run(self, sequences: list[Sequence], at_once: int) -> None:
+        """Submits sequences, so many on their way at a time, and steps until all are done; frees them also when it is
+        interrupted.
 
         Raises:
             AnthesisError: one of them has failed.
         """
-        self.submit(sequences)
+        self._check(sequences)
+        to_come, running = deque(sequences), []
         try:
-            while not all(sequence.finished for sequence in sequences):
+            while to_come or running:
+                joining = [to_come.popleft() for _ in range(min(at_once - len(running), len(to_come)))]
+                self.submit(joining)
                 self.step()
-                for sequence in sequences:
+                for sequence in (running := running + joining):
                     sequence.check()
+                running = [sequence for sequence in running if not sequence.finished]
         finally:
             self.abort(sequences)
 
