@@ -16,6 +16,7 @@ from anthesis.program.attend import Attend
 from anthesis.program.ir import BLOCK_TOKENS, Array, Op, Program, Value
 from anthesis.program.ops import Activate, Embed, Linear, Norm, Rope
 from anthesis.program.reference import execute
+from anthesis.program.sample import Argmax
 from anthesis.quantize import WEIGHT_KINDS, WeightTensor, quantize, weight_kind
 from cpu_variants import VARIABLE, kernels
 from programs import BLOOM, config_of
@@ -307,6 +308,26 @@ def test_what_is_not_a_number_stays_so(kernels: str, name: str) -> None:
     found = run_ops(ops, {"x": fp32(x), "w": weight}, 9, ("logits",))["logits"]
     assert [bool(np.isfinite(row).all()) for row in found] == [row not in (2, 4, 7) for row in range(9)]
     assert not np.isfinite(found[[2, 4, 7]]).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("usable", [1, 15, 17, 1023, 1024, 1041, 4096, 5003])
+def test_argmax(kernels: str, usable: int, threads: int) -> None:
+    """The lowest of equal ids, at every border of what is looked at together; nothing beyond the usable ones."""
+    rng = np.random.default_rng(usable)
+    ends = sorted({i % usable for i in (0, 1, 15, 16, 1023, 1024, 1025, usable // 2 - 1, usable // 2, usable - 1)})
+    x = rng.normal(size=(4 * len(ends) + 3, usable + 37)).astype(np.float32)
+    x[:, usable:] = np.nan
+    for row, place in enumerate(ends):
+        x[4 * row, place] = 9
+        x[4 * row + 1, [place, -38]] = 9
+        x[4 * row + 2, place] = np.nan
+        x[4 * row + 3, place] = rng.choice([-np.inf, np.inf])
+    x[-1, :usable], x[-2, :usable], x[-3, :usable] = -np.inf, 5, -3e38
+    op = Argmax(logits="rows", score="score", token="token", usable=usable)
+    ops: list[Op] = [Embed(ids="tokens", weight="x", out="rows"), op]
+    found = run_ops(ops, {"x": fp32(x)}, len(x), ("token",), threads=threads)["token"]
+    assert found.tolist() == op.evaluate({"rows": x})[1].tolist()
 
 
 def test_kinds_without_kernels_are_named() -> None:

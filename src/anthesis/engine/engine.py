@@ -127,20 +127,25 @@ class Engine:
                 self.abort([sequence])
 
     def run(self, sequences: list[Sequence], at_once: int) -> None:
-        """Submits sequences, so many on their way at a time, and steps until all are done; frees them also when it is
-        interrupted.
+        """Submits sequences and steps until they are done; frees them also when it is interrupted.
+
+        Args:
+            sequences: to be run to their end.
+            at_once: how many of them are on their way at a time, at least one.
 
         Raises:
             AnthesisError: one of them has failed.
         """
         self._check(sequences)
-        to_come, running = deque(sequences), []
+        to_come = deque(sequences)
+        running: list[Sequence] = []
         try:
             while to_come or running:
                 joining = [to_come.popleft() for _ in range(min(at_once - len(running), len(to_come)))]
                 self.submit(joining)
                 self.step()
-                for sequence in (running := running + joining):
+                running += joining
+                for sequence in running:
                     sequence.check()
                 running = [sequence for sequence in running if not sequence.finished]
         finally:
