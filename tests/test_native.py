@@ -69,6 +69,23 @@ def test_bandwidth_reads_every_word_of_odd_sizes(nbytes: int, threads: int) -> N
 
 
 @pytest.mark.timed
+@pytest.mark.skipif(usable_cores() < 2, reason="a core alone hands over nothing")
+def test_handovers_are_plausible_and_leave_the_threads_where_they_were() -> None:
+    before = os.sched_getaffinity(0)
+    first, second = sorted(before)[:2]
+    (there,), (back,) = native.handovers([first, second]), native.handovers([second, first])
+    assert 1e-9 < there < 1e-5 and 1e-9 < back < 1e-5
+    assert native.handovers([first]) == []
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("cores", [(0, 0), (0, 1023), (0, -1)])
+def test_impossible_handovers_are_refused(cores: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="can't measure handovers among the cores"):
+        native.handovers(cores)
+
+
+@pytest.mark.timed
 @pytest.mark.skipif(native.multiply_add_peak("fp32", 1, 0) is None, reason="these kernels know no peak")
 def test_no_product_is_faster_than_the_peak_and_a_good_one_comes_near() -> None:
     a = np.ones((512, 512), np.float32)

@@ -28,7 +28,8 @@ def load(options: dict[str, Any]) -> tuple[Generate, dict[str, Any]]:
         return Generated(total_s, [list(c.timing.token_s) for c in done], [c.token_ids for c in done])
 
     step = cost(llm.loaded.program("argmax"), Step(rows=1, logit_rows=1, context=1, sequences=1))
-    note = f"device {llm.device_info.name}, cache {llm.loaded.cache_dtype}"
+    info = llm.device_info
+    note = f"device {info.name}, cache {llm.loaded.cache_dtype}, {info.full_batch} sequences at most at once"
     return generate, {"weight_bytes": step.weight_bytes, "weight_kinds": llm.loaded.weight_kinds, "note": note}
 
 

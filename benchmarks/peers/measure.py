@@ -1,13 +1,15 @@
 """Turns: every entry of a comparison does the same work, one after the other, again and again.
 
 Between turns the machine's read bandwidth is measured. On a shared machine it moves by half within seconds, so it takes
-many short measurements beside the work that they are compared with. It also depends on what ran just before, and stays
-high or low for longer than a turn: so every round of turns has an order of its own, drawn at random.
+many short measurements beside the work that they are compared with. A virtual machine's host may also move its cores,
+near each other or apart, and they stay there for longer than a turn: so every round of turns has an order of its own,
+drawn at random, and beside each turn is measured how long the cores take to see what another has written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 from dataclasses import asdict, dataclass, field
@@ -15,7 +17,7 @@ from typing import Any
 
 from anthesis.bench.derive import decode_s, decode_tokens, prefill_s
 from anthesis.bench.result import Run
-from anthesis.native import multiply_add_peak, read_bandwidth
+from anthesis.native import handovers, multiply_add_peak, read_bandwidth
 from peers.environments import PeerError
 from peers.process import Worker
 from peers.systems import Comparison, Entry, prompts
@@ -24,6 +26,8 @@ BANDWIDTH_S = 0.1
 PEAK_S = 0.05
 WARMUP_TOKENS = 8
 WARMUP_PROMPTS = 32
+NEAR_S = 90e-9
+"""Cores that share a last-level cache see each other's writes sooner (20 to 60 ns), others later (100 and more)."""
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Turn:
         token_s: time of each token, where there is one sequence.
         read_passes_s: of each pass over a buffer as large as the weights, right before and right after.
         peaks_per_s: bf16 multiply-adds of all threads, right before and right after; empty where that is not known.
+        handovers_s: until each other core sees what the first has written, right before and right after.
     """
 
     total_s: float
@@ -47,6 +52,13 @@ class Turn:
     token_s: list[float]
     read_passes_s: list[float]
     peaks_per_s: list[float]
+    handovers_s: list[float]
+
+    @property
+    def place(self) -> str | None:
+        """Where the cores were: "near" each other, "apart", or None where they were moved or are many."""
+        near = {seconds < NEAR_S for seconds in self.handovers_s}
+        return None if len(near) != 1 else "near" if near.pop() else "apart"
 
 
 @dataclass
@@ -123,12 +135,14 @@ def _warm_up(comparison: Comparison, row: Measured, worker: Worker, work: list[l
 
 def _take_turn(comparison: Comparison, row: Measured, worker: Worker, work: list[list[int]], threads: int) -> None:
     passes, peaks = _read_passes_s(row.weight_bytes, threads), _peaks_per_s(threads)
+    moves = _handovers_s(threads)
     try:
         worker.ask(work[:1], 1)  # wakes its threads, and brings its code back into the caches
         answer = worker.ask(work, comparison.new_tokens)
     except PeerError as error:
         row.error = str(error)
         return
+    moves += _handovers_s(threads)
     peaks += _peaks_per_s(threads)
     passes += _read_passes_s(row.weight_bytes, threads)
     row.tokens = row.tokens or answer["tokens"]
@@ -142,6 +156,7 @@ def _take_turn(comparison: Comparison, row: Measured, worker: Worker, work: list
             token_s=list(run.token_s[0]) if len(work) == 1 else [],
             read_passes_s=passes,
             peaks_per_s=peaks,
+            handovers_s=moves,
         )
     )
 
@@ -154,6 +169,10 @@ def _read_passes_s(nbytes: int, threads: int) -> list[float]:
 def _peaks_per_s(threads: int) -> list[float]:
     found = multiply_add_peak("bf16", threads, PEAK_S)
     return [] if found is None else [found]
+
+
+def _handovers_s(threads: int) -> list[float]:
+    return handovers(sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _say(comparison: Comparison, what: str, row: Measured) -> None:

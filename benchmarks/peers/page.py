@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import Any
 
-from peers.measure import Measured, Turn
+from peers.measure import NEAR_S, Measured, Turn
 from peers.systems import Comparison
 
 HOW = """\
 ## How
 
-- All systems run in this one run, each in a process of its own that loads its model once. They take turns, in
-  rounds whose order is drawn anew each time, since the memory of a shared machine stays fast or slow for longer than a
-  turn; while one computes, all others are stopped (SIGSTOP). All may use the same {threads} threads on the same cores.
+- All systems run in this one run, each in a process of its own that loads its model once. They take turns, in rounds
+  whose order is drawn anew each time, since the memory of a shared machine stays fast or slow for longer than a turn;
+  while one computes, all others are stopped (SIGSTOP). All may use the same {threads} threads on the same cores.
 - BLOOM-560M shapes: vocabulary 250,880, hidden size 1,024, 24 layers, 16 heads, the head tied to the embedding. The
   weights are random, and the same for all: Anthesis, transformers and vLLM read one directory, the GGUF files hold the
   same numbers or their quantised form. All matrices of a row have the kind it names, embedding and head included. Each
@@ -29,12 +30,17 @@ HOW = """\
   the last, over all turns, by the number of tokens after the first: the prompt is not in it. *median* is that of the
   single gaps between tokens. Reading a prompt ends when its first token is known; only the last token's logits are
   computed.
-- The rows of the data set are given all at once, and each system has as many on their way as it does by default. Of
-  several sequences that decode, tokens count from when the last of them has its first token; *in all* counts all of it.
+- The rows of the data set are given all at once, and each system has as many on their way as it does by default (named
+  beside the versions). Of several sequences that decode, tokens count from when the last of them has its first token;
+  *in all* counts all of it.
 - *GB/s* is the bytes of all weights, as they are stored, once for each step, by the time of all steps. *share* compares
   it with the read bandwidth: of all threads over a buffer as large as those weights, in short passes before and after
   every turn of that row; total bytes by total time in both. Weights that partly stay in the last-level cache between
   steps, as SmolLM2's do, can give more than 100 %.
+- *cores near*, *apart*: a virtual machine's host moves its cores. Beside each turn is measured how long one core takes
+  to see what another has written: less than {near_ns:.0f} ns where they share a last-level cache and its way to memory,
+  more where they don't, and then they read memory faster together. The second table of decoding has the turns of either
+  kind by themselves; turns within which the cores were moved are only in the first.
 - *of the peak*: the multiply-adds of all matrices and of attention by the time, compared with the most bf16
   multiply-adds that all threads do in registers, measured before and after every turn. Products of bytes can exceed it.
 - *Anthesis is ... times as fast*: the ratio of tokens per second, with all turns taken together, then the least and
@@ -72,7 +78,9 @@ def page(document: dict[str, Any], results: Sequence[tuple[Comparison, list[Meas
         ratios = _ratios(comparison, rows)
         if ratios:
             parts.append(ratios)
-    parts += [HOW.format(threads=document["threads"]).strip(), _versions(results)]
+        if by_place := _by_place(comparison, rows):
+            parts.append(by_place)
+    parts += [HOW.format(threads=document["threads"], near_ns=1e9 * NEAR_S).strip(), _versions(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +110,14 @@ def read_bytes_per_s(row: Measured) -> float:
     """The read bandwidth beside a row's turns."""
     passes = [seconds for turn in row.turns for seconds in turn.read_passes_s]
     return row.weight_bytes * len(passes) / sum(passes)
+
+
+def are_compared(own: Measured, peer: Measured, rows: Sequence[Measured]) -> bool:
+    """Whether an entry of Anthesis is compared with this one: with weights as wide, if the peer has several widths."""
+    if own.entry.system != "Anthesis" or peer.entry.system == "Anthesis":
+        return False
+    widths = sum(row.entry.system == peer.entry.system for row in rows)
+    return widths == 1 or own.entry.bits == peer.entry.bits
 
 
 def same_tokens(a: Measured, b: Measured) -> str:
@@ -172,12 +188,9 @@ def _ratios(comparison: Comparison, rows: Sequence[Measured]) -> str:
     """Each of Anthesis' entries against each peer with weights as wide."""
     lines = [["Anthesis", "peer", "Anthesis is ... times as fast", "single turns", "same tokens"]]
     complete = [row for row in rows if row.error is None]
-    systems = [row.entry.system for row in complete]
-    for peer in (row for row in complete if row.entry.system != "Anthesis"):
+    for peer in complete:
         for own in complete:
-            if own.entry.system != "Anthesis" or (
-                own.entry.bits != peer.entry.bits and systems.count(peer.entry.system) > 1
-            ):
+            if not are_compared(own, peer, complete):
                 continue
             ratio = tokens_per_s(comparison, own.turns) / tokens_per_s(comparison, peer.turns)
             single = [
@@ -186,6 +199,36 @@ def _ratios(comparison: Comparison, rows: Sequence[Measured]) -> str:
             ]
             span = f"{min(single):.2f} to {max(single):.2f}"
             lines.append([own.entry.weights, peer.entry.name, f"{ratio:.2f}", span, same_tokens(own, peer)])
+    return _markdown(lines) if len(lines) > 1 else ""
+
+
+def _by_place(comparison: Comparison, rows: Sequence[Measured]) -> str:
+    """Decoding of one sequence once more: the turns with the cores near each other, and those with the cores apart."""
+    if comparison.phase != "decode" or comparison.sequences != 1:
+        return ""
+    lines = [
+        ["cores", "system", "weights", "turns", "ms per token", "GB/s", "read bandwidth", "share", "times as fast as"]
+    ]
+    for place in ("near", "apart"):
+        kept = [replace(row, turns=[turn for turn in row.turns if turn.place == place]) for row in rows]
+        kept = [row for row in kept if row.error is None and row.turns]
+        for row in kept:
+            rate, achieved, possible = (
+                tokens_per_s(comparison, row.turns),
+                bytes_per_s(comparison, row),
+                read_bytes_per_s(row),
+            )
+            against = ", ".join(
+                f"{peer.entry.name} {rate / tokens_per_s(comparison, peer.turns):.2f}"
+                for peer in kept
+                if row.entry.system == "Anthesis" and are_compared(row, peer, kept)
+            )
+            lines.append(
+                [
+                    *(place, row.entry.system, row.entry.weights, str(len(row.turns)), f"{1e3 / rate:,.2f}"),
+                    *(f"{achieved / 1e9:.1f}", f"{possible / 1e9:.1f}", f"{achieved / possible:.0%}", against),
+                ]
+            )
     return _markdown(lines) if len(lines) > 1 else ""
 
 

@@ -7,6 +7,7 @@
 #include "bandwidth.hpp"
 #include "bind.hpp"
 #include "cpu_features.hpp"
+#include "handover.hpp"
 
 namespace nb = nanobind;
 
@@ -40,6 +41,8 @@ nb::dict cpu_features() {
 NB_MODULE(_native, m) {
     m.doc() = "Native part of anthesis; use it through anthesis.native.";
     m.def("read_bandwidth", &read_bandwidth, nb::arg("nbytes"), nb::arg("threads"), nb::arg("seconds"));
+    m.def("handover", &anthesis::handover, nb::arg("first_core"), nb::arg("second_core"),
+          nb::call_guard<nb::gil_scoped_release>());
     m.def("cpu_features", &cpu_features);
     anthesis::bind_cpu(m);
     bind_sample(m);

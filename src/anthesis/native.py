@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -71,6 +72,30 @@ def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
     except RuntimeError as error:
         raise RequestError(f"can't measure bandwidth with {threads} threads ({error}); take fewer") from error
     return samples
+
+
+def handovers(cores: Sequence[int]) -> list[float]:
+    """Measures how long cores take to see what another has written: whether they share a last-level cache.
+
+    Threads that compute one step hand over at every barrier. A virtual machine's cores may be moved by the host, near
+    each other or apart, which also changes how fast they read memory together.
+
+    Args:
+        cores: their numbers, as in `os.sched_getaffinity(0)`.
+
+    Returns:
+        For each core but the first: seconds until it sees what the first one writes. Some milliseconds are spent on it.
+
+    Raises:
+        RequestError: a core that this process may not use, or the same core twice.
+        UnsupportedError: the extension was never built.
+    """
+    if len(set(cores)) != len(cores):
+        raise RequestError(f"can't measure handovers among the cores {list(cores)}: one is named twice")
+    try:
+        return [extension().handover(cores[0], other) for other in cores[1:]]
+    except RuntimeError as error:
+        raise RequestError(f"can't measure handovers among the cores {list(cores)} ({error})") from error
 
 
 def multiply_add_peak(kind: str, threads: int, seconds: float) -> float | None:
