@@ -12,7 +12,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr auto kSpin = std::chrono::microseconds(500); // more than a caller takes between two steps
 constexpr int kPausesPerLook = 32; // reading the clock costs as much as a pause or two
 
 inline void pause() noexcept {

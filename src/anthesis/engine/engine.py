@@ -141,10 +141,11 @@ class Engine:
         running: list[Sequence] = []
         try:
             while to_come or running:
-                joining = [to_come.popleft() for _ in range(min(at_once - len(running), len(to_come)))]
-                self.submit(joining)
+                if to_come and len(running) < at_once:
+                    joining = [to_come.popleft() for _ in range(min(at_once - len(running), len(to_come)))]
+                    self.submit(joining)
+                    running += joining
                 self.step()
-                running += joining
                 for sequence in running:
                     sequence.check()
                 running = [sequence for sequence in running if not sequence.finished]
