@@ -49,7 +49,7 @@ def run_ops(
     values |= caches or {}
     program = Program(config_of(BLOOM), values, (), {}, outputs).with_ops(ops)
     device = CpuDevice(threads)
-    packed = {name: device.pack(weight, frozenset()) for name, weight in weights.items()}
+    packed = {name: device.pack(weight, program.uses().get(name, frozenset())) for name, weight in weights.items()}
     cache = device.allocate(program, blocks) if blocks else {}
     count = np.arange(rows, dtype=np.int32)
     given = {
@@ -218,7 +218,7 @@ def attention(draw: np.random.Generator, *, dtype: str, heads: int, kv_heads: in
     program = Program(config_of(BLOOM), values | {"cache": cache}, (), {}, ("logits",)).with_ops(ops)
     device = CpuDevice(threads)
     num_blocks = 1 + blocks_each * len(lengths)
-    packed = {name: device.pack(weight, frozenset()) for name, weight in tensors.items()}
+    packed = {name: device.pack(weight, program.uses().get(name, frozenset())) for name, weight in tensors.items()}
     executable = device.compile(program, packed, device.allocate(program, num_blocks))
     arrays: dict[str, Array] = {name: w.dequantize(np.float64) for name, w in tensors.items()}
     cache_dtype = np.float64 if dtype == "fp32" else ml_dtypes.bfloat16

@@ -53,10 +53,10 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
 def on_cpu(program: Program, weights: Mapping[str, Array], kinds: Mapping[str, str], blocks: int, threads: int) -> Any:
     """The program on the CPU device, over weights that these kinds hold exactly."""
     device = CpuDevice(threads)
-    packed = {}
+    packed, uses = {}, program.uses()
     for value in program.of_kind("weight"):
         kind = WEIGHT_KINDS[kinds[value.name]]
-        packed[value.name] = device.pack(quantize(weights[value.name].astype(np.float32), kind), frozenset())
+        packed[value.name] = device.pack(quantize(weights[value.name].astype(np.float32), kind), uses[value.name])
     return device.compile(program, packed, device.allocate(program, blocks))
 
 
@@ -111,7 +111,7 @@ def test_steps_of_two_threads_wait_for_each_other(kernels: str) -> None:
     device = CpuDevice(2)
     packed = {
         value.name: device.pack(
-            quantize(weights[value.name].astype(np.float32), WEIGHT_KINDS[value.dtype]), frozenset()
+            quantize(weights[value.name].astype(np.float32), WEIGHT_KINDS[value.dtype]), program.uses()[value.name]
         )
         for value in program.of_kind("weight")
     }

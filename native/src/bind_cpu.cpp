@@ -48,22 +48,19 @@ VectorHandle make_vector(const Floats& array) {
 Vector vector_of(const VectorHandle* handle) { return handle ? handle->values : nullptr; }
 
 std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string& kind_name, int columns, const Bytes& values,
-                                    const std::optional<Halves>& scales, const std::optional<Halves>& minimums) {
+                                    const std::optional<Halves>& scales, const std::optional<Halves>& minimums, bool has_biases) {
     const MatrixKind kind = matrix_kind(kind_name);
     const int rows = static_cast<int>(values.shape(0));
     if (values.stride(1) != 1 || (scales && scales->stride(1) != 1) || (minimums && minimums->stride(1) != 1))
         throw std::invalid_argument("the rows of a matrix must be contiguous");
     if (kind.has_scale != scales.has_value() || kind.has_minimum != minimums.has_value())
         throw std::invalid_argument("a matrix of the kind " + kind_name + " has too few or too many scales");
-    const MatrixLayout layout(kind, rows, columns);
-    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
+    const MatrixLayout layout(kind, rows, columns, has_biases);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes())});
     StoredMatrix stored{reinterpret_cast<const std::byte*>(values.data()), static_cast<std::size_t>(values.stride(0))};
-    if (scales && kind.group) {
+    if (scales) {
         stored.scales = scales->data();
         stored.scales_stride = static_cast<std::size_t>(scales->stride(0));
-    } else if (scales) {
-        matrix->row_scales.assign(static_cast<std::size_t>(layout.tiles) * kTileRows, 0.0f);
-        for (int row = 0; row < rows; ++row) matrix->row_scales[row] = half_to_float((*scales)(row, 0));
     }
     if (minimums) {
         stored.minimums = minimums->data();
@@ -106,13 +103,22 @@ NormHandle make_norm(const VectorHandle& weight, const VectorHandle* bias, float
 // (matrix, gate_by, bias, gate_by_bias, wide, out, to_logits)
 using Part = std::tuple<std::shared_ptr<Matrix>, std::shared_ptr<Matrix>, const VectorHandle*, const VectorHandle*, bool, PlaceTuple, bool>;
 
+// Whether the product adds biases, which are in the matrix from then on.
+bool with_biases(Matrix* matrix, const VectorHandle* biases) {
+    if (!biases) return false;
+    if (!matrix || static_cast<int>(biases->size) != matrix->layout.rows)
+        throw std::invalid_argument("biases without a matrix that has as many rows");
+    set_biases(*matrix, biases->values->data());
+    return true;
+}
+
 void add_linear(Program& program, const PlaceTuple& x, const NormHandle* norm, const std::vector<Part>& parts,
                 const std::optional<std::string>& activation, const std::optional<PlaceTuple>& residual) {
     LinearSpec spec;
     spec.norm = norm ? norm->norm : nullptr;
     spec.x = place(x);
     for (const auto& [matrix, gate_by, bias, gate_by_bias, wide, out, to_logits] : parts)
-        spec.parts.push_back({matrix, gate_by, vector_of(bias), vector_of(gate_by_bias),
+        spec.parts.push_back({matrix, gate_by, with_biases(matrix.get(), bias), with_biases(gate_by.get(), gate_by_bias),
                               wide ? InputWidth::wide : InputWidth::natural, place(out), to_logits});
     spec.activation = activation_of(activation);
     if (residual) {
@@ -224,18 +230,16 @@ void bind_cpu(nb::module_& m) {
     });
     nb::class_<Matrix>(m, "Matrix")
         .def_prop_ro("shape", [](const Matrix& self) { return std::tuple(self.layout.rows, self.layout.columns); })
-        .def_prop_ro("nbytes", [](const Matrix& self) { return self.layout.nbytes() + self.row_scales.size() * sizeof(float); })
+        .def_prop_ro("nbytes", [](const Matrix& self) { return self.layout.nbytes(); })
         .def("row", [](const Matrix& self, int row, nb::ndarray<float, nb::ndim<1>, nb::c_contig> out) {
             if (row < 0 || row >= self.layout.rows || static_cast<int>(out.size()) != self.layout.columns)
                 throw std::invalid_argument("no such row, or an array of another width");
             dequantize_row(self, row, out.data());
         }, nb::arg("row"), nb::arg("out"));
     m.def("pack_matrix", &pack_matrix, nb::arg("arena"), nb::arg("pool"), nb::arg("kind"), nb::arg("columns"), nb::arg("values"),
-          nb::arg("scales").none(), nb::arg("minimums").none());
+          nb::arg("scales").none(), nb::arg("minimums").none(), nb::arg("has_biases"));
     m.def("matrix_bytes", [](const std::string& kind_name, int rows, int columns) {
-        const MatrixLayout layout(matrix_kind(kind_name), rows, columns);
-        const bool row_scales = layout.kind.has_scale && !layout.kind.group;
-        return layout.nbytes() + (row_scales ? static_cast<std::size_t>(layout.tiles) * kTileRows * sizeof(float) : 0);
+        return MatrixLayout(matrix_kind(kind_name), rows, columns).nbytes();
     }, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<LayerCache>(m, "LayerCache");
     m.def("make_cache", &make_cache, nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());

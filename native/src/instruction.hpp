@@ -143,7 +143,7 @@ struct NormRowsSpec {
 struct LinearSpec {
     struct Part {
         std::shared_ptr<const Matrix> matrix, gate_by;
-        Vector bias, gate_by_bias;
+        bool adds_biases = false, gate_adds_biases = false; // those of the matrices
         InputWidth width = InputWidth::natural;
         Place out;
         bool to_logits = false; // the caller's array, where it gave one

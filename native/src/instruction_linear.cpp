@@ -88,11 +88,11 @@ private:
         const std::size_t width = part.out.width;
         return {part.matrix.get(),
                 part.gate_by.get(),
-                part.gate_by_bias ? part.gate_by_bias->data() : nullptr,
+                part.gate_adds_biases,
                 part.width,
                 packed,
                 rows,
-                {part.bias ? part.bias->data() : nullptr, part.to_logits && step.out.logits ? step.out.logits : step.at(part.out), width,
+                {part.adds_biases, part.to_logits && step.out.logits ? step.out.logits : step.at(part.out), width,
                  spec_.activation, spec_.has_residual ? step.at(spec_.residual) : nullptr, width}};
     }
 

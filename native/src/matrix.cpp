@@ -76,10 +76,11 @@ MatrixKind matrix_kind(std::string_view name) {
     throw std::invalid_argument("no kernels for weights of the kind " + std::string(name));
 }
 
-MatrixLayout::MatrixLayout(MatrixKind kind_, int rows_, int columns_)
-    : kind(kind_), rows(rows_), columns(columns_), tiles((rows_ + kTileRows - 1) / kTileRows),
-      unit_columns(std::max(kInputGroup, kind_.group)), units((columns_ + unit_columns - 1) / unit_columns),
-      unit_bytes(unit_nbytes(kind_, unit_columns)), tile_bytes(unit_bytes * static_cast<std::size_t>(units)) {}
+MatrixLayout::MatrixLayout(MatrixKind kind_, int rows_, int columns_, bool has_biases_)
+    : kind(kind_), rows(rows_), columns(columns_), has_row_scales(kind_.has_scale && !kind_.group), has_biases(has_biases_),
+      tiles((rows_ + kTileRows - 1) / kTileRows), unit_columns(std::max(kInputGroup, kind_.group)),
+      units((columns_ + unit_columns - 1) / unit_columns), unit_bytes(unit_nbytes(kind_, unit_columns)),
+      tile_bytes(unit_bytes * static_cast<std::size_t>(units) + kTileRows * sizeof(float) * (has_row_scales + has_biases)) {}
 
 std::shared_ptr<std::byte> Arena::take(std::size_t nbytes) {
     nbytes = (nbytes + kLine - 1) / kLine * kLine;
@@ -101,7 +102,11 @@ void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last)
     const std::size_t scale_bytes = kind.group ? kTileRows * 2 : 0;
     for (int tile = first; tile < last; ++tile) {
         const int row = tile * kTileRows, count = std::min(kTileRows, layout.rows - row);
-        std::byte* out = matrix.data.get() + static_cast<std::size_t>(tile) * layout.tile_bytes;
+        if (layout.has_row_scales)
+            for (int lane = 0; lane < kTileRows; ++lane)
+                matrix.row_scales(tile)[lane] = lane < count ? half_to_float(stored.scales[(row + lane) * stored.scales_stride]) : 0;
+        if (layout.has_biases) std::fill_n(matrix.biases(tile), kTileRows, 0.0f);
+        std::byte* out = matrix.tile(tile);
         for (int unit = 0; unit < layout.units; ++unit, out += layout.unit_bytes) {
             const std::size_t unit_row_bytes = layout.unit_columns / 32 * bytes_per_32, from = unit * unit_row_bytes;
             const std::size_t here = std::min(unit_row_bytes, row_bytes - from);
@@ -148,6 +153,18 @@ void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last)
     }
 }
 
+void set_biases(Matrix& matrix, const float* biases) {
+    const MatrixLayout& layout = matrix.layout;
+    if (!layout.has_biases) throw std::invalid_argument("a matrix was packed without room for biases");
+    for (int row = 0; row < layout.rows; ++row) {
+        float& bias = matrix.biases(row / kTileRows)[row % kTileRows];
+        if (matrix.biases_are_set && std::bit_cast<std::uint32_t>(bias) != std::bit_cast<std::uint32_t>(biases[row]))
+            throw std::invalid_argument("a matrix can't be used with two different biases");
+        bias = biases[row];
+    }
+    matrix.biases_are_set = true;
+}
+
 void dequantize_row(const Matrix& matrix, int row, float* out) {
     const MatrixLayout& layout = matrix.layout;
     const MatrixKind kind = layout.kind;
@@ -172,7 +189,7 @@ void dequantize_row(const Matrix& matrix, int row, float* out) {
         }
         case Elements::int8: {
             const int value = static_cast<int>(at[scale_bytes + (in_unit / 4 * kTileRows + lane) * 4 + in_unit % 4]) - 128;
-            const float scale = kind.group ? half_to_float(read16(at + lane * 2)) : matrix.row_scales[row];
+            const float scale = kind.group ? half_to_float(read16(at + lane * 2)) : matrix.row_scales(row / kTileRows)[lane];
             out[column] = static_cast<float>(value) * scale;
             break;
         }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pages.hpp"
@@ -39,13 +40,15 @@ constexpr int kInputGroup = 32; // columns whose inputs are quantised together
 //   int4 kinds    [16 scales] [16 minimums, if any] and for every 32 columns 4 x [16 x 4 bytes]: byte j of the 32
 //                 columns holds column j in its low half and column j + 16 in its high half
 //
-// Columns beyond the width and rows beyond the height are zeros (the integers that stand for 0). Scales of whole rows
-// stand in an array of their own.
+// Columns beyond the width and rows beyond the height are zeros (the integers that stand for 0). Behind a tile's units
+// stand sixteen floats each: the scales of its rows, of kinds whose rows have one, and what is added to its outputs, of
+// matrices that have room for it. In arrays of their own each tile would wait for a line from elsewhere in memory.
 struct MatrixLayout {
-    MatrixLayout(MatrixKind kind, int rows, int columns);
+    MatrixLayout(MatrixKind kind, int rows, int columns, bool has_biases = false);
 
     MatrixKind kind;
     int rows, columns;
+    bool has_row_scales, has_biases;
     int tiles, unit_columns, units;
     std::size_t unit_bytes, tile_bytes;
     std::size_t nbytes() const { return static_cast<std::size_t>(tiles) * tile_bytes; }
@@ -68,9 +71,16 @@ private:
 struct Matrix {
     MatrixLayout layout;
     std::shared_ptr<std::byte> data;
-    std::vector<float> row_scales; // of kinds whose rows have one, padded with zeros to whole tiles; else empty
+    bool biases_are_set = false;
 
+    std::byte* tile(int index) { return data.get() + static_cast<std::size_t>(index) * layout.tile_bytes; }
     const std::byte* tile(int index) const { return data.get() + static_cast<std::size_t>(index) * layout.tile_bytes; }
+    const float* row_scales(int index) const {
+        return reinterpret_cast<const float*>(tile(index) + layout.unit_bytes * static_cast<std::size_t>(layout.units));
+    }
+    const float* biases(int index) const { return row_scales(index) + (layout.has_row_scales ? kTileRows : 0); }
+    float* row_scales(int index) { return const_cast<float*>(std::as_const(*this).row_scales(index)); }
+    float* biases(int index) { return const_cast<float*>(std::as_const(*this).biases(index)); }
 };
 
 // A matrix as it is stored in files: row after row (see quantize.py).
@@ -85,6 +95,10 @@ struct StoredMatrix {
 
 // Writes the tiles [first, last) of the matrix; tiles can be written side by side.
 void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last);
+
+// Writes what is added to each output, as many floats as there are rows. Throws std::invalid_argument for a matrix that has no
+// room for it, or is used with other biases already.
+void set_biases(Matrix& matrix, const float* biases);
 
 // One row as numbers: `columns` floats.
 void dequantize_row(const Matrix& matrix, int row, float* out);

@@ -45,9 +45,9 @@ Vector vector_of(std::vector<float> values) {
 }
 
 // A matrix of random bytes of this kind; halves are 1, so that scales and minimums are.
-std::shared_ptr<Matrix> random_matrix(Arena& arena, Pool& pool, const std::string& name, int rows, int columns) {
+std::shared_ptr<Matrix> random_matrix(Arena& arena, Pool& pool, const std::string& name, int rows, int columns, bool biased = false) {
     const MatrixKind kind = matrix_kind(name);
-    const MatrixLayout layout(kind, rows, columns);
+    const MatrixLayout layout(kind, rows, columns, biased);
     const std::size_t row_bytes = kind.elements == Elements::fp32   ? columns * 4u
                                   : kind.elements == Elements::int8 ? columns
                                   : kind.elements == Elements::int4 ? columns / 2u
@@ -71,11 +71,10 @@ std::shared_ptr<Matrix> random_matrix(Arena& arena, Pool& pool, const std::strin
     }
     const int groups = kind.group ? columns / kind.group : 1;
     const std::vector<std::uint16_t> ones(static_cast<std::size_t>(rows) * groups, 0x3c00);
-    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
-    if (kind.has_scale && !kind.group) matrix->row_scales.assign(static_cast<std::size_t>(layout.tiles) * kTileRows, 1.0f);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes())});
     const StoredMatrix stored{values.data(),
                               row_bytes,
-                              kind.group ? ones.data() : nullptr,
+                              ones.data(),
                               static_cast<std::size_t>(groups),
                               kind.has_minimum ? ones.data() : nullptr,
                               static_cast<std::size_t>(groups)};
@@ -86,9 +85,9 @@ std::shared_ptr<Matrix> random_matrix(Arena& arena, Pool& pool, const std::strin
     return matrix;
 }
 
-std::shared_ptr<Matrix> matrix_of(Arena& arena, const std::vector<float>& values, int rows, int columns) {
-    const MatrixLayout layout(matrix_kind("fp32"), rows, columns);
-    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes()), {}});
+std::shared_ptr<Matrix> matrix_of(Arena& arena, const std::vector<float>& values, int rows, int columns, bool biased = false) {
+    const MatrixLayout layout(matrix_kind("fp32"), rows, columns, biased);
+    auto matrix = std::make_shared<Matrix>(Matrix{layout, arena.take(layout.nbytes())});
     pack_tiles({reinterpret_cast<const std::byte*>(values.data()), columns * sizeof(float)}, *matrix, 0, layout.tiles);
     return matrix;
 }
@@ -117,7 +116,7 @@ void test_products(int threads) {
         for (const bool wide : {false, true})
             for (const int rows : {1, 3, 14}) {
                 const int columns = 128, outputs = 37;
-                const auto matrix = random_matrix(arena, *pool, name, outputs, columns);
+                const auto matrix = random_matrix(arena, *pool, name, outputs, columns, true);
                 const std::vector<float> x = normal(static_cast<std::size_t>(rows) * columns);
                 const Place input{Place::Rows::token, 0, columns};
                 const Place output{Place::Rows::token, 128, outputs};
@@ -126,7 +125,8 @@ void test_products(int threads) {
                 LinearSpec spec;
                 spec.x = input;
                 const Vector bias = vector_of(normal(outputs));
-                spec.parts.push_back({matrix, nullptr, bias, nullptr, wide ? InputWidth::wide : InputWidth::natural, output, true});
+                set_biases(*matrix, bias->data());
+                spec.parts.push_back({matrix, nullptr, true, false, wide ? InputWidth::wide : InputWidth::natural, output, true});
                 program.add(std::move(spec));
                 std::vector<float> logits(static_cast<std::size_t>(rows) * outputs);
                 program.run(Rows(rows).in, StepOutputs{.logits = logits.data()});
@@ -152,10 +152,10 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     auto pool = std::make_shared<Pool>(threads);
     Arena arena;
     const int hidden = 48, size = 12, heads = 4, kv_heads = 2, ffn = 70, vocab = 101, rows = 70;
-    const auto weight = [&](int outputs, int columns) {
+    const auto weight = [&](int outputs, int columns, bool biased = false) {
         std::vector<float> values = normal(static_cast<std::size_t>(outputs) * columns);
         for (float& value : values) value /= 8;
-        return matrix_of(arena, values, outputs, columns);
+        return matrix_of(arena, values, outputs, columns, biased);
     };
     const auto embedding = weight(vocab, hidden);
     const Place x{Place::Rows::token, 0, hidden}, q{Place::Rows::token, 48, heads * size};
@@ -175,7 +175,7 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     LinearSpec qkv;
     qkv.norm = norm;
     qkv.x = x;
-    for (const Place out : {q, k, v}) qkv.parts.push_back({weight(out.width, hidden), nullptr, nullptr, nullptr, InputWidth::wide, out, false});
+    for (const Place out : {q, k, v}) qkv.parts.push_back({weight(out.width, hidden), nullptr, false, false, InputWidth::wide, out, false});
     program.add(std::move(qkv));
     AttendSpec attend;
     attend.cache = cache;
@@ -193,7 +193,7 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     program.add(std::move(attend));
     LinearSpec out;
     out.x = attended;
-    out.parts.push_back({weight(hidden, heads * size), nullptr, nullptr, nullptr, InputWidth::natural, sum, false});
+    out.parts.push_back({weight(hidden, heads * size), nullptr, false, false, InputWidth::natural, sum, false});
     out.has_residual = true;
     out.residual = x;
     program.add(std::move(out));
@@ -201,11 +201,13 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     up.norm = norm;
     up.x = sum;
     up.activation = Activation::silu;
-    up.parts.push_back({weight(ffn, hidden), weight(ffn, hidden), vector_of(normal(ffn)), nullptr, InputWidth::natural, gated, false});
+    const auto gate = weight(ffn, hidden, true);
+    set_biases(*gate, normal(ffn).data());
+    up.parts.push_back({gate, weight(ffn, hidden), true, false, InputWidth::natural, gated, false});
     program.add(std::move(up));
     LinearSpec down;
     down.x = gated;
-    down.parts.push_back({weight(hidden, ffn), nullptr, nullptr, nullptr, InputWidth::natural, last, false});
+    down.parts.push_back({weight(hidden, ffn), nullptr, false, false, InputWidth::natural, last, false});
     down.has_residual = true;
     down.residual = sum;
     program.add(std::move(down));
@@ -213,7 +215,7 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     LinearSpec head;
     head.norm = norm;
     head.x = selected;
-    head.parts.push_back({embedding, nullptr, nullptr, nullptr, InputWidth::natural, logits, false});
+    head.parts.push_back({embedding, nullptr, false, false, InputWidth::natural, logits, false});
     program.add(std::move(head));
     program.add(ArgmaxSpec{logits, vocab});
     program.measure(true);

@@ -42,7 +42,7 @@ struct PackRows {
 
 // What becomes of the sums.
 struct ProductOutputs {
-    const float* bias;     // whole vector, padded to whole tiles, or null
+    bool adds_biases;      // those of the matrix
     float* out;            // first row, first output of the matrix
     std::size_t stride;    // floats from row to row
     Activation activation; // of the first matrix
@@ -54,7 +54,7 @@ struct ProductOutputs {
 struct TilesProduct {
     const Matrix* matrix;
     const Matrix* gate_by; // activation(matrix x) * (gate_by x), or null
-    const float* gate_by_bias;
+    bool gate_adds_biases;
     InputWidth width;
     const std::byte* x; // packed blocks
     int rows;

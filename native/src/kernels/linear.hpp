@@ -182,9 +182,9 @@ INLINE void sum_block(const MatrixLayout& layout, Tiles<T, R> w, const std::byte
     }
 }
 
-INLINE Floats with_scale_and_bias(Floats sum, const Matrix& matrix, const float* bias, int first) {
-    if (!matrix.row_scales.empty()) sum = sum * load(matrix.row_scales.data() + first);
-    return bias ? sum + load(bias + first) : sum;
+INLINE Floats with_scale_and_bias(Floats sum, const Matrix& matrix, bool adds_biases, int tile) {
+    if (matrix.layout.has_row_scales) sum = sum * load(matrix.row_scales(tile));
+    return adds_biases ? sum + load(matrix.biases(tile)) : sum;
 }
 
 // What follows the sums of one tile: `sums` and `gates` hold sixteen outputs of each row.
@@ -192,10 +192,10 @@ inline NO_INLINE void finish_tile(const TilesProduct& product, int tile, int row
     const ProductOutputs& to = product.to;
     const int first = tile * kTileRows, left = product.matrix->layout.rows - first;
     for (int r = 0; r < rows; ++r, ++row) {
-        Floats value = with_scale_and_bias(load(sums + r * kTileRows), *product.matrix, to.bias, first);
+        Floats value = with_scale_and_bias(load(sums + r * kTileRows), *product.matrix, to.adds_biases, tile);
         value = activate(to.activation, value);
         if (product.gate_by)
-            value = value * with_scale_and_bias(load(gates + r * kTileRows), *product.gate_by, product.gate_by_bias, first);
+            value = value * with_scale_and_bias(load(gates + r * kTileRows), *product.gate_by, product.gate_adds_biases, tile);
         if (to.residual) value = load_first(to.residual + row * to.residual_stride + first, left) + value;
         store_first(to.out + row * to.stride + first, value, left);
     }

@@ -91,7 +91,8 @@ class Device(Protocol):
 
         Args:
             weight: on the host.
-            uses: kinds of the operations that read it: a table that is only looked up needs no matrix layout.
+            uses: how the fused program's operations use it (`Program.uses`): a table that is only looked up needs no
+                matrix layout, and a matrix may have room for the biases that are added.
         """
 
     def allocate(self, program: Program, num_blocks: int, old: Cache | None = None) -> Cache:

@@ -82,7 +82,7 @@ class LoadedModel:
         Raises:
             CheckpointError: weights that are NaN or infinite.
         """
-        weights, uses = self._traced.of_kind("weight"), self._traced.uses()
+        weights, uses = self._traced.of_kind("weight"), self.program("argmax").uses()
         for count, value in enumerate(weights, start=1):
             self._weights[value.name] = self.device.pack(checkpoint.load(value), uses[value.name])
             on_weight(count, len(weights))

@@ -166,6 +166,10 @@ class Op(ABC):
     def writes(self) -> tuple[str, ...]:
         """Names of the values it computes."""
 
+    def use_of(self, name: str) -> str:
+        """How it uses a value that it reads: by its kind, unless some of them are used in a way of their own."""
+        return self.kind
+
     @abstractmethod
     def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
         """The shape rule: the values of `writes()` from those of `reads()`."""
@@ -231,11 +235,11 @@ class Program:
         return [value for value in self.values.values() if value.kind == kind]
 
     def uses(self) -> dict[str, frozenset[str]]:
-        """By each value that is read, the kinds of the operations that read it."""
+        """By each value that is read, how the operations use it (`Op.use_of`)."""
         found: dict[str, set[str]] = {}
         for op in self.ops:
             for name in op.reads():
-                found.setdefault(name, set()).add(op.kind)
+                found.setdefault(name, set()).add(op.use_of(name))
         return {name: frozenset(kinds) for name, kinds in found.items()}
 
     def with_ops(self, ops: Iterable[Op]) -> Program:

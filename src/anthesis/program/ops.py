@@ -152,6 +152,10 @@ class Norm(Op):
         return (by_row(one_row, arrays[self.x]),)
 
 
+BIASED = "linear with bias"
+"""How a matrix is used to whose product a bias is added (`Op.use_of`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Linear(Op):
     """outs[i] = activation(x weights[i]^T + biases[i]) + residual; gated: out = activation(first) * second.
@@ -179,6 +183,13 @@ class Linear(Op):
 
     def writes(self) -> tuple[str, ...]:
         return self.outs
+
+    def use_of(self, name: str) -> str:
+        """Tells apart the matrices to whose product a bias is added."""
+        biased = any(
+            bias is not None and name == weight for weight, bias in zip(self.weights, self.biases, strict=False)
+        )
+        return BIASED if biased else self.kind
 
     def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
         x = values[self.x]

@@ -16,6 +16,7 @@ from anthesis.memory import available_memory_bytes
 from anthesis.native import extension
 from anthesis.program.attend import Attend
 from anthesis.program.ir import Array, Arrays, Program, Value
+from anthesis.program.ops import BIASED
 from anthesis.quantize import WeightTensor
 from anthesis.units import counted
 
@@ -70,13 +71,23 @@ class CpuDevice:
         return nbytes
 
     def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Any:
-        """A matrix (N, K) in tiles of sixteen rows, whatever its kind, or a vector (N,) float32."""
+        """A matrix (N, K) in tiles of sixteen rows, whatever its kind, or a vector (N,) float32.
+
+        The tiles have room for biases where a product adds some.
+        """
         if len(weight.shape) == 1:
             return self._native.Vector(np.ascontiguousarray(weight.values, np.float32))
         values = weight.values if weight.values.strides[1] == weight.values.itemsize else weight.values.copy()
         scales, minimums = (_halves(array, weight.shape[0]) for array in (weight.scales, weight.minimums))
         return self._native.pack_matrix(
-            self._arena, self._pool, weight.kind.name, weight.shape[1], values.view(np.uint8), scales, minimums
+            self._arena,
+            self._pool,
+            weight.kind.name,
+            weight.shape[1],
+            values.view(np.uint8),
+            scales,
+            minimums,
+            BIASED in uses,
         )
 
     def allocate(self, program: Program, num_blocks: int, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
