@@ -110,6 +110,22 @@ def test_products(kernels: str, name: str, wide: bool) -> None:
             assert near.all(), f"{outputs} x {columns}, {rows} rows"
 
 
+def test_a_matrix_with_and_without_its_biases(kernels: str) -> None:
+    """They stand in its tiles, so there can't be others; a product without any adds none."""
+    rng = np.random.default_rng(4)
+    numbers: dict[str, tuple[int, ...]] = {"x": (3, 64), "w": (37, 64), "b": (37,), "c": (37,)}
+    weights = {name: fp32(rng.normal(size=shape)) for name, shape in numbers.items()}
+    embed = Embed(ids="tokens", weight="x", out="rows")
+    biased = Linear(x="rows", weights=("w",), outs=("first",), biases=("b",))
+    x, w, b = (weights[name].dequantize(np.float64) for name in ("x", "w", "b"))
+    plain = Linear(x="rows", weights=("w",), outs=("logits",), residual="first")
+    found = run_ops([embed, biased, plain], weights, 3, ("logits",))["logits"]
+    assert np.allclose(found, 2 * x @ w.T + b, atol=1e-4)
+    other = Linear(x="rows", weights=("w",), outs=("logits",), biases=("c",))
+    with pytest.raises(ValueError, match="two different biases"):
+        run_ops([embed, biased, other], weights, 3, ("logits",))
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16", "int8", "int4m"])
 def test_more_rows_than_a_cache_holds(kernels: str, name: str) -> None:
     """Rows that pass by the tiles in several turns."""
