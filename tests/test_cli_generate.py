@@ -120,6 +120,7 @@ def test_cache_and_device(tiny: str) -> None:
         ("--chat", "tokenizer"),
         ("--logprobs 1", "--json"),
         ("--seed -1", "-1"),
+        ("--batch 0", "batch is 0"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused(tiny: str, flags: str, named: str) -> None:
@@ -148,6 +149,17 @@ def test_several_prompts_have_headings(tiny: str) -> None:
     assert (lines[0], lines[2], len(lines)) == ("[1/2] 1,2,3", "[2/2] 4,5", 4)
     found = [token_ids(tiny, "--prompt-ids", prompt, "-n", "4", "--ignore-eos") for prompt in ("1,2,3", "4,5")]
     assert [[int(part) for part in line.split(",")] for line in lines[1::2]] == found
+
+
+def test_prompts_that_wait_for_others_begin_later(tiny: str) -> None:
+    prompts = [part for prompt in ("1,2,3", "4,5", "6") for part in ("--prompt-ids", prompt)]
+    one, all_ = (document(tiny, *prompts, "-n", "20", "--ignore-eos", "--batch", n)["completions"] for n in ("1", "3"))
+    assert [c["token_ids"] for c in one] == [c["token_ids"] for c in all_]
+    waits = [[c["timing"]["first_token_s"] for c in completions[1:]] for completions in (one, all_)]
+    ends = [[c["timing"]["total_s"] for c in completions[:-1]] for completions in (one, all_)]
+    assert [[wait > end for wait, end in zip(*pair, strict=True)] for pair in zip(waits, ends, strict=True)] == [
+        [True, True], [False, False],
+    ]  # fmt: skip
 
 
 def test_made_up_prompts_are_always_the_same(tiny: str) -> None:

@@ -184,8 +184,7 @@ class LLM:
             stop=as_strings(stop),
             logprobs=logprobs,
         )
-        if batch is not None and batch < 1:
-            raise RequestError(f"batch is {batch}; it must be at least 1")
+        check_batch(batch)
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
         self._engine.run(sequences, self.device_info.full_batch if batch is None else batch)
         return [completion_of(sequence) for sequence in sequences]
@@ -380,6 +379,16 @@ class LLM:
         if wanted is not None and model_limit is not None and wanted > model_limit:
             raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
         return model_limit if wanted is None else wanted
+
+
+def check_batch(batch: int | None) -> None:
+    """Refuses a number of prompts at once that is none.
+
+    Raises:
+        RequestError: it is below 1.
+    """
+    if batch is not None and batch < 1:
+        raise RequestError(f"batch is {batch}; it must be at least 1")
 
 
 def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:

@@ -57,10 +57,6 @@ RowTokens = Annotated[
         help="Of a row's beginning.",
     ),
 ]
-Batch = Annotated[
-    int | None,
-    typer.Option(metavar="N", parser=options.whole_number, rich_help_panel=options.MODEL, help="Rows at once."),
-]
 
 
 def complete(
@@ -79,7 +75,7 @@ def complete(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     stop: options.Stop = None,
-    batch: Batch = None,
+    batch: options.Batch = None,
     seed: options.Seed = None,
     weights: options.Weights = "native",
     device: options.Device = "auto",

@@ -43,6 +43,7 @@ def generate(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    batch: options.Batch = None,
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
@@ -69,9 +70,10 @@ def generate(
         "logprobs": logprobs,
     }
     from anthesis.engine.sampling import SamplingParams
-    from anthesis.llm import LLM
+    from anthesis.llm import LLM, check_batch
 
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
+    check_batch(batch)
     if output is not None:
         check_output(output)
     prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens, model)
@@ -96,7 +98,7 @@ def generate(
             prompts = [llm.made_up_prompt(prompt_tokens)]
         request = {**sampling, "seed": seed, "chat": chat}
         if json or len(prompts) > 1 or llm.tokenizer is None:
-            completions = llm.generate(prompts, **request)
+            completions = llm.generate(prompts, **request, batch=batch)
             if not json:
                 _print_completions(prompts, completions)
         else:
