@@ -50,7 +50,8 @@ HOW = """\
   which tells nothing: "-".
 - transformers runs its own code eagerly in a loop that does nothing but decode; llama.cpp is built with -march=native
   and called through its C functions, without a sampler; vLLM compiles the model, and its engine is stepped without a
-  server. Anthesis is called through its Python interface, and where there is a tokenizer its times include the text.
+  server. Anthesis is called through its Python interface; where there is a tokenizer it makes the text when the last
+  token is known, so that no time per token has it in it, as llama.cpp's has not.
 - GNU OpenMP, which llama.cpp and PyTorch use, is told to look 3,000 times before it sleeps (GOMP_SPINCOUNT). On idle
   cores that is as fast as its default of 300,000, which loses much where anything else wants a core now and then.
 """

@@ -86,12 +86,13 @@ class Sequence:
     finish_reason: FinishReason | None = field(init=False, default=None)
     failure: str | None = field(init=False, default=None)
     logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
-    text: str = field(init=False, default="")
     seen: NDArray[np.uint8] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         self._stops = StopStrings(self.params.stop)
+        self._text = ""
+        self._num_spelled = len(self.tokens)
         self._submitted_s = time.perf_counter()
         self._token_s: list[float] = []
         if self.params.repetition_penalty is not None:
@@ -112,6 +113,16 @@ class Sequence:
     def finished(self) -> bool:
         """Whether it is done, or has failed."""
         return self.finish_reason is not None or self.failure is not None
+
+    @property
+    def text(self) -> str:
+        """What is certain of the completion's text.
+
+        It is made when it is asked for: between two steps, with cold caches, a token's takes several times as long as
+        where all are made at once.
+        """
+        self._spell(len(self.tokens))
+        return self._text
 
     def check(self) -> None:
         """Raises what it failed by.
@@ -135,23 +146,34 @@ class Sequence:
         if self.seen is not None:
             self._mark_seen([token])
         if token in self.eos_token_ids:
-            self._finish("stop")
-        elif self.text_stream is not None and self._release(self.text_stream.push(token)):
+            self._finish("stop", len(self.tokens) - 1)  # the token is no part of the text
+        elif self.params.stop and self._spell(len(self.tokens)):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
-            self._finish(self.limit_reason)
+            self._finish(self.limit_reason, len(self.tokens))
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, text_end: int) -> None:
         self.finish_reason = reason
-        if self.text_stream is not None:
-            if self._release(self.text_stream.finish()):
-                self.finish_reason = "stop"
-            else:
-                self.text += self._stops.finish()
+        if self.text_stream is None:
+            return
+        self._spell(text_end)
+        self._num_spelled = len(self.tokens)
+        if self._release(self.text_stream.finish()):
+            self.finish_reason = "stop"
+        else:
+            self._text += self._stops.finish()
+
+    def _spell(self, end: int) -> bool:
+        """Adds the text of the tokens up to there; whether a stop string was in it."""
+        stopped = False
+        while self.text_stream is not None and self._num_spelled < end and not stopped:
+            self._num_spelled += 1
+            stopped = self._release(self.text_stream.push(self.tokens[self._num_spelled - 1]))
+        return stopped
 
     def _release(self, text: str) -> bool:
         certain, stopped = self._stops.push(text)
-        self.text += certain
+        self._text += certain
         return stopped
 
     def _mark_seen(self, tokens: Seq[int]) -> None:
