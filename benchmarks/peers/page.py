@@ -222,7 +222,7 @@ def _by_place(comparison: Comparison, rows: Sequence[Measured]) -> str:
             against = ", ".join(
                 f"{peer.entry.name} {rate / tokens_per_s(comparison, peer.turns):.2f}"
                 for peer in kept
-                if row.entry.system == "Anthesis" and are_compared(row, peer, kept)
+                if are_compared(row, peer, kept)
             )
             lines.append(
                 [

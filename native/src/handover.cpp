@@ -1,14 +1,17 @@
 #include "handover.hpp"
 
 #include <algorithm>
-#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <limits>
+#include <stop_token>
 #include <system_error>
 #include <thread>
 
 #include <pthread.h>
 #include <sched.h>
+
+#include "pool.hpp"
 
 namespace anthesis {
 namespace {
@@ -18,13 +21,14 @@ using Clock = std::chrono::steady_clock;
 constexpr int kAverages = 32;
 constexpr int kRoundTrips = 100; // of each, so that reading the clock is nothing beside them
 
-// Two threads that write to one line in turns: even numbers are this one's, odd ones the other's.
+// Two threads that write to one line in turns: odd numbers are the other's, even ones this one's.
 class Rally {
 public:
-    void serve() noexcept {
+    void serve(const std::stop_token& end) noexcept {
         for (int next = 1;; next += 2) {
-            if (!wait_for(next - 1)) return;
-            ball_.store(next, std::memory_order_release);
+            while (ball_.value.load(std::memory_order_acquire) != next - 1)
+                if (end.stop_requested()) return;
+            ball_.value.store(next, std::memory_order_release);
         }
     }
 
@@ -32,11 +36,10 @@ public:
         double least = std::numeric_limits<double>::infinity();
         int next = 0;
         const auto round_trip = [&] {
-            wait_for(next + 1);
+            ball_.value.store(next, std::memory_order_release);
+            while (ball_.value.load(std::memory_order_acquire) != next + 1) {}
             next += 2;
-            ball_.store(next, std::memory_order_release);
         };
-        ball_.store(next, std::memory_order_release);
         round_trip(); // the other thread is there
         for (int i = 0; i < kAverages; ++i) {
             const Clock::time_point begin = Clock::now();
@@ -46,29 +49,8 @@ public:
         return least;
     }
 
-    void end() noexcept { ended_.store(true, std::memory_order_relaxed); }
-
 private:
-    bool wait_for(int number) const noexcept {
-        while (ball_.load(std::memory_order_acquire) != number)
-            if (ended_.load(std::memory_order_relaxed)) return false;
-        return true;
-    }
-
-    alignas(64) std::atomic<int> ball_ = -1;
-    alignas(64) std::atomic<bool> ended_ = false;
-};
-
-// std::jthread joins; before that the loop it runs has to be told.
-class Player {
-public:
-    explicit Player(Rally& rally) : rally_(rally), thread_([&rally] { rally.serve(); }) {}
-    ~Player() { rally_.end(); }
-    pthread_t handle() { return thread_.native_handle(); }
-
-private:
-    Rally& rally_;
-    std::jthread thread_;
+    Counter ball_{-1};
 };
 
 void check(int error, const char* what) {
@@ -100,8 +82,8 @@ private:
 double handover(int first_core, int second_core) {
     const Affinity before;
     Rally rally;
-    Player other(rally);
-    pin(other.handle(), second_core);
+    std::jthread other([&rally](const std::stop_token& end) { rally.serve(end); });
+    pin(other.native_handle(), second_core);
     pin(pthread_self(), first_core);
     return rally.least();
 }

@@ -102,11 +102,7 @@ void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last)
     const std::size_t scale_bytes = kind.group ? kTileRows * 2 : 0;
     for (int tile = first; tile < last; ++tile) {
         const int row = tile * kTileRows, count = std::min(kTileRows, layout.rows - row);
-        if (layout.has_row_scales)
-            for (int lane = 0; lane < kTileRows; ++lane)
-                matrix.row_scales(tile)[lane] = lane < count ? half_to_float(stored.scales[(row + lane) * stored.scales_stride]) : 0;
-        if (layout.has_biases) std::fill_n(matrix.biases(tile), kTileRows, 0.0f);
-        std::byte* out = matrix.tile(tile);
+        std::byte* out = matrix.data.get() + static_cast<std::size_t>(tile) * layout.tile_bytes;
         for (int unit = 0; unit < layout.units; ++unit, out += layout.unit_bytes) {
             const std::size_t unit_row_bytes = layout.unit_columns / 32 * bytes_per_32, from = unit * unit_row_bytes;
             const std::size_t here = std::min(unit_row_bytes, row_bytes - from);
@@ -150,17 +146,25 @@ void pack_tiles(const StoredMatrix& stored, Matrix& matrix, int first, int last)
             if (kind.elements == Elements::int8) // the integer that stands for 0 is 128 then, in the padding too
                 for (std::size_t i = 0; i < unit_row_bytes * kTileRows; ++i) at[i] ^= std::byte{0x80};
         }
+        auto* behind_units = reinterpret_cast<float*>(out);
+        if (layout.has_row_scales)
+            for (int lane = 0; lane < kTileRows; ++lane)
+                *behind_units++ = lane < count ? half_to_float(stored.scales[(row + lane) * stored.scales_stride]) : 0;
+        if (layout.has_biases) std::fill_n(behind_units, kTileRows, 0.0f);
     }
 }
 
 void set_biases(Matrix& matrix, const float* biases) {
     const MatrixLayout& layout = matrix.layout;
     if (!layout.has_biases) throw std::invalid_argument("a matrix was packed without room for biases");
-    for (int row = 0; row < layout.rows; ++row) {
-        float& bias = matrix.biases(row / kTileRows)[row % kTileRows];
-        if (matrix.biases_are_set && std::bit_cast<std::uint32_t>(bias) != std::bit_cast<std::uint32_t>(biases[row]))
+    for (int tile = 0; tile < layout.tiles; ++tile) {
+        const float *here = matrix.biases(tile), *given = biases + tile * kTileRows;
+        const std::size_t nbytes = std::min(kTileRows, layout.rows - tile * kTileRows) * sizeof(float);
+        // what is there already is not written again: a step of another program may be reading it
+        if (!matrix.biases_are_set)
+            std::memcpy(matrix.data.get() + (reinterpret_cast<const std::byte*>(here) - matrix.data.get()), given, nbytes);
+        else if (std::memcmp(here, given, nbytes) != 0)
             throw std::invalid_argument("a matrix can't be used with two different biases");
-        bias = biases[row];
     }
     matrix.biases_are_set = true;
 }

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "pages.hpp"
@@ -73,14 +72,11 @@ struct Matrix {
     std::shared_ptr<std::byte> data;
     bool biases_are_set = false;
 
-    std::byte* tile(int index) { return data.get() + static_cast<std::size_t>(index) * layout.tile_bytes; }
     const std::byte* tile(int index) const { return data.get() + static_cast<std::size_t>(index) * layout.tile_bytes; }
     const float* row_scales(int index) const {
         return reinterpret_cast<const float*>(tile(index) + layout.unit_bytes * static_cast<std::size_t>(layout.units));
     }
     const float* biases(int index) const { return row_scales(index) + (layout.has_row_scales ? kTileRows : 0); }
-    float* row_scales(int index) { return const_cast<float*>(std::as_const(*this).row_scales(index)); }
-    float* biases(int index) { return const_cast<float*>(std::as_const(*this).biases(index)); }
 };
 
 // A matrix as it is stored in files: row after row (see quantize.py).

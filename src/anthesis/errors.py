@@ -37,6 +37,20 @@ class RequestError(AnthesisError, ValueError):
     exit_code = 2
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuses numbers of things that are none.
+
+    Args:
+        counts: by the name they were given under; None: not given.
+
+    Raises:
+        RequestError: one is below 1.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise RequestError(f"{name} is {value}; it must be at least 1")
+
+
 class ConfigError(RequestError):
     """A model's configuration is contradictory, incomplete, or names something we do not compute."""
 

@@ -24,7 +24,7 @@ from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import FinishReason, Sequence
-from anthesis.errors import RequestError, UnsupportedError, naming
+from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
 from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings
@@ -79,10 +79,9 @@ class LLM:
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
     ) -> None:
-        counts = {"tp": tp, "threads": threads, "max_context": max_context, "prefill_chunk": prefill_chunk}
-        for name, value in {**counts, "cache_memory": cache_memory}.items():
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; it must be at least 1")
+        check_counts(
+            tp=tp, threads=threads, max_context=max_context, prefill_chunk=prefill_chunk, cache_memory=cache_memory
+        )
         if threads is not None and threads > usable_cores():
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
@@ -184,7 +183,7 @@ class LLM:
             stop=as_strings(stop),
             logprobs=logprobs,
         )
-        check_batch(batch)
+        check_counts(batch=batch)
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
         self._engine.run(sequences, self.device_info.full_batch if batch is None else batch)
         return [completion_of(sequence) for sequence in sequences]
@@ -379,16 +378,6 @@ class LLM:
         if wanted is not None and model_limit is not None and wanted > model_limit:
             raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
         return model_limit if wanted is None else wanted
-
-
-def check_batch(batch: int | None) -> None:
-    """Refuses a number of prompts at once that is none.
-
-    Raises:
-        RequestError: it is below 1.
-    """
-    if batch is not None and batch < 1:
-        raise RequestError(f"batch is {batch}; it must be at least 1")
 
 
 def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:

@@ -112,7 +112,10 @@ inline int argmax(const float* x, int count) {
             most = larger(most, a);
             unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
         }
-        if (const float found = largest(most); found > best) best = found, best_block = block;
+        if (const float found = largest(most); found > best) {
+            best = found;
+            best_block = block;
+        }
     }
     const bool finite = sum(unordered) == 0;
     for (int i = finite ? best_block : 0; i < count; ++i)

@@ -11,7 +11,7 @@ from anthesis.cli.loading import load
 from anthesis.cli.prompts import Prompt, check_seed, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim, tell
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, check_counts
 
 if TYPE_CHECKING:
     from anthesis import LLM, Completion
@@ -70,10 +70,10 @@ def generate(
         "logprobs": logprobs,
     }
     from anthesis.engine.sampling import SamplingParams
-    from anthesis.llm import LLM, check_batch
+    from anthesis.llm import LLM
 
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
-    check_batch(batch)
+    check_counts(batch=batch)
     if output is not None:
         check_output(output)
     prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens, model)

@@ -134,13 +134,6 @@ Chat = Annotated[
     typer.Option("--chat", metavar="", rich_help_panel=PROMPT, help="Apply the model's chat template."),
 ]
 
-Batch = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Texts at once; left out: the device decides."
-    ),
-]
-
 # --- generate --------------------------------------------------------------------------------------------------------
 
 MaxNewTokens = Annotated[
@@ -193,6 +186,12 @@ Logprobs = Annotated[
         parser=whole_number,
         rich_help_panel=SAMPLING,
         help="Log-probabilities of K more, in JSON.",
+    ),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Texts at once; left out: the device decides."
     ),
 ]
 

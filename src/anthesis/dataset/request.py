@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anthesis.engine.sampling import SamplingParams
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, check_counts
 from anthesis.llm import MAX_SEQUENCES
 
 
@@ -35,10 +35,7 @@ class Request:
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "limit", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; it must be at least 1")
+        check_counts(prompt_tokens=self.prompt_tokens, limit=self.limit, batch=self.batch)
         if self.batch is not None and self.batch > MAX_SEQUENCES:
             raise RequestError(f"batch is {self.batch}; at most {MAX_SEQUENCES} sequences run at once")
         _ = self.params  # whose values are checked

@@ -16,8 +16,6 @@ from anthesis.program.ir import BLOCK_TOKENS
 
 SCRATCH_BLOCK = 0
 """Never given to a sequence: rows that a device adds to fill a bucket write here."""
-
-
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take if nobody says how much."""
 

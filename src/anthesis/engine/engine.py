@@ -141,10 +141,9 @@ class Engine:
         running: list[Sequence] = []
         try:
             while to_come or running:
-                if to_come and len(running) < at_once:
-                    joining = [to_come.popleft() for _ in range(min(at_once - len(running), len(to_come)))]
-                    self.submit(joining)
-                    running += joining
+                while to_come and len(running) < at_once:
+                    running.append(to_come.popleft())
+                    self.submit(running[-1:])
                 self.step()
                 for sequence in running:
                     sequence.check()

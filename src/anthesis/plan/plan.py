@@ -10,7 +10,7 @@ from anthesis.checkpoint import open_checkpoint
 from anthesis.config import ModelConfig
 from anthesis.engine.blocks import blocks_for
 from anthesis.engine.loaded import choose_cache_dtype, matrix_kinds
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, check_counts
 from anthesis.llm import PREFILL_CHUNK
 from anthesis.models import trace
 from anthesis.plan.floor import Exchange, Floor, exchanges, floor
@@ -157,10 +157,7 @@ def make_plan(
             a number of devices over which the model can't be split.
         CheckpointError: a damaged checkpoint.
     """
-    numbers = {"tp": tp, "context": context, "batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise RequestError(f"{name} is {number}; it must be at least 1")
+    check_counts(tp=tp, context=context, batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     hardware = find_hardware(device)  # before the model, which may have to be fetched first
     held = holding(hardware)
     with open_checkpoint(model, weights=weights) as checkpoint:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from anthesis.errors import TokenizerError, printable
@@ -38,8 +38,7 @@ def add_whole_tokens(backend: Backend, texts: Sequence[str], *, special: bool) -
         backend.add_tokens(tokens)
 
 
-@contextmanager
-def library_errors(message: str) -> Iterator[None]:
+class library_errors:  # noqa: N801 - it is used as a function
     """Makes a TokenizerError of whatever the library raises.
 
     Args:
@@ -48,11 +47,17 @@ def library_errors(message: str) -> Iterator[None]:
     Raises:
         TokenizerError: the library raised something.
     """
-    try:
-        yield
-    except BaseException as error:
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # For files it can't read the library raises a plain Exception. Where it does not expect what it finds, Rust
         # panics: an exception of a class that can't be imported, and that no `except Exception` catches.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"{message}: {printable(str(error))}") from error
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{self._message}: {printable(str(error))}") from error
