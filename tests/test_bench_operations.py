@@ -8,11 +8,15 @@ import pytest
 
 from anthesis import LLM
 from anthesis.bench import Report, Request, sweep
-from anthesis.bench.operations import measure_operations
+from anthesis.bench.operations import by_kind, measure_operations
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.models import trace
 from anthesis.program.cost import cost
+from anthesis.program.fuse import fuse
 from anthesis.program.ir import Step
 from command_line import anthesis, tiny_model
+from cpu_variants import on_cpu
+from programs import LLAMA, config_of, random_weights, step_inputs
 
 
 def test_the_parts_are_the_whole(tmp_path: Path) -> None:
@@ -29,6 +33,39 @@ def test_the_parts_are_the_whole(tmp_path: Path) -> None:
     count = {kind.kind: kind.count for kind in kinds}
     assert count["attend"] == count["norm linear attention.q k v"] == layers
     assert count["argmax"] == count["embed"] == 1
+
+
+@pytest.mark.parametrize("up", ["bf16", "fp32"])
+def test_what_is_computed_on_the_way_counts(up: str) -> None:
+    """Rotations within the attention, and gates that are taken apart since their kinds of weights differ."""
+
+    def kind_of(name: str, shape: tuple[int, ...]) -> str:
+        return "fp32" if len(shape) == 1 else up if name.endswith("up.weight") else "bf16"
+
+    program = fuse(trace(config_of(LLAMA), kind_of=kind_of))
+    executable = on_cpu(program, random_weights(program), blocks=5)
+    executable.measure(True)
+    executable.run(step_inputs([(0, 0, [1])]))
+    step = Step(rows=1, logit_rows=1, context=1, sequences=1)
+    kinds = by_kind(executable.measure(False), step, 1)
+    needed = cost(program, step)
+    assert sum(kind.memory_bytes for kind in kinds) == needed.weight_bytes + needed.cache_bytes
+    assert any(kind.kind == "rope attend" for kind in kinds)
+    apart = up != "bf16"
+    assert apart == any(kind.kind == "mul" for kind in kinds)
+    if not apart:
+        assert sum(kind.flops for kind in kinds) == needed.flops
+        assert sum(kind.activation_bytes for kind in kinds) == needed.activation_bytes
+
+
+def test_only_steps_of_all_sequences_count(tmp_path: Path) -> None:
+    """While the last prompt is read, the first sequence generates already."""
+    with LLM(tiny_model(tmp_path), device="cpu", prefill_chunk=8) as llm:
+        kinds = measure_operations(llm, list(range(8)), batch=4, new_tokens=6)
+        needed = cost(llm.loaded.program("argmax"), Step(rows=4, logit_rows=4, context=8 + 3, sequences=4))
+        assert sum(kind.flops for kind in kinds) == needed.flops
+        with pytest.raises(RequestError, match="the first ends before all prompts of 8 are read; take more new tokens"):
+            measure_operations(llm, list(range(8)), batch=4, new_tokens=3)
 
 
 def test_counting_does_not_change_what_is_generated(tmp_path: Path) -> None:

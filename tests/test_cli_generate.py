@@ -121,6 +121,7 @@ def test_cache_and_device(tiny: str) -> None:
         ("--logprobs 1", "--json"),
         ("--seed -1", "-1"),
         ("--batch 0", "batch is 0"),
+        ("--batch 257", "batch is 257; at most 256 sequences run at once"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused(tiny: str, flags: str, named: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +12,8 @@ from hypothesis import strategies as st
 from anthesis.devices.cpu import CpuDevice
 from anthesis.models import trace
 from anthesis.program.fuse import fuse
-from anthesis.program.ir import Array, Program
 from anthesis.program.reference import execute
-from anthesis.quantize import WEIGHT_KINDS, quantize
-from cpu_variants import kernels
+from cpu_variants import kernels, on_cpu
 from programs import blocks_of, caches, config_of, random_weights, step_inputs
 
 __all__ = ["kernels"]
@@ -50,16 +47,6 @@ def models(draw: st.DrawFn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def on_cpu(program: Program, weights: Mapping[str, Array], kinds: Mapping[str, str], blocks: int, threads: int) -> Any:
-    """The program on the CPU device, over weights that these kinds hold exactly."""
-    device = CpuDevice(threads)
-    packed, uses = {}, program.uses()
-    for value in program.of_kind("weight"):
-        kind = WEIGHT_KINDS[kinds[value.name]]
-        packed[value.name] = device.pack(quantize(weights[value.name].astype(np.float32), kind), uses[value.name])
-    return device.compile(program, packed, device.allocate(program, blocks))
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=models(), seed=st.integers(0, 2**32 - 1), fused=st.booleans(), threads=st.integers(1, 2), data=st.data())
 def test_logits(kernels: str, raw: dict[str, Any], seed: int, fused: bool, threads: int, data: st.DataObject) -> None:
@@ -90,8 +77,8 @@ def test_logits(kernels: str, raw: dict[str, Any], seed: int, fused: bool, threa
     ]
     blocks = blocks_of(steps[0])
     arrays = weights | caches(program, blocks)
-    executable = on_cpu(program, weights, kinds, blocks, threads)
-    chooser = on_cpu(fuse(greedy) if fused else greedy, weights, kinds, blocks, threads)
+    executable = on_cpu(program, weights, blocks=blocks, threads=threads)
+    chooser = on_cpu(fuse(greedy) if fused else greedy, weights, blocks=blocks, threads=threads)
     for inputs in steps:
         found = executable.run(inputs)["logits"]
         true = execute(program, arrays | inputs)["logits"]
@@ -109,17 +96,11 @@ def test_steps_of_two_threads_wait_for_each_other(kernels: str) -> None:
     )
     weights = random_weights(program)
     device = CpuDevice(2)
-    packed = {
-        value.name: device.pack(
-            quantize(weights[value.name].astype(np.float32), WEIGHT_KINDS[value.dtype]), program.uses()[value.name]
-        )
-        for value in program.of_kind("weight")
-    }
     rng = np.random.default_rng(0)
     steps = [step_inputs([(0, 0, rng.integers(0, 90, count).tolist())]) for count in (3, 61, 17, 5)]
     blocks = blocks_of(steps[1])
-    expected = [device.compile(program, packed, device.allocate(program, blocks)).run(step)["token"] for step in steps]
-    one, other = (device.compile(program, packed, device.allocate(program, blocks)) for _ in range(2))
+    one, other, alone = (on_cpu(program, weights, blocks=blocks, device=device) for _ in range(3))
+    expected = [alone.run(step)["token"] for step in steps]
 
     def run(executable: Any, i: int) -> bool:
         return all(np.array_equal(executable.run(steps[i])["token"], expected[i]) for _ in range(40))
@@ -136,9 +117,8 @@ def test_use_after_fork_is_an_error(kernels: str) -> None:
         trace(config_of({"model_type": "bloom", "hidden_size": 16, "n_head": 2, "n_layer": 1, "vocab_size": 9}))
     )
     weights = random_weights(program)
-    kinds = {value.name: value.dtype for value in program.of_kind("weight")}
     inputs = step_inputs([(0, 0, [1, 2, 3])])
-    executable = on_cpu(program, weights, kinds, blocks_of(inputs), threads=2)
+    executable = on_cpu(program, weights, blocks=blocks_of(inputs), threads=2)
     executable.run(inputs)
     reading, writing = os.pipe()
     child = os.fork()

@@ -17,10 +17,9 @@ import pytest
 import anthesis
 from anthesis import LLM, native
 from anthesis.devices.device import Executable
-from anthesis.engine.blocks import BlockCache
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache
 from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
-from anthesis.llm import MAX_SEQUENCES
 from programs import BLOOM, LLAMA
 
 PROMPTS = [[5], list(range(3, 73)), [9, 8, 7], list(range(1, 30)), [2, 2, 2, 2]]

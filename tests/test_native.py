@@ -19,9 +19,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import anthesis.native
-from anthesis import native
+from anthesis import LLM, native
 from anthesis.cores import usable_cores
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.models import trace
+from anthesis.program.fuse import fuse
+from cpu_variants import on_cpu
+from programs import BLOOM, config_of, random_weights, step_inputs
 
 MIB = 1 << 20
 
@@ -137,6 +141,39 @@ def test_other_python_threads_run_meanwhile() -> None:
     done.set()
     counter.join()
     assert during > 50
+
+
+def test_other_python_threads_run_during_a_step() -> None:
+    """Of a prompt, whose one step takes long enough."""
+    with LLM("random:bloom-560m", device="cpu", threads=1, prefill_chunk=256) as llm:
+        handle = llm.submit(llm.made_up_prompt(256), max_new_tokens=1, ignore_eos=True)
+        counts, done = [0], threading.Event()
+
+        def count() -> None:
+            while not done.is_set():
+                counts[0] += 1
+                time.sleep(0.001)
+
+        counter = threading.Thread(target=count)
+        counter.start()
+        before = counts[0]
+        llm.step()
+        during = counts[0] - before
+        done.set()
+        counter.join()
+    assert handle.num_tokens == 1
+    assert during > 20
+
+
+@pytest.mark.parametrize("name", ["positions", "tokens", "segments"])
+def test_arrays_of_a_step_are_taken_as_they_are_or_not_at_all(name: str) -> None:
+    """A converted copy would be gone before it is read."""
+    program = fuse(trace(config_of(BLOOM)))
+    executable = on_cpu(program, random_weights(program), blocks=5)
+    inputs = step_inputs([(0, 0, [1, 2, 3])])
+    assert executable.run(inputs)["token"].shape == (3,)
+    with pytest.raises(ValueError, match=f"{name} has another type than the step needs"):
+        executable.run(inputs | {name: inputs[name].astype(np.int64)})
 
 
 def test_ctrl_c_ends_a_measurement() -> None:

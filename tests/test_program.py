@@ -22,6 +22,7 @@ from anthesis.program.ir import Program, Step
 from anthesis.program.ops import Embed, Linear, activate
 from anthesis.program.partition import alike_ranks, partition
 from anthesis.program.reference import execute, execute_ranks
+from anthesis.program.widen import widen
 from programs import ALL, BLOOM, GPT2, LLAMA, QWEN3, blocks_of, caches, config_of, random_weights, shares, step_inputs
 
 ROWS = [(0, 0, list(range(3, 73))), (1, 0, [5]), (2, 0, [9, 8, 7])]
@@ -80,6 +81,23 @@ def test_sums_of_two_products_keep_both_and_every_bit(summed: Any) -> None:
     kept = {"one.down.weight", "two.down.weight"} & {value.name for value in program.of_kind("weight")}
     assert kept <= read
     assert len(fused.ops) < len(program.ops)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_products_that_make_queries_keys_and_values_take_wide_inputs(name: str, fused: bool) -> None:
+    """Whatever is between them and the attention, and no other product."""
+    program = trace(config_of(ALL[name]))
+    program = widen(fuse(program) if fused else program)
+    wide = {
+        weight.partition(".weight")[0].rpartition(".")[2]
+        for op in program.ops
+        if isinstance(op, Linear) and op.wide_inputs
+        for weight in op.weights
+    }
+    assert wide == {"q", "k", "v"}
+    count = sum(isinstance(op, Linear) and op.wide_inputs for op in program.ops)
+    assert count == program.config.num_layers * (1 if fused else 3)
 
 
 @pytest.mark.parametrize("name", ALL)

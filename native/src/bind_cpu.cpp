@@ -74,13 +74,11 @@ std::shared_ptr<Matrix> pack_matrix(Arena& arena, Pool& pool, const std::string&
     return matrix;
 }
 
-std::shared_ptr<LayerCache> make_cache(int blocks, int kv_heads, int head_dim, bool is_bf16, const LayerCache* old) {
+std::shared_ptr<LayerCache> make_cache(Arena& arena, int blocks, int kv_heads, int head_dim, bool is_bf16, const LayerCache* old) {
     const CacheLayout layout{kv_heads, head_dim, is_bf16};
-    const std::size_t nbytes = layout.block_bytes() * blocks;
-    auto pages = std::make_shared<Pages>(nbytes);
-    auto* data = static_cast<std::byte*>(pages->data());
-    if (old) std::memcpy(data, old->data.get(), old->layout.block_bytes() * old->blocks);
-    return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::shared_ptr<std::byte>(pages, data)});
+    std::shared_ptr<std::byte> data = arena.take(layout.block_bytes() * blocks);
+    if (old) std::memcpy(data.get(), old->data.get(), old->layout.block_bytes() * old->blocks);
+    return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::move(data)});
 }
 
 Activation activation_of(const std::optional<std::string>& name) {
@@ -166,10 +164,17 @@ void add_elementwise(Program& program, const std::string& kind, const PlaceTuple
     program.add(ElementwiseSpec{elementwise_kind(kind), activation_of(activation), place(a), b ? place(*b) : Place{}, place(out), vector_of(vector)});
 }
 
+// An array of a step, never a converted copy of it: what is kept is a pointer.
+template <class T> T as_it_is(const nb::dict& arrays, const char* name) {
+    T array;
+    if (!nb::try_cast(arrays[name], array, false)) throw std::invalid_argument(std::string(name) + " has another type than the step needs");
+    return array;
+}
+
 // The arrays of a step by name. They are given as a dictionary: which there are depends on how the program ends.
 template <class T, int kDims> const T* input(const nb::dict& arrays, const char* name, std::size_t rows, std::size_t width = 0) {
     if (!arrays.contains(name)) return nullptr;
-    const auto array = nb::cast<Array<T, kDims>>(arrays[name]);
+    const auto array = as_it_is<Array<T, kDims>>(arrays, name);
     if (array.shape(0) != rows || (kDims == 2 && width && array.shape(1) != width))
         throw std::invalid_argument(std::string(name) + " has another shape than the step");
     return array.data();
@@ -177,17 +182,17 @@ template <class T, int kDims> const T* input(const nb::dict& arrays, const char*
 
 template <class T, int kDims> T* output(const nb::dict& arrays, const char* name, std::size_t rows) {
     if (!arrays.contains(name)) return nullptr;
-    const auto array = nb::cast<nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>>(arrays[name]);
+    const auto array = as_it_is<nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>>(arrays, name);
     if (array.shape(0) != rows) throw std::invalid_argument(std::string(name) + " has another shape than the step");
     return array.data();
 }
 
 void run_program(Program& program, const nb::dict& inputs, const nb::dict& outputs) {
-    const auto tokens = nb::cast<Array<std::int32_t, 1>>(inputs["tokens"]);
-    const auto segments = nb::cast<Array<std::int32_t, 2>>(inputs["segments"]);
-    const auto block_table = nb::cast<Array<std::int32_t, 2>>(inputs["block_table"]);
+    const auto tokens = as_it_is<Array<std::int32_t, 1>>(inputs, "tokens");
+    const auto segments = as_it_is<Array<std::int32_t, 2>>(inputs, "segments");
+    const auto block_table = as_it_is<Array<std::int32_t, 2>>(inputs, "block_table");
     const std::size_t R = tokens.size();
-    const std::size_t L = inputs.contains("logit_rows") ? nb::cast<Array<std::int32_t, 1>>(inputs["logit_rows"]).size() : 0;
+    const std::size_t L = inputs.contains("logit_rows") ? as_it_is<Array<std::int32_t, 1>>(inputs, "logit_rows").size() : 0;
     StepInputs in;
     in.rows = static_cast<int>(R);
     in.logit_rows = static_cast<int>(L);
@@ -242,7 +247,7 @@ void bind_cpu(nb::module_& m) {
         return MatrixLayout(matrix_kind(kind_name), rows, columns).nbytes();
     }, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<LayerCache>(m, "LayerCache");
-    m.def("make_cache", &make_cache, nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());
+    m.def("make_cache", &make_cache, nb::arg("arena"), nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());
     nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
         new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
     }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));

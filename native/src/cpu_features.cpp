@@ -49,6 +49,7 @@ std::vector<CpuFeature> find() {
         {"f16c", ymm && bit(one.ecx, 29)},
         {"avx_vnni", ymm && bit(seven_one.eax, 4)},
         {"avx512f", zmm},
+        {"avx512dq", zmm && bit(seven.ebx, 17)},
         {"avx512bw", zmm && bit(seven.ebx, 30)},
         {"avx512vl", zmm && bit(seven.ebx, 31)},
         {"avx512_vnni", zmm && bit(seven.ecx, 11)},

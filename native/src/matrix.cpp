@@ -10,7 +10,6 @@ namespace anthesis {
 namespace {
 
 constexpr std::size_t kChunk = std::size_t{64} << 20;
-constexpr std::size_t kLine = 64;
 
 std::size_t unit_nbytes(MatrixKind kind, int columns) {
     const std::size_t lanes = kTileRows, scales = lanes * 2;
@@ -83,7 +82,7 @@ MatrixLayout::MatrixLayout(MatrixKind kind_, int rows_, int columns_, bool has_b
       tile_bytes(unit_bytes * static_cast<std::size_t>(units) + kTileRows * sizeof(float) * (has_row_scales + has_biases)) {}
 
 std::shared_ptr<std::byte> Arena::take(std::size_t nbytes) {
-    nbytes = (nbytes + kLine - 1) / kLine * kLine;
+    nbytes = up_to_line(nbytes);
     if (!pages_ || used_ + nbytes > pages_->nbytes()) {
         pages_ = std::make_shared<Pages>(std::max(nbytes, kChunk));
         used_ = 0;

@@ -39,7 +39,8 @@ constexpr int kInputGroup = 32; // columns whose inputs are quantised together
 //   int4 kinds    [16 scales] [16 minimums, if any] and for every 32 columns 4 x [16 x 4 bytes]: byte j of the 32
 //                 columns holds column j in its low half and column j + 16 in its high half
 //
-// Columns beyond the width and rows beyond the height are zeros (the integers that stand for 0). Behind a tile's units
+// Columns beyond the width are zero bytes, whatever those stand for, since their inputs are zeros; so are rows beyond the
+// height, whose outputs nobody reads. Behind a tile's units
 // stand sixteen floats each: the scales of its rows, of kinds whose rows have one, and what is added to its outputs, of
 // matrices that have room for it. In arrays of their own each tile would wait for a line from elsewhere in memory.
 struct MatrixLayout {
@@ -55,7 +56,8 @@ struct MatrixLayout {
     std::size_t parts() const { return static_cast<std::size_t>(units) * (unit_columns / kInputGroup); }
 };
 
-// Memory that matrices share: a model has hundreds of them, and huge pages of its own would waste most of a small one's.
+// Memory that the matrices of a model share, or the caches of its layers: there are hundreds of them, and huge pages of its
+// own would waste most of a small one's, and much time on being zeroed.
 class Arena {
 public:
     // `nbytes`, aligned to a cache line, kept alive by what is returned. Throws std::bad_alloc.

@@ -46,6 +46,7 @@ void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old)
 } // namespace
 
 Pool::Pool(int threads) : threads_(threads), owner_(getpid()) {
+    if (threads < 1) throw std::invalid_argument("a pool has at least one thread");
     workers_.reserve(static_cast<std::size_t>(threads));
     try {
         for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { serve(thread); });

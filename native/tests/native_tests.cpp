@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -117,7 +118,12 @@ void test_products(int threads) {
             for (const int rows : {1, 3, 14}) {
                 const int columns = 128, outputs = 37;
                 const auto matrix = random_matrix(arena, *pool, name, outputs, columns, true);
-                const std::vector<float> x = normal(static_cast<std::size_t>(rows) * columns);
+                std::vector<float> x = normal(static_cast<std::size_t>(rows) * columns);
+                const bool spoiled = rows == 14; // its last row: nothing may overflow on the way
+                if (spoiled) {
+                    x.end()[-3] = std::numeric_limits<float>::quiet_NaN();
+                    x.end()[-70] = std::numeric_limits<float>::infinity();
+                }
                 const Place input{Place::Rows::token, 0, columns};
                 const Place output{Place::Rows::token, 128, outputs};
                 Program program(pool, 128 + 48, 48);
@@ -139,7 +145,9 @@ void test_products(int threads) {
                             sum += static_cast<double>(x[r * columns + k]) * weights[k];
                             magnitude += std::abs(static_cast<double>(x[r * columns + k]) * weights[k]);
                         }
-                        check(std::abs(logits[r * outputs + o] - sum) < 0.01 * magnitude, std::string("product ") + name);
+                        const float found = logits[r * outputs + o];
+                        const bool is_right = std::isfinite(sum) ? std::abs(found - sum) < 0.01 * magnitude : !std::isfinite(found);
+                        check(is_right, std::string("product ") + name);
                     }
                 }
             }

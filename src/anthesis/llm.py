@@ -19,7 +19,7 @@ from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices import open_device
 from anthesis.devices.device import InstructionTime
-from anthesis.engine.blocks import BlockCache, blocks_for, blocks_in
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, blocks_for, blocks_in, check_batch
 from anthesis.engine.engine import Engine
 from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
@@ -33,7 +33,6 @@ from anthesis.tokenizer import Tokenizer, open_tokenizer
 OnWeight = Callable[[int, int], None]
 
 MAX_NEW_TOKENS = 100
-MAX_SEQUENCES = 256
 PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
 
@@ -46,7 +45,7 @@ class LLM:
     Args:
         model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
         weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
-        device: "auto", "reference", ...
+        device: "auto", "cpu", "reference", ...
         tp: devices among which the model is split.
         threads: that the device may use on the processor; None: its own choice.
         max_context: most tokens of prompt and completion together; None: what the model allows.
@@ -172,6 +171,7 @@ class LLM:
         Raises:
             RequestError: a bad parameter, an empty or too long prompt, token ids the model does not have.
         """
+        check_batch(batch)
         params = SamplingParams(
             max_new_tokens=max_new_tokens,
             ignore_eos=ignore_eos,
@@ -183,7 +183,6 @@ class LLM:
             stop=as_strings(stop),
             logprobs=logprobs,
         )
-        check_counts(batch=batch)
         sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
         self._engine.run(sequences, self.device_info.full_batch if batch is None else batch)
         return [completion_of(sequence) for sequence in sequences]

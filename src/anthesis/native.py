@@ -122,6 +122,8 @@ def multiply_add_peak(kind: str, threads: int, seconds: float) -> float | None:
         )
     try:
         found: float = extension().multiply_add_peak(kind, threads, seconds)
+    except ValueError as error:  # no such kernels
+        raise RequestError(str(error)) from error
     except RuntimeError as error:
         raise RequestError(f"can't measure the peak with {threads} threads ({error}); take fewer") from error
     return None if math.isnan(found) else found

@@ -27,6 +27,7 @@ constexpr int kBlockQueries = 12;
 #include "tiles.hpp"
 #include "dots_avx512.hpp"
 #include "linear.hpp"
+#include "cache.hpp"
 #include "attend.hpp"
 #include "peak.hpp"
 

@@ -27,3 +27,25 @@ INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
     auto* out = reinterpret_cast<float*>(record) + row;
     for (int k = 0; k < 32; ++k) out[k * rows] = rounded[k];
 }
+
+// Two bf16 numbers that every lane's pair is multiplied with.
+struct Bf16Pair {
+    float first, second;
+};
+
+// Sixteen numbers as eight pairs; returns what they are after rounding.
+INLINE Floats store_bf16_pairs(Bf16Pair* out, Floats a) {
+    const Floats rounded = rounded_to_bf16(a);
+    store(&out->first, rounded);
+    return rounded;
+}
+
+// sums[n] += pairs * x[n * stride].
+template <int N> INLINE void add_bf16_pairs(const std::byte* pairs, const Bf16Pair* x, std::size_t stride, Floats (&sums)[N]) {
+    const Floats first = load_first_of_pairs(pairs);
+    UNROLL for (int n = 0; n < N; ++n) sums[n] = multiply_add(first, fill(x[n * stride].first), sums[n]);
+    READ_NO_EARLIER();
+    const Floats second = load_second_of_pairs(pairs);
+    UNROLL for (int n = 0; n < N; ++n) sums[n] = multiply_add(second, fill(x[n * stride].second), sums[n]);
+    READ_NO_EARLIER();
+}

@@ -28,7 +28,9 @@ std::vector<const Kernels*> usable_kernels() {
         return true;
     };
     const bool avx2_usable = has({"avx2", "fma", "f16c"});
-    if (avx2_usable && has({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"})) found.push_back(&avx512::kernels);
+    if (avx2_usable &&
+        has({"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"}))
+        found.push_back(&avx512::kernels);
     if (avx2_usable) found.push_back(&avx2::kernels);
 #endif
     found.push_back(&portable::kernels);

@@ -102,6 +102,22 @@ INLINE void pack_bf16(const float* x, std::byte* record, int rows, int row) {
     UNROLL for (int i = 0; i < 16; ++i) out[i * rows] = pairs[i];
 }
 
+// Two bf16 numbers that every lane's pair is multiplied with.
+using Bf16Pair = std::int32_t;
+
+// Sixteen numbers as eight pairs; returns what they are after rounding. Subnormal ones become zero, as in the products.
+INLINE Floats store_bf16_pairs(Bf16Pair* out, Floats a) {
+    const __m256i words = (__m256i)_mm512_cvtneps_pbh(a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+}
+
+// sums[n] += pairs * x[n * stride].
+template <int N> INLINE void add_bf16_pairs(const std::byte* pairs, const Bf16Pair* x, std::size_t stride, Floats (&sums)[N]) {
+    const __m512bh numbers = (__m512bh)_mm512_loadu_si512(pairs);
+    UNROLL for (int n = 0; n < N; ++n) sums[n] = _mm512_dpbf16_ps(sums[n], numbers, (__m512bh)_mm512_set1_epi32(x[n * stride]));
+}
+
 // What the processor does at most for such products (see peak.hpp).
 constexpr double kInt8PeakProducts = 64, kBf16PeakProducts = 32;
 INLINE Ints add_int8_peak(Ints a, Ints bytes, std::int32_t x) { return add_products(a, bytes.all, x); }

@@ -63,16 +63,19 @@ struct TilesProduct {
 
 constexpr int kBlockTokens = 64; // of a block of the cache
 
-// Where the keys and values of a layer stand. A block holds 64 tokens: of each head the keys as (D, 64), and then the values
-// as (64, D).
+// Where the keys and values of a layer stand. A block holds 64 tokens: of each head the keys, then the values, in lanes of four
+// bytes: a float, or two bf16 that one instruction multiplies and adds. Keys are (D, 64), or (D/2, 64) pairs of elements, the
+// last with a zero where D is odd; values (64, D), or (32, D) pairs of tokens.
 struct CacheLayout {
     int kv_heads, head_dim;
     bool is_bf16;
-    std::size_t element_bytes() const { return is_bf16 ? 2 : 4; }
-    std::size_t head_bytes() const { return static_cast<std::size_t>(head_dim) * 64 * element_bytes(); }
-    std::size_t block_bytes() const { return 2 * kv_heads * head_bytes(); }
-    std::size_t keys_at(int head) const { return 2 * head * head_bytes(); }
-    std::size_t values_at(int head) const { return (2 * head + 1) * head_bytes(); }
+    int numbers_per_lane() const { return is_bf16 ? 2 : 1; }
+    int key_lanes() const { return (head_dim + numbers_per_lane() - 1) / numbers_per_lane(); }
+    std::size_t key_bytes() const { return static_cast<std::size_t>(key_lanes()) * kBlockTokens * 4; }
+    std::size_t value_bytes() const { return static_cast<std::size_t>(kBlockTokens / numbers_per_lane()) * head_dim * 4; }
+    std::size_t block_bytes() const { return kv_heads * (key_bytes() + value_bytes()); }
+    std::size_t keys_at(int head) const { return head * (key_bytes() + value_bytes()); }
+    std::size_t values_at(int head) const { return keys_at(head) + key_bytes(); }
 };
 
 struct AttendLayer {

@@ -29,7 +29,8 @@ INLINE Floats exponential(Floats x) {
     p = multiply_add(p, r, fill(0.5f));
     p = multiply_add(p, r, fill(1.0f));
     p = multiply_add(p, r, fill(1.0f));
-    return where_negative(x + fill(87.0f), zeros(), times_power_of_two(p, n));
+    // by its bits a NaN may be negative, which is not below -87: smaller() gives the 1
+    return where_negative(smaller(x + fill(87.0f), fill(1.0f)), zeros(), times_power_of_two(p, n));
 }
 
 // Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: within 1.5e-7 of erf.

@@ -22,6 +22,7 @@ constexpr int kBlockQueries = 4;
 #include "tiles.hpp"
 #include "dots_portable.hpp"
 #include "linear.hpp"
+#include "cache.hpp"
 #include "attend.hpp"
 
 } // namespace

@@ -12,9 +12,11 @@ from anthesis.bench.machine import process_peak_memory_bytes
 from anthesis.bench.operations import measure_operations
 from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
+from anthesis.engine.blocks import check_batch
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError
 from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
-from anthesis.llm import LLM, MAX_SEQUENCES, PREFILL_CHUNK
+from anthesis.llm import LLM, PREFILL_CHUNK
+from anthesis.quantize import weight_kind
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
 DEFAULT_PROMPT_TOKENS = 7
@@ -44,7 +46,7 @@ class Request:
         operations: run once more with counters, and tell where the time of a decode step goes.
 
     Raises:
-        RequestError: a number out of its range, nothing to sweep, or two prompts.
+        RequestError: a number out of its range, an unknown kind of weights, nothing to sweep, or two prompts.
     """
 
     model: str | None = None
@@ -77,8 +79,10 @@ class Request:
         for name, counts in numbers.items():
             if min(counts) < 1:
                 raise RequestError(f"{name} is {min(counts)}; it must be at least 1")
-        if max(self.batch) > MAX_SEQUENCES:
-            raise RequestError(f"batch is {max(self.batch)}; at most {MAX_SEQUENCES} sequences run at once")
+        check_batch(max(self.batch))
+        for kind in self.weights:
+            if kind != "native":
+                weight_kind(kind)
         if self.operations and self.max_new_tokens < 2:
             raise RequestError("one token takes no decode step whose operations could be counted; ask for 2 or more")
         if self.warmup < 0:
@@ -115,6 +119,11 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         progress(f"warm-up {len(warmup_s) + 1} of at most {request.warmup}")
         warmup_s.append(once()[0])
 
+    operations = None
+    if request.operations:  # first, since it may be refused
+        progress("once with counters")
+        operations = measure_operations(llm, prompt_ids, batch, request.max_new_tokens)
+
     note = ""
     runs: list[Run] = []
     fingerprints: list[str] = []
@@ -129,10 +138,6 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         )
         fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
 
-    operations = None
-    if request.operations:
-        progress("once more, with counters")
-        operations = measure_operations(llm, prompt_ids, batch, request.max_new_tokens)
     program = llm.loaded.program("argmax")
     return Measurement(
         model=model_of(llm),

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 
 from anthesis.devices.device import InstructionTime
+from anthesis.errors import RequestError
 from anthesis.llm import LLM
-from anthesis.program.ir import Cost, Op, Program, Step
+from anthesis.program.ir import Cost, Op, Step
 from anthesis.program.ops import Linear
 
 
@@ -46,31 +47,37 @@ def measure_operations(llm: LLM, prompt_ids: list[int], batch: int, new_tokens: 
 
     Raises:
         UnsupportedError: the device has no counters.
+        RequestError: the first sequence ends before the last one's prompt is read.
     """
     handles = [llm.submit(prompt_ids, max_new_tokens=new_tokens, ignore_eos=True) for _ in range(batch)]
     try:
         while any(handle.num_tokens == 0 for handle in handles):
             llm.step()
+        if any(handle.finished for handle in handles):
+            raise RequestError(
+                f"can't count the operations of {batch} sequences at once: with {new_tokens} new tokens the first "
+                f"ends before all prompts of {len(prompt_ids)} are read; take more new tokens"
+            )
+        before = sum(handle.num_tokens for handle in handles)
         llm.measure(True)
         steps = 0
-        while not all(handle.finished for handle in handles):
+        while not any(handle.finished for handle in handles):  # all run in each of these steps
             llm.step()
             steps += 1
         times = llm.measure(False)
+        after = sum(handle.num_tokens for handle in handles)
     finally:
         for handle in handles:
             handle.close()
-    context = len(prompt_ids) + new_tokens // 2
-    step = Step(rows=batch, logit_rows=batch, context=context, sequences=batch)
-    return by_kind(llm.loaded.program("argmax"), times, step, steps)
+    context = len(prompt_ids) + (before + after - batch) // (2 * batch)  # in the middle; the last token is read by none
+    return by_kind(times, Step(rows=batch, logit_rows=batch, context=context, sequences=batch), steps)
 
 
-def by_kind(program: Program, times: list[InstructionTime], step: Step, steps: int) -> tuple[OperationKind, ...]:
+def by_kind(times: list[InstructionTime], step: Step, steps: int) -> tuple[OperationKind, ...]:
     """Adds up instructions of one kind.
 
     Args:
-        program: whose operations they compute.
-        times: of its instructions, in all steps.
+        times: of a program's instructions, in all steps.
         step: the size of each.
         steps: how many there were, at least one.
     """
@@ -79,7 +86,7 @@ def by_kind(program: Program, times: list[InstructionTime], step: Step, steps: i
         kind = kind_of(instruction.ops)
         count, cost, seconds = found.get(kind, (0, Cost(), 0.0))
         for op in instruction.ops:
-            cost += op.cost(program.values, step)
+            cost += op.cost(instruction.values, step)
         found[kind] = count + 1, cost, seconds + instruction.seconds
     kinds = (
         OperationKind(
@@ -99,7 +106,7 @@ def kind_of(ops: tuple[Op, ...]) -> str:
     """What the operations of an instruction are called together: "norm linear attention.q k v"."""
     if not ops:
         return "rope angles"
-    name = " ".join(op.kind for op in ops)
+    name = " ".join(dict.fromkeys(op.kind for op in ops))
     last = ops[-1]
     if isinstance(last, Linear):
         weights = [re.sub(r"^layers\.\d+\.|\.weight$", "", weight) for weight in last.weights]

@@ -60,7 +60,7 @@ def check_text(text: str) -> None:
         RequestError: it is empty.
     """
     if not text:
-        raise RequestError("-p is empty; give a text, or token ids with --prompt-ids")
+        raise RequestError("-p is empty; give a text, or a made-up prompt with --prompt-tokens")
 
 
 def check_made_up(num_tokens: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.dataset.run import Progress, Run
 from anthesis.dataset.summary import Session, Summary, read_summary, summary_path
+from anthesis.devices.device import DeviceInfo
 from anthesis.errors import RequestError
 from anthesis.llm import LLM
 
@@ -91,7 +93,7 @@ def complete(
                 _check_same(output, before.request, wanted)
                 if _is_whole(before, request, file):
                     return Outcome(before, None)
-                _warn_of_another_computer(before)
+                _warn_of_another_computer(before, llm.device_info)
                 logger.warning("going on after the %s rows that %s holds", f"{file.counts.rows:,}", output)
             load(llm)
             run = Run(request, dataset, file, summary_path(output), llm, wanted, before, threads, progress)
@@ -137,9 +139,10 @@ def _is_whole(before: Summary, request: Request, file: OutputFile) -> bool:
     return before.finished and before.counts.rows == rows and (before.limit is None or rows < before.limit)
 
 
-def _warn_of_another_computer(before: Summary) -> None:
+def _warn_of_another_computer(before: Summary, device: DeviceInfo) -> None:
     """Says that the last bits of the arithmetic may be other ones, which now and then change a token."""
-    then, now = before.machine.processor, this_machine().processor
+    then = _computing(before.machine.processor, before.device.description)
+    now = _computing(this_machine().processor, device.description)
     numpy_then, numpy_now = before.versions.get("numpy"), versions()["numpy"]
     if (then, numpy_then) != (now, numpy_now):
         logger.warning(
@@ -150,6 +153,12 @@ def _warn_of_another_computer(before: Summary) -> None:
             now,
             numpy_now,
         )
+
+
+def _computing(processor: str, device: str) -> str:
+    """The processor and what a device says of itself, but for its number of threads, which changes nothing."""
+    device = re.sub(r", \d+ threads?$", "", device)
+    return device if processor in device else f"{device}, {processor}"
 
 
 def _wanted(request: Request, dataset: DataSet, before: Summary | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from anthesis.engine.blocks import check_batch
 from anthesis.engine.sampling import SamplingParams
-from anthesis.errors import RequestError, check_counts
-from anthesis.llm import MAX_SEQUENCES
+from anthesis.errors import check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,8 @@ class Request:
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_counts(prompt_tokens=self.prompt_tokens, limit=self.limit, batch=self.batch)
-        if self.batch is not None and self.batch > MAX_SEQUENCES:
-            raise RequestError(f"batch is {self.batch}; at most {MAX_SEQUENCES} sequences run at once")
+        check_counts(prompt_tokens=self.prompt_tokens, limit=self.limit)
+        check_batch(self.batch)
         _ = self.params  # whose values are checked
 
     @property

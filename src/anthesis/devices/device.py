@@ -42,11 +42,13 @@ class InstructionTime:
     """What one instruction of an executable took.
 
     Attributes:
-        ops: the operations of the program that it computes.
+        ops: the operations that it computes.
+        values: that they read and write, by name.
         seconds: in all steps since measuring began.
     """
 
     ops: tuple[Op, ...]
+    values: Mapping[str, Value]
     seconds: float
 
 

@@ -11,13 +11,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from anthesis.devices.device import Cache
-from anthesis.errors import RequestError
+from anthesis.errors import RequestError, check_counts
 from anthesis.program.ir import BLOCK_TOKENS
 
 SCRATCH_BLOCK = 0
 """Never given to a sequence: rows that a device adds to fill a bucket write here."""
+MAX_SEQUENCES = 256
+"""That may be on their way at once: lines of the block table."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take if nobody says how much."""
+
+
+def check_batch(batch: int | None) -> None:
+    """Refuses a number of sequences at once that there can't be; None is the device's choice.
+
+    Raises:
+        RequestError: below 1, or more than MAX_SEQUENCES.
+    """
+    check_counts(batch=batch)
+    if batch is not None and batch > MAX_SEQUENCES:
+        raise RequestError(f"batch is {batch}; at most {MAX_SEQUENCES} sequences run at once")
 
 
 def blocks_for(num_tokens: int) -> int:

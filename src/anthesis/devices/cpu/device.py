@@ -63,7 +63,7 @@ class CpuDevice:
             return value.nbytes({"P": 1})
         shape = value.static_shape
         if len(shape) == 1:
-            return 4 * (-(-shape[0] // 16) * 16)
+            return 2 * 4 * (-(-shape[0] // 16) * 16)  # biases stand in their matrix's tiles too
         try:
             nbytes: int = self._native.matrix_bytes(value.dtype, *shape)
         except ValueError as error:
@@ -92,8 +92,11 @@ class CpuDevice:
 
     def allocate(self, program: Program, num_blocks: int, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A pool of blocks for each layer, in the dtype that the program's caches have."""
+        arena = self._native.Arena()
         return {
-            op.cache: self._native.make_cache(num_blocks, *_sizes(program, op), None if old is None else old[op.cache])
+            op.cache: self._native.make_cache(
+                arena, num_blocks, *_sizes(program, op), None if old is None else old[op.cache]
+            )
             for op in _attends(program)
         }
 
@@ -113,6 +116,7 @@ class CpuExecutable:
         lowering = Lowering(program, weights, cache, pool)
         self._native = lowering.native
         self._instructions = lowering.instructions
+        self._values = lowering.program.values
         self._outputs = {name: program.values[name] for name in program.outputs}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -129,7 +133,7 @@ class CpuExecutable:
         """See `Executable.measure`: one thread looks at the clock after each instruction."""
         seconds = self._native.seconds()
         self._native.measure(on)
-        return [InstructionTime(i.computes, s) for i, s in zip(self._instructions, seconds, strict=False)]
+        return [InstructionTime(i.computes, self._values, s) for i, s in zip(self._instructions, seconds, strict=False)]
 
 
 def _attends(program: Program) -> list[Attend]:

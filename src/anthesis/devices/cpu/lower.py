@@ -41,13 +41,15 @@ class Instruction:
     Attributes:
         op: the operation, or the angles of rotations.
         norm: over whole rows, computed before the product.
-        angles: that the attention rotates its queries and keys by, or a rotation its input.
+        ropes: the rotations of queries and keys, computed within the attention.
+        angles: that those rotate by, or a rotation that stands alone.
         reads: values it reads, the inputs and weights not counted.
         writes: values it computes.
     """
 
     op: Op | Angles
     norm: Norm | None = None
+    ropes: tuple[Rope, ...] = ()
     angles: Angles | None = None
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
@@ -56,8 +58,9 @@ class Instruction:
     @property
     def computes(self) -> tuple[Op, ...]:
         """The operations of the program that it computes."""
-        ops = () if isinstance(self.op, Angles) else (self.op,)
-        return ops if self.norm is None else (self.norm, *ops)
+        if isinstance(self.op, Angles):
+            return ()
+        return (*(() if self.norm is None else (self.norm,)), *self.ropes, self.op)
 
     def source(self, name: str) -> str:
         """The value that is read in place of one that is computed on the way."""
@@ -130,7 +133,7 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
             assert isinstance(norm, Norm)
             instruction.norm, instruction.renamed = norm, {norm.out: norm.x}
         elif id(op) in attended:
-            q, k = attended[id(op)]
+            instruction.ropes = q, k = attended[id(op)]
             instruction.angles, instruction.renamed = angles_of(q), {q.out: q.x, k.out: k.x}
         elif isinstance(op, Rope):
             instruction.angles = angles_of(op)
@@ -182,12 +185,13 @@ class Lowering:
         pool: that runs it.
 
     Attributes:
+        program: what was lowered, gates taken apart where they have to be.
         instructions: what was written, in order.
         native: the program of the C++ extension.
     """
 
     def __init__(self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any) -> None:
-        self._program = program = separate_gates(program)
+        self.program = program = separate_gates(program)
         self._weights = weights
         self._caches = caches
         self._native = extension()
@@ -226,7 +230,7 @@ class Lowering:
             to.add_elementwise("activate", place(op.x), None, None, op.activation, place(op.out))
         elif isinstance(op, Mul):
             to.add_elementwise("multiply", place(op.a), place(op.b), None, None, place(op.out))
-        elif isinstance(op, Add) and self._program.values[op.b].kind == "weight":
+        elif isinstance(op, Add) and self.program.values[op.b].kind == "weight":
             to.add_elementwise("add_vector", place(op.a), None, self._weights[op.b], None, place(op.out))
         elif isinstance(op, Add):
             to.add_elementwise("add", place(op.a), place(op.b), None, None, place(op.out))
@@ -245,7 +249,7 @@ class Lowering:
         biases = op.biases or (None,) * len(op.weights)
         matrices = [self._weights[name] for name in op.weights]
         vectors = [self._vector(name) for name in biases]
-        handed_over = [out in self._program.outputs for out in op.outs]
+        handed_over = [out in self.program.outputs for out in op.outs]
         if op.gated:
             parts = [(*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), handed_over[0])]
         else:
@@ -257,7 +261,7 @@ class Lowering:
         self.native.add_linear(self._place(instruction.source(op.x)), norm, parts, op.activation, residual)
 
     def _write_attend(self, op: Attend, instruction: Instruction) -> None:
-        heads = self._program.values[op.q].static_width // op.head_dim
+        heads = self.program.values[op.q].static_width // op.head_dim
         slopes = alibi_slopes(op.num_heads)[op.first_head : op.first_head + heads].tolist() if op.alibi else []
         self.native.add_attend(
             cache=self._caches[op.cache],
