@@ -5,7 +5,8 @@
 
 Every peer is installed into an environment of its own under .venv-peers (llama.cpp is compiled: ten minutes and more),
 and the model files are written there too, once. A peer that can't be installed, or does not run on this processor, is
-a row that says why. Writes all samples as JSON and, beside it, a page with the tables, which says what was done.
+a row that says why. Prints the tables, and writes all samples as JSON and, beside it, a page that has the tables too
+and says what was done.
 
     peers/systems.py       what is compared: systems, weights, work
     peers/environments.py  how each peer is installed
@@ -39,7 +40,7 @@ from anthesis.native import cpu_features
 from peers.environments import ENVIRONMENTS, ROOT, PeerError, packages, python_of, variables_of
 from peers.measure import Measured, as_json, measure
 from peers.models import PRESET, SEED, multiply_adds, path_of, tensor_bytes, vocab_size
-from peers.page import page
+from peers.page import page, tables
 from peers.process import Worker
 from peers.systems import Comparison, Entry, comparisons
 
@@ -70,6 +71,7 @@ def main() -> None:
                 ]
                 measure(comparison, rows, workers, vocabulary, asked.turns, asked.threads)
                 results.append((comparison, rows))
+                print(tables(comparison, rows), flush=True)
                 _write(asked.output, document, results)
     print(f"{asked.output} and {asked.output.with_suffix('.md')}")
 

