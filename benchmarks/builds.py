@@ -1,9 +1,9 @@
 """Two or more builds of the C++ extension against each other: what does a change of the kernels gain?
 
-    cmake --build build/native && cp build/native/_native*.so /tmp/before.so
+    cmake --build build/native && cp build/native/_native*.so build/before.so
     (change something, build again)
-    python benchmarks/builds.py /tmp/before.so build/native/_native*.so --model random:bloom-560m --weights int4
-    python benchmarks/builds.py /tmp/before.so build/native/_native*.so --model random:bloom-560m --prompt-tokens 512
+    python benchmarks/builds.py build/before.so build/native/_native*.so --model random:bloom-560m --weights int4
+    python benchmarks/builds.py build/before.so build/native/_native*.so --model random:bloom-560m --prompt-tokens 512
 
 Each build has a process of its own that loads the model once. They take turns of a few steps (or of a whole prompt,
 with --prompt-tokens) in an order drawn anew each time. A turn of all builds counts if the host left the cores where

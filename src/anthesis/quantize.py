@@ -149,7 +149,7 @@ def weight_kind(name: str) -> WeightKind:
         RequestError: no such kind; the message lists those there are.
     """
     if name not in WEIGHT_KINDS:
-        raise RequestError(f"unknown weight kind {name!r}; known are: {', '.join(WEIGHT_KINDS)}")
+        raise RequestError(f"unknown weight kind {name!r}; known are: native (as stored), {', '.join(WEIGHT_KINDS)}")
     return WEIGHT_KINDS[name]
 
 

@@ -30,7 +30,7 @@ BenchPrompt = Annotated[
         "--prompt",
         metavar="TEXT",
         rich_help_panel=options.PROMPT,
-        help="Left out: 7 tokens of BLOOM's tokenizer.",
+        help="Left out: one of some 7 tokens.",
     ),
 ]
 BenchNew = Annotated[
@@ -51,6 +51,12 @@ MaxWarmup = Annotated[
 ]
 NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count.")]
 
+BenchSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", parser=options.whole_number, rich_help_panel=options.MODEL, help="Of random weights."
+    ),
+]
 Operations = Annotated[
     bool,
     typer.Option("--ops", rich_help_panel=RUNS, help="Once more with counters: where the time of a step goes."),
@@ -75,7 +81,7 @@ def bench(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
-    seed: options.Seed = None,
+    seed: BenchSeed = None,
     ops: Operations = False,
     json: options.Json = False,
     output: options.OutputFile = None,

@@ -21,7 +21,7 @@ WIDTH = 100
 
 PlanDevice = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="A card (gaudi2, h100, ...) or reference."),
+    typer.Option("--device", metavar="NAME", help="A card (gaudi2, h100, ...), cpu, reference; else this machine."),
 ]
 Context = Annotated[
     int | None,

@@ -63,7 +63,7 @@ class CpuDevice:
             return value.nbytes({"P": 1})
         shape = value.static_shape
         if len(shape) == 1:
-            return 2 * 4 * (-(-shape[0] // 16) * 16)  # biases stand in their matrix's tiles too
+            return 4 * (-(-shape[0] // 16) * 16)
         try:
             nbytes: int = self._native.matrix_bytes(value.dtype, *shape)
         except ValueError as error:
