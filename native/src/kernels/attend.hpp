@@ -26,7 +26,10 @@ INLINE void score_block(const float* queries, const CacheLayout& layout, const s
         const auto* x = reinterpret_cast<const typename Lanes<kBf16>::Input*>(queries);
         const std::byte* at = keys + group * 64;
         for (int lane = 0; lane < layout.key_lanes(); ++lane, ++x, at += kBlockTokens * 4)
-            UNROLL for (int g = 0; g < G; ++g) Lanes<kBf16>::add(at + g * 64, x, stride, s[g]);
+            UNROLL for (int g = 0; g < G; ++g) {
+                fetch_cache<Q>(at + g * 64);
+                Lanes<kBf16>::add(at + g * 64, x, stride, s[g]);
+            }
         UNROLL for (int g = 0; g < G; ++g)
             UNROLL for (int q = 0; q < Q; ++q) store(scores + q * kBlockTokens + (group + g) * 16, s[g][q]);
     }
@@ -53,7 +56,10 @@ INLINE void weigh_values(const float* weights, const std::byte* values, int D, i
         if constexpr (kPart)
             add_some(lane, 0xffffffff);
         else
-            UNROLL for (int g = 0; g < G; ++g) Lanes<kBf16>::add(at(lane, g), inputs + lane, stride, s[g]);
+            UNROLL for (int g = 0; g < G; ++g) {
+                fetch_cache<Q>(at(lane, g));
+                Lanes<kBf16>::add(at(lane, g), inputs + lane, stride, s[g]);
+            }
     }
     if (to % numbers != 0) add_some(to / numbers, 0x0000ffff);
     UNROLL for (int g = 0; g < G; ++g)
