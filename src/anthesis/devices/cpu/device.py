@@ -48,7 +48,8 @@ class CpuDevice:
             name="cpu",
             description=f"{processor_name()}, {self.kernels} kernels, {counted(self.threads, 'thread')}",
             memory_bytes=available_memory_bytes(),
-            arithmetic="float32 sums; inputs: bf16 for bf16, 8 bits in groups of 32 for int8 and int4, 16 for q, k, v",
+            arithmetic="float32 sums; inputs: bf16 for bf16, 8 bits in groups of 32 for int8 and int4, 16 for q, k, v; "
+            "of the attention as the cache",
             batch_invariant=True,
             full_batch=64,  # docs/log.md
         )
