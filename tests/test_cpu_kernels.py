@@ -430,6 +430,28 @@ def test_argmax(kernels: str, usable: int, threads: int) -> None:
     assert found.tolist() == op.evaluate({"rows": x})[1].tolist()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("usable", "count"), [(1, 4), (15, 2), (1041, 1), (5003, 33), (5003, 7), (20000, 70)])
+def test_argmax_of_a_product(kernels: str, usable: int, count: int, threads: int) -> None:
+    """Logits of many rows are never in memory: the best of them are the same, also equal ones in other tasks."""
+    rng = np.random.default_rng(usable)
+    weight = np.round(rng.normal(size=(usable + 37, count)), 1).astype(np.float32)  # so that the largest is there often
+    weight[usable:] = 99
+    for row in range(count):
+        weight[rng.integers(0, usable, 3), row] = weight[:usable, row].max()
+    rows = np.eye(count, dtype=np.float32)
+    if count > 4:
+        rows[3, 3], rows[4, 4] = np.nan, np.inf
+    op = Argmax(logits="logits", score="score", token="token", usable=usable)
+    ops: list[Op] = [
+        Embed(ids="tokens", weight="x", out="rows"), Linear(x="rows", weights=("w",), outs=("logits",)), op
+    ]  # fmt: skip
+    found = run_ops(ops, {"x": fp32(rows), "w": fp32(weight)}, count, ("token",), threads=threads)["token"]
+    with np.errstate(invalid="ignore"):
+        true = op.evaluate({"logits": rows @ weight.T})[1]
+    assert found.tolist() == true.tolist()
+
+
 def test_kinds_without_kernels_are_named() -> None:
     value = Value("w", (16, 32), "fp8", "weight")
     with pytest.raises(

@@ -62,7 +62,7 @@ def load(options: dict[str, Any]) -> tuple[Generate, dict[str, Any]]:
     config = llm.llm_engine.vllm_config
     note = (
         f"compiled: {config.compilation_config.mode.name}, {config.scheduler_config.max_num_seqs} sequences at most at "
-        "once, {MAX_TOKENS:,} prompt tokens at most in a step, prefix caching off"
+        f"once, {MAX_TOKENS:,} prompt tokens at most in a step, prefix caching off"
     )
     return generate, {"note": note}
 

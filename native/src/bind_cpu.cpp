@@ -111,8 +111,9 @@ bool with_biases(Matrix* matrix, const VectorHandle* biases) {
 }
 
 void add_linear(Program& program, const PlaceTuple& x, const NormHandle* norm, const std::vector<Part>& parts,
-                const std::optional<std::string>& activation, const std::optional<PlaceTuple>& residual) {
+                const std::optional<std::string>& activation, const std::optional<PlaceTuple>& residual, int best_of) {
     LinearSpec spec;
+    spec.best_of = best_of;
     spec.norm = norm ? norm->norm : nullptr;
     spec.x = place(x);
     for (const auto& [matrix, gate_by, bias, gate_by_bias, wide, out, to_logits] : parts)
@@ -272,7 +273,8 @@ void bind_cpu(nb::module_& m) {
         .def("add_norm", [](Program& self, const NormHandle& norm, int width, const PlaceTuple& x, const PlaceTuple& out) {
             self.add(NormRowsSpec{*norm.norm, width, place(x), place(out)});
         }, nb::arg("norm"), nb::arg("width"), nb::arg("x"), nb::arg("out"))
-        .def("add_linear", &add_linear, nb::arg("x"), nb::arg("norm").none(), nb::arg("parts"), nb::arg("activation").none(), nb::arg("residual").none())
+        .def("add_linear", &add_linear, nb::arg("x"), nb::arg("norm").none(), nb::arg("parts"), nb::arg("activation").none(), nb::arg("residual").none(),
+             nb::arg("best_of"))
         .def("add_angles", [](Program& self, std::vector<double> frequencies, const PlaceTuple& out) {
             self.add(AnglesSpec{std::move(frequencies), place(out)});
         }, nb::arg("frequencies"), nb::arg("out"))
@@ -284,8 +286,9 @@ void bind_cpu(nb::module_& m) {
              nb::arg("slopes"), nb::arg("window"))
         .def("add_elementwise", &add_elementwise, nb::arg("kind"), nb::arg("a"), nb::arg("b").none(), nb::arg("vector").none(),
              nb::arg("activation").none(), nb::arg("out"))
-        .def("add_argmax", [](Program& self, const PlaceTuple& logits, int usable) { self.add(ArgmaxSpec{place(logits), usable}); },
-             nb::arg("logits"), nb::arg("usable"))
+        .def("add_argmax", [](Program& self, const PlaceTuple& logits, int usable, bool of_candidates) {
+            self.add(ArgmaxSpec{place(logits), usable, of_candidates});
+        }, nb::arg("logits"), nb::arg("usable"), nb::arg("of_candidates"))
         .def("measure", &Program::measure, nb::arg("on"))
         .def("seconds", &Program::seconds)
         .def("add_sample", [](Program& self, const PlaceTuple& logits, int usable, int top) {

@@ -64,6 +64,24 @@ struct Step {
     }
 };
 
+// The best token of those that somebody has looked at, with its logit: NaN above all, of equal ones the first.
+struct Candidate {
+    float logit = 0;
+    std::int32_t token = -1; // none yet
+
+    bool is_better_than(const Candidate& other) const {
+        if (token < 0 || other.token < 0) return other.token < 0 && token >= 0;
+        const bool nan = logit != logit, other_nan = other.logit != other.logit;
+        if (nan != other_nan) return nan;
+        return logit > other.logit || ((nan || logit == other.logit) && token < other.token);
+    }
+};
+
+// The candidates of a thread in `partial`, one for each row of logits.
+inline Candidate* candidates_of(const Step& step, int thread) {
+    return reinterpret_cast<Candidate*>(step.partial) + static_cast<std::size_t>(thread) * step.in.logit_rows;
+}
+
 struct StepSize {
     int rows, logit_rows;
     int blocks; // of the cache, of one sequence at most
@@ -154,6 +172,11 @@ struct LinearSpec {
     Activation activation = Activation::none; // of a single part
     bool has_residual = false;
     Place residual;
+    // Of its outputs, those of a single part without a gate, the argmax of the first so many is all that is read: with several
+    // rows it leaves Candidates, and no logits, which would go to memory and come back. 0: its outputs are wanted.
+    int best_of = 0;
+
+    bool leaves_candidates(int rows) const { return best_of > 0 && rows > 1; }
 };
 
 // angles[r] = cosines, then sines, of position * frequency.
@@ -195,6 +218,7 @@ struct ElementwiseSpec {
 struct ArgmaxSpec {
     Place logits;
     int usable = 0;
+    bool of_candidates = false; // the product before it leaves them, where there are several rows
 };
 
 struct SampleSpec {

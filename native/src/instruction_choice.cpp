@@ -14,31 +14,37 @@ public:
     explicit Argmax(ArgmaxSpec spec) : spec_(spec) {}
 
     Needs needs(const Kernels&, const StepSize& size, int threads) const override {
-        return {0, 0, static_cast<std::size_t>(size.logit_rows) * threads};
+        return {0, 0, static_cast<std::size_t>(size.logit_rows) * threads * sizeof(Candidate) / sizeof(float)};
     }
 
     void run(const Step& step, const Team& team) override {
-        const float* logits = step.at(spec_.logits);
-        const std::size_t width = spec_.logits.width;
-        auto* best = reinterpret_cast<std::int32_t*>(step.partial); // (L, threads): the place of each thread's best
-        const auto [first, last] = team.share(spec_.usable);
-        for (int row = 0; row < step.in.logit_rows; ++row)
-            best[row * team.size() + team.thread] =
-                first < last ? first + step.kernels.argmax(logits + row * width + first, last - first) : -1;
-        team.barrier();
+        if (!spec_.of_candidates || step.in.logit_rows == 1) {
+            look_at_share(step, team);
+            team.barrier();
+        }
         const auto [from, to] = team.share(step.in.logit_rows);
         for (int row = from; row < to; ++row) {
-            const float* x = logits + row * width;
-            int found = -1;
-            for (int i = 0; i < team.size(); ++i) {
-                const int place = best[row * team.size() + i];
-                if (place >= 0 && (found < 0 || x[place] > x[found] || (std::isnan(x[place]) && !std::isnan(x[found])))) found = place;
-            }
-            step.out.token[row] = found >= 0 && std::isfinite(x[found]) ? found : -1;
+            Candidate best;
+            for (int thread = 0; thread < team.size(); ++thread)
+                if (const Candidate found = candidates_of(step, thread)[row]; found.is_better_than(best)) best = found;
+            step.out.token[row] = best.token >= 0 && std::isfinite(best.logit) ? best.token : -1;
         }
     }
 
 private:
+    void look_at_share(const Step& step, const Team& team) const {
+        const auto [first, last] = team.share(spec_.usable);
+        for (int row = 0; row < step.in.logit_rows; ++row) {
+            const float* logits = step.at(spec_.logits) + static_cast<std::size_t>(row) * spec_.logits.width;
+            Candidate best;
+            if (first < last) {
+                best.token = first + step.kernels.argmax(logits + first, last - first);
+                best.logit = logits[best.token];
+            }
+            candidates_of(step, team.thread)[row] = best;
+        }
+    }
+
     ArgmaxSpec spec_;
 };
 

@@ -24,11 +24,12 @@ public:
         }
     }
 
-    Needs needs(const Kernels&, const StepSize& size, int) const override {
+    Needs needs(const Kernels&, const StepSize& size, int threads) const override {
         const std::size_t count = spec_.x.rows == Place::Rows::token ? size.rows : size.logit_rows;
-        std::size_t packed = 0;
-        for (const Input& input : inputs_) packed += up_to_line(count * input.row_bytes);
-        return {packed, packed + up_to_line((spec_.x.width + 512) * sizeof(float)), 0};
+        const std::size_t packed = packed_bytes(count), own = packed + scratch_bytes();
+        if (spec_.best_of == 0) return {packed, own, 0};
+        const std::size_t outputs = count * tiles_at_once(spec_.parts[0].matrix->layout) * kTileRows * sizeof(float);
+        return {packed, own + outputs, count * threads * sizeof(Candidate) / sizeof(float)};
     }
 
     void begin(int thread) noexcept override {
@@ -42,9 +43,10 @@ public:
         const bool alone = block_rows(step.kernels.max_rows, rows) == rows;
         std::byte* own = step.own[team.thread];
         auto* scratch = reinterpret_cast<float*>(own);
-        std::byte* packed = alone ? own + up_to_line((spec_.x.width + 512) * sizeof(float)) : step.packed;
+        std::byte* packed = alone ? own + scratch_bytes() : step.packed;
         pack(step, team, rows, alone, packed, scratch);
         if (!alone) team.barrier();
+        if (spec_.leaves_candidates(rows)) return find_best(step, team, rows, packed);
         for (int i = 0; i < team.size(); ++i) // first this thread's share of every part, then those of others
             for (std::size_t part = 0; part < spec_.parts.size(); ++part) {
                 const TilesProduct product = product_of(step, rows, packed, part);
@@ -62,6 +64,14 @@ private:
         InputWidth width;
         std::size_t row_bytes;
     };
+
+    // A thread's own memory: what packing needs, the packed inputs of a single block, outputs of which the best is looked for.
+    std::size_t scratch_bytes() const { return up_to_line((spec_.x.width + 512) * sizeof(float)); }
+    std::size_t packed_bytes(std::size_t rows) const {
+        std::size_t nbytes = 0;
+        for (const Input& input : inputs_) nbytes += up_to_line(rows * input.row_bytes);
+        return nbytes;
+    }
 
     void pack(const Step& step, const Team& team, int rows, bool alone, std::byte* packed, float* scratch) const {
         const float* x = step.at(spec_.x);
@@ -92,7 +102,7 @@ private:
                 part.width,
                 packed,
                 rows,
-                {part.adds_biases, part.to_logits && step.out.logits ? step.out.logits : step.at(part.out), width,
+                {part.adds_biases, part.to_logits && step.out.logits ? step.out.logits : step.at(part.out), 0, width,
                  spec_.activation, spec_.has_residual ? step.at(spec_.residual) : nullptr, width}};
     }
 
@@ -111,12 +121,44 @@ private:
     }
 
     static void multiply_rows(const Kernels& kernels, const Team& whose, const TilesProduct& product, Tasks& tasks) {
-        const MatrixLayout& layout = product.matrix->layout;
+        take_tiles(whose, product.matrix->layout, tasks, [&](int begin, int end) { kernels.tiles_product(product, begin, end); });
+    }
+
+    // Calls work(begin, end) for tiles of a share, as many at once as a cache holds while all rows pass by.
+    template <class Work> static void take_tiles(const Team& whose, const MatrixLayout& layout, Tasks& tasks, Work work) {
         const auto [first, last] = whose.share(layout.tiles);
         const int most = std::max(1, (last - first) / 8); // so that nobody waits long at the end
-        const int at_once = std::clamp(static_cast<int>(kCachedWeightBytes / layout.tile_bytes), 1, most);
-        tasks.take(whose, last - first, at_once,
-                   [&, first = first](int begin, int end) { kernels.tiles_product(product, first + begin, first + end); });
+        tasks.take(whose, last - first, std::min(tiles_at_once(layout), most),
+                   [&, first = first](int begin, int end) { work(first + begin, first + end); });
+    }
+
+    static int tiles_at_once(const MatrixLayout& layout) {
+        return std::max(1, static_cast<int>(kCachedWeightBytes / layout.tile_bytes));
+    }
+
+    // The outputs of some tiles stay in this thread's memory until the best of them is known.
+    void find_best(const Step& step, const Team& team, int rows, const std::byte* packed) {
+        TilesProduct product = product_of(step, rows, packed, 0);
+        const MatrixLayout& layout = product.matrix->layout;
+        product.to.out = reinterpret_cast<float*>(step.own[team.thread] + scratch_bytes() + packed_bytes(static_cast<std::size_t>(rows)));
+        product.to.stride = static_cast<std::size_t>(tiles_at_once(layout)) * kTileRows;
+        Candidate* best = candidates_of(step, team.thread);
+        std::fill_n(best, rows, Candidate{});
+        for (int i = 0; i < team.size(); ++i)
+            take_tiles(team.other(i), layout, tasks_[0], [&](int begin, int end) {
+                product.to.first = begin * kTileRows;
+                step.kernels.tiles_product(product, begin, end);
+                const int count = std::min(end * kTileRows, spec_.best_of) - product.to.first;
+                if (count <= 0) return;
+                for (int row = 0; row < rows; ++row) {
+                    const float* outputs = product.to.out + row * product.to.stride;
+                    const float most = step.kernels.maximum(outputs, count);
+                    if (best[row].token >= 0 && most < best[row].logit) continue; // nearly always
+                    const int place = step.kernels.argmax(outputs, count);
+                    const Candidate found{outputs[place], product.to.first + place};
+                    if (found.is_better_than(best[row])) best[row] = found;
+                }
+            });
     }
 
     LinearSpec spec_;

@@ -224,8 +224,9 @@ std::vector<std::int32_t> run_layer(int threads, bool bf16) {
     head.norm = norm;
     head.x = selected;
     head.parts.push_back({embedding, nullptr, false, false, InputWidth::natural, logits, false});
+    head.best_of = vocab - 3;
     program.add(std::move(head));
-    program.add(ArgmaxSpec{logits, vocab});
+    program.add(ArgmaxSpec{logits, vocab - 3, true});
     program.measure(true);
 
     std::vector<std::int32_t> tokens(rows + 1 + 66 + 3);

@@ -43,7 +43,8 @@ struct PackRows {
 // What becomes of the sums.
 struct ProductOutputs {
     bool adds_biases;      // those of the matrix
-    float* out;            // first row, first output of the matrix
+    float* out;            // first row, output `first`
+    int first;             // a multiple of 16
     std::size_t stride;    // floats from row to row
     Activation activation; // of the first matrix
     const float* residual; // as `out`, or null
@@ -143,6 +144,8 @@ struct Kernels {
     std::size_t (*attend_scratch_floats)(const AttendLayer& layer);
     // The place of the largest of `count` > 0 numbers, the first of equal ones; a NaN counts as the largest.
     int (*argmax)(const float* x, int count);
+    // The largest of them; NaN where one is not finite.
+    float (*maximum)(const float* x, int count);
 
     // Does nothing but multiply-adds of fp32, bf16 or int8, many in each round; returns how many. Null where the processor's
     // instructions are not known. See peak.cpp.

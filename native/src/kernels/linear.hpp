@@ -198,7 +198,7 @@ inline NO_INLINE void finish_tile(const TilesProduct& product, int tile, int row
         if (product.gate_by)
             value = value * with_scale_and_bias(load(gates + r * kTileRows), *product.gate_by, product.gate_adds_biases, tile);
         if (to.residual) value = load_first(to.residual + row * to.residual_stride + first, left) + value;
-        store_first(to.out + row * to.stride + first, value, left);
+        store_first(to.out + row * to.stride + (first - to.first), value, left);
     }
 }
 

@@ -99,6 +99,16 @@ inline void rotate(const float* x, const float* angles, float* out, int head_dim
     }
 }
 
+inline float maximum(const float* x, int count) {
+    Floats most = fill(-std::numeric_limits<float>::infinity()), unordered = zeros();
+    for (int i = 0; i < count; i += 16) {
+        const Floats a = load_first(x + i, count - i, x[0]);
+        most = larger(most, a);
+        unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
+    }
+    return largest(most) + sum(unordered);
+}
+
 inline int argmax(const float* x, int count) {
     // Maxima of blocks first, then the place in the best: the first pass is as fast as the data come in.
     constexpr int kBlock = 1024;

@@ -30,4 +30,4 @@
 // The table of the kernels in the surrounding namespace.
 #define ANTHESIS_KERNELS(name, peak)                                                                                       \
     {name, kBlockRows, packed_row_bytes, pack_rows, input_format, tiles_product, streams_product, norm, activate, rotate, attend_store, \
-     attend, attend_row, attend_finish, attend_block_floats, attend_scratch_floats, argmax, peak}
+     attend, attend_row, attend_finish, attend_block_floats, attend_scratch_floats, argmax, maximum, peak}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,18 @@ def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple
     return tuple(reads), writes
 
 
+def _chosen_from(program: Program) -> dict[str, int]:
+    """Logits of which nothing is wanted but the best one, made by the operation right before: how many may be it."""
+    found = {}
+    for before, op in pairwise(program.ops):
+        if not isinstance(op, Argmax) or not isinstance(before, Linear) or before.outs != (op.logits,) or before.gated:
+            continue
+        readers = sum(op.logits in reader.reads() for reader in program.ops)
+        if readers == 1 and op.logits not in program.outputs:
+            found[op.logits] = op.usable
+    return found
+
+
 def plan(program: Program, instructions: list[Instruction]) -> ArenaPlan:
     """Where the values of the instructions stand."""
     first: dict[str, int] = {}
@@ -197,6 +210,7 @@ class Lowering:
         self._native = extension()
         self.instructions = instructions = fold(program, weights)
         self._plan = plan(program, instructions)
+        self._chosen_from = _chosen_from(program)
         self.native = self._native.Program(pool, self._plan.floats_per_row, self._plan.floats_per_logit_row)
         for instruction in instructions:
             self._write(instruction)
@@ -238,7 +252,7 @@ class Lowering:
             to.add_elementwise("select_rows", place(op.x), None, None, None, place(op.out))
         elif isinstance(op, Argmax):
             assert op.first_id == 0, "a split vocabulary needs a collective"
-            to.add_argmax(place(op.logits), op.usable)
+            to.add_argmax(place(op.logits), op.usable, op.logits in self._chosen_from)
         elif isinstance(op, Sample):
             to.add_sample(place(op.logits), op.usable, -1 if op.top is None else op.top)
         else:
@@ -258,7 +272,8 @@ class Lowering:
                 for matrix, vector, out, to_caller in zip(matrices, vectors, op.outs, handed_over, strict=True)
             ]
         residual = None if op.residual is None else self._place(op.residual)
-        self.native.add_linear(self._place(instruction.source(op.x)), norm, parts, op.activation, residual)
+        best_of = self._chosen_from.get(op.outs[0], 0)
+        self.native.add_linear(self._place(instruction.source(op.x)), norm, parts, op.activation, residual, best_of)
 
     def _write_attend(self, op: Attend, instruction: Instruction) -> None:
         heads = self.program.values[op.q].static_width // op.head_dim
