@@ -9,6 +9,7 @@ Each build has a process of its own that loads the model once. They take turns o
 with --prompt-tokens) in an order drawn anew each time. A turn of all builds counts if the host left the cores where
 they were, near each other or apart, and the two kinds stand apart from each other: docs/log.md says why. Printed are
 means without the slowest fifth, and what they are of the first build's. The same build named twice shows the noise.
+All builds run below these Python sources, which must fit them.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(parts), help=f"of {','.join(parts)}")
-    for name in parser.parse_args().only.split(","):
+    chosen = parser.parse_args().only.split(",")
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"--only {','.join(unknown)}: choose of {', '.join(parts)}")
+    for name in chosen:
         for line in parts[name]():
             print(f"{name}: {line}", flush=True)
 

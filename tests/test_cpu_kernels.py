@@ -15,7 +15,7 @@ from anthesis.devices.cpu import CpuDevice
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.program.attend import Attend, alibi_slopes
 from anthesis.program.ir import BLOCK_TOKENS, Array, Op, Program, Value
-from anthesis.program.ops import Activate, Embed, Linear, Norm, Rope
+from anthesis.program.ops import Activate, Embed, Linear, Norm, Rope, SelectRows
 from anthesis.program.sample import Argmax
 from anthesis.quantize import WEIGHT_KINDS, WeightTensor, quantize, weight_kind
 from cpu_variants import VARIABLE, kernels
@@ -444,7 +444,8 @@ def test_argmax_of_a_product(kernels: str, usable: int, count: int, threads: int
         rows[3, 3], rows[4, 4] = np.nan, np.inf
     op = Argmax(logits="logits", score="score", token="token", usable=usable)
     ops: list[Op] = [
-        Embed(ids="tokens", weight="x", out="rows"), Linear(x="rows", weights=("w",), outs=("logits",)), op
+        Embed(ids="tokens", weight="x", out="all"), SelectRows(x="all", rows="logit_rows", out="rows"),
+        Linear(x="rows", weights=("w",), outs=("logits",)), op,
     ]  # fmt: skip
     found = run_ops(ops, {"x": fp32(rows), "w": fp32(weight)}, count, ("token",), threads=threads)["token"]
     with np.errstate(invalid="ignore"):

@@ -172,8 +172,10 @@ def test_arrays_of_a_step_are_taken_as_they_are_or_not_at_all(name: str) -> None
     executable = on_cpu(program, random_weights(program), blocks=5)
     inputs = step_inputs([(0, 0, [1, 2, 3])])
     assert executable.run(inputs)["token"].shape == (3,)
-    with pytest.raises(ValueError, match=f"{name} has another type than the step needs"):
+    with pytest.raises(ValueError, match=f"{name} has another type or layout than the step needs"):
         executable.run(inputs | {name: inputs[name].astype(np.int64)})
+    with pytest.raises((KeyError, ValueError)):
+        executable.run({given: array for given, array in inputs.items() if given != name})
 
 
 def test_ctrl_c_ends_a_measurement() -> None:

@@ -119,6 +119,8 @@ void add_linear(Program& program, const PlaceTuple& x, const NormHandle* norm, c
     for (const auto& [matrix, gate_by, bias, gate_by_bias, wide, out, to_logits] : parts)
         spec.parts.push_back({matrix, gate_by, with_biases(matrix.get(), bias), with_biases(gate_by.get(), gate_by_bias),
                               wide ? InputWidth::wide : InputWidth::natural, place(out), to_logits});
+    if (best_of && (spec.parts.size() != 1 || spec.parts[0].gate_by || best_of > spec.parts[0].matrix->layout.rows))
+        throw std::invalid_argument("the best is that of one matrix's outputs");
     spec.activation = activation_of(activation);
     if (residual) {
         spec.has_residual = true;
@@ -167,8 +169,9 @@ void add_elementwise(Program& program, const std::string& kind, const PlaceTuple
 
 // An array of a step, never a converted copy of it: what is kept is a pointer.
 template <class T> T as_it_is(const nb::dict& arrays, const char* name) {
+    const nb::object given = arrays[name];
     T array;
-    if (!nb::try_cast(arrays[name], array, false)) throw std::invalid_argument(std::string(name) + " has another type than the step needs");
+    if (!nb::try_cast(given, array, false)) throw std::invalid_argument(std::string(name) + " has another type or layout than the step needs");
     return array;
 }
 
@@ -200,6 +203,7 @@ void run_program(Program& program, const nb::dict& inputs, const nb::dict& outpu
     in.tokens = tokens.data();
     in.positions = input<std::int32_t, 1>(inputs, "positions", R);
     in.slots = input<std::int32_t, 1>(inputs, "slots", R);
+    if (!in.positions || !in.slots) throw std::invalid_argument("a step needs positions and slots");
     in.segments = segments.data();
     // A table has a line for every sequence that there may be; those at its end that have no rows are nobody's business.
     in.num_segments = static_cast<int>(segments.shape(0));

@@ -77,6 +77,10 @@ struct Candidate {
     }
 };
 
+// Whether a product of which only the best output is read leaves candidates: for several rows, whose outputs would go to memory
+// and come back.
+constexpr bool leaves_candidates(int logit_rows) { return logit_rows > 1; }
+
 // The candidates of a thread in `partial`, one for each row of logits.
 inline Candidate* candidates_of(const Step& step, int thread) {
     return reinterpret_cast<Candidate*>(step.partial) + static_cast<std::size_t>(thread) * step.in.logit_rows;
@@ -172,11 +176,9 @@ struct LinearSpec {
     Activation activation = Activation::none; // of a single part
     bool has_residual = false;
     Place residual;
-    // Of its outputs, those of a single part without a gate, the argmax of the first so many is all that is read: with several
-    // rows it leaves Candidates, and no logits, which would go to memory and come back. 0: its outputs are wanted.
+    // Of its outputs for rows of logits, those of a single part without a gate, the argmax of the first so many is all that is
+    // read. 0: its outputs are wanted.
     int best_of = 0;
-
-    bool leaves_candidates(int rows) const { return best_of > 0 && rows > 1; }
 };
 
 // angles[r] = cosines, then sines, of position * frequency.
@@ -218,7 +220,7 @@ struct ElementwiseSpec {
 struct ArgmaxSpec {
     Place logits;
     int usable = 0;
-    bool of_candidates = false; // the product before it leaves them, where there are several rows
+    bool of_candidates = false; // the product before it leaves them
 };
 
 struct SampleSpec {

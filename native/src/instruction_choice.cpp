@@ -18,7 +18,7 @@ public:
     }
 
     void run(const Step& step, const Team& team) override {
-        if (!spec_.of_candidates || step.in.logit_rows == 1) {
+        if (!spec_.of_candidates || !leaves_candidates(step.in.logit_rows)) {
             look_at_share(step, team);
             team.barrier();
         }

@@ -46,7 +46,7 @@ public:
         std::byte* packed = alone ? own + scratch_bytes() : step.packed;
         pack(step, team, rows, alone, packed, scratch);
         if (!alone) team.barrier();
-        if (spec_.leaves_candidates(rows)) return find_best(step, team, rows, packed);
+        if (spec_.best_of && leaves_candidates(rows)) return find_best(step, team, rows, packed);
         for (int i = 0; i < team.size(); ++i) // first this thread's share of every part, then those of others
             for (std::size_t part = 0; part < spec_.parts.size(); ++part) {
                 const TilesProduct product = product_of(step, rows, packed, part);

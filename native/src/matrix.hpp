@@ -40,9 +40,9 @@ constexpr int kInputGroup = 32; // columns whose inputs are quantised together
 //                 columns holds column j in its low half and column j + 16 in its high half
 //
 // Columns beyond the width are zero bytes, whatever those stand for, since their inputs are zeros; so are rows beyond the
-// height, whose outputs nobody reads. Behind a tile's units
-// stand sixteen floats each: the scales of its rows, of kinds whose rows have one, and what is added to its outputs, of
-// matrices that have room for it. In arrays of their own each tile would wait for a line from elsewhere in memory.
+// height, whose outputs nobody reads. Behind a tile's units stand sixteen floats each: the scales of its rows, of kinds
+// whose rows have one, and what is added to its outputs, of matrices that have room for it. In arrays of their own each
+// tile would wait for a line from elsewhere in memory.
 struct MatrixLayout {
     MatrixLayout(MatrixKind kind, int rows, int columns, bool has_biases = false);
 
@@ -56,8 +56,8 @@ struct MatrixLayout {
     std::size_t parts() const { return static_cast<std::size_t>(units) * (unit_columns / kInputGroup); }
 };
 
-// Memory that the matrices of a model share, or the caches of its layers: there are hundreds of them, and huge pages of its
-// own would waste most of a small one's, and much time on being zeroed.
+// Memory that the matrices of a model share, or the caches of its layers: there are hundreds of them, and small ones with
+// huge pages of their own would waste most of these, and the time in which the system zeroes them.
 class Arena {
 public:
     // `nbytes`, aligned to a cache line, kept alive by what is returned. Throws std::bad_alloc.

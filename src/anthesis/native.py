@@ -34,7 +34,7 @@ def cpu_features() -> dict[str, bool]:
     """Instruction-set extensions our kernels know of, and whether this processor and operating system have them.
 
     Returns:
-        By name, for this architecture only: on x86-64 avx2, fma, f16c, avx_vnni, avx512f, avx512bw, avx512vl,
+        By name, for this architecture only: on x86-64 avx2, fma, f16c, avx_vnni, avx512f, avx512dq, avx512bw, avx512vl,
         avx512_vnni, avx512_bf16, amx_tile, amx_int8, amx_bf16; on aarch64 neon, dotprod, sve, i8mm, bf16.
 
     Raises:

@@ -47,7 +47,7 @@ struct ProductOutputs {
     int first;             // a multiple of 16
     std::size_t stride;    // floats from row to row
     Activation activation; // of the first matrix
-    const float* residual; // as `out`, or null
+    const float* residual; // first row, first output of the matrix, or null
     std::size_t residual_stride;
 };
 

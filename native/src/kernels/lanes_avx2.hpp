@@ -63,13 +63,6 @@ INLINE Floats load_halves(const void* p) {
     const auto* at = static_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
 }
-INLINE __m256 widen_bf16(__m128i words) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
-}
-INLINE Floats load_bf16(const void* p) {
-    const auto* at = static_cast<const __m128i*>(p);
-    return {widen_bf16(_mm_loadu_si128(at)), widen_bf16(_mm_loadu_si128(at + 1))};
-}
 // To the nearest bf16, of two equally near ones the even one; a NaN stays one.
 INLINE __m256i bf16_bits(__m256 x) {
     const __m256i word = _mm256_castps_si256(x);

@@ -36,10 +36,6 @@ INLINE float largest(Floats a) {
 INLINE Floats lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 INLINE Floats load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-INLINE Floats load_bf16(const void* p) {
-    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-}
 // To the nearest bf16, of two equally near ones the even one; a NaN stays one. Not by the processor's own conversion,
 // which takes subnormal numbers for zero.
 INLINE __m256i bf16_words(Floats a) {

@@ -108,9 +108,6 @@ INLINE std::uint16_t load_word(const void* p, int i) {
 INLINE Floats load_halves(const void* p) {
     return each_float([&](int i) { return half_to_float(load_word(p, i)); });
 }
-INLINE Floats load_bf16(const void* p) {
-    return each_float([&](int i) { return std::bit_cast<float>(std::uint32_t{load_word(p, i)} << 16); });
-}
 INLINE std::uint16_t bf16_bits(float x) {
     const auto word = std::bit_cast<std::uint32_t>(x);
     if (x != x) return static_cast<std::uint16_t>((word | 0x400000) >> 16);

@@ -68,8 +68,7 @@ template <bool kGrouped, bool kWide> struct Int8Format {
     // Stored bytes are 128 more than the values: what that adds to the products is taken off at the start.
     static INLINE void pack(const float* x, std::byte* record, int rows, int row) {
         const Quantised q = quantise<kWide>(x);
-        const auto total = static_cast<std::uint32_t>(sum(q.first + q.second)); // of a NaN's inputs anything, which may overflow
-        reinterpret_cast<std::int32_t*>(record)[rows + row] = static_cast<std::int32_t>(0u - 128u * total);
+        reinterpret_cast<std::int32_t*>(record)[rows + row] = -128 * sum(q.first + q.second);
         pack_group<kInt8InputBytes<kWide> / 4>(q, record, rows, row, arrange_int8_inputs<kWide>);
     }
 };

@@ -99,14 +99,21 @@ inline void rotate(const float* x, const float* angles, float* out, int head_dim
     }
 }
 
-inline float maximum(const float* x, int count) {
-    Floats most = fill(-std::numeric_limits<float>::infinity()), unordered = zeros();
+// The largest of `count` > 0 numbers, without looking at NaN; `unordered` becomes NaN where one is NaN or infinite.
+INLINE float largest_of(const float* x, int count, Floats& unordered) {
+    Floats most = fill(-std::numeric_limits<float>::infinity());
     for (int i = 0; i < count; i += 16) {
         const Floats a = load_first(x + i, count - i, x[0]);
         most = larger(most, a);
-        unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
+        unordered = multiply_add(a, zeros(), unordered);
     }
-    return largest(most) + sum(unordered);
+    return largest(most);
+}
+
+inline float maximum(const float* x, int count) {
+    Floats unordered = zeros();
+    const float most = largest_of(x, count, unordered);
+    return most + sum(unordered);
 }
 
 inline int argmax(const float* x, int count) {
@@ -116,14 +123,7 @@ inline int argmax(const float* x, int count) {
     float best = -std::numeric_limits<float>::infinity();
     int best_block = 0;
     for (int block = 0; block < count; block += kBlock) {
-        const int end = std::min(count, block + kBlock);
-        Floats most = fill(best);
-        for (int i = block; i < end; i += 16) {
-            const Floats a = load_first(x + i, end - i, x[0]);
-            most = larger(most, a);
-            unordered = multiply_add(a, zeros(), unordered); // NaN where one is NaN or infinite
-        }
-        if (const float found = largest(most); found > best) {
+        if (const float found = largest_of(x + block, std::min(kBlock, count - block), unordered); found > best) {
             best = found;
             best_block = block;
         }

@@ -18,9 +18,10 @@ template <bool kWide> INLINE Quantised quantise(const float* x) {
     // a group of zeros, or of numbers so small that the inverse is no number, counts as zeros
     const bool usable = most > 1e-30f;
     const Floats inverse = fill(usable ? kSteps / most : 0.0f);
-    // maximum and rounding lose a NaN, so it goes into the scale
+    // maximum and rounding lose a NaN, so it goes into the scale, and its number is one that sums can hold
+    const auto whole = [&](Floats numbers) { return to_ints(larger(numbers * inverse, fill(-kSteps))); };
     const float scale = (usable ? most / kSteps : 0.0f) + sum(a * zeros() + b * zeros());
-    return {to_ints(a * inverse), to_ints(b * inverse), scale};
+    return {whole(a), whole(b), scale};
 }
 
 // Writes the scale and the whole numbers of one row; `arrange` makes kWords words of the latter, as the products want

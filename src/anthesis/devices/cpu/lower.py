@@ -1,7 +1,8 @@
 """Lowers a program to the flat list of instructions that the C++ extension runs.
 
 Norms become part of the products that read them, and rotations part of the attention that reads them, so that no thread
-waits for another in between; what else reads them keeps them an instruction of their own.
+waits for another in between; what else reads them keeps them an instruction of their own. A head of which only the best
+token is wanted looks for it as it computes the logits.
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ def _chosen_from(program: Program) -> dict[str, int]:
     found = {}
     for before, op in pairwise(program.ops):
         if not isinstance(op, Argmax) or not isinstance(before, Linear) or before.outs != (op.logits,) or before.gated:
+            continue
+        if program.values[op.logits].shape[0] != "L":
             continue
         readers = sum(op.logits in reader.reads() for reader in program.ops)
         if readers == 1 and op.logits not in program.outputs:
