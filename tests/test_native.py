@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,8 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_other_python_threads_run_meanwhile() -> None:
+def _counted_during(action: Callable[[], object]) -> int:
+    """How often another Python thread counts, a thousand times a second at most, while this one does something."""
     done = threading.Event()
     counts = [0]
 
@@ -136,33 +138,23 @@ def test_other_python_threads_run_meanwhile() -> None:
     counter = threading.Thread(target=count)
     counter.start()
     before = counts[0]
-    native.read_bandwidth(16 * MIB, 1, seconds=0.5)
+    action()
     during = counts[0] - before
     done.set()
     counter.join()
-    assert during > 50
+    return during
+
+
+def test_other_python_threads_run_during_a_measurement() -> None:
+    assert _counted_during(lambda: native.read_bandwidth(16 * MIB, 1, seconds=0.5)) > 50
 
 
 def test_other_python_threads_run_during_a_step() -> None:
     """Of a prompt, whose one step takes long enough."""
     with LLM("random:bloom-560m", device="cpu", threads=1, prefill_chunk=256) as llm:
         handle = llm.submit(llm.made_up_prompt(256), max_new_tokens=1, ignore_eos=True)
-        counts, done = [0], threading.Event()
-
-        def count() -> None:
-            while not done.is_set():
-                counts[0] += 1
-                time.sleep(0.001)
-
-        counter = threading.Thread(target=count)
-        counter.start()
-        before = counts[0]
-        llm.step()
-        during = counts[0] - before
-        done.set()
-        counter.join()
-    assert handle.num_tokens == 1
-    assert during > 20
+        assert _counted_during(llm.step) > 20
+        assert handle.num_tokens == 1
 
 
 @pytest.mark.parametrize("name", ["positions", "tokens", "segments"])
