@@ -112,3 +112,8 @@ def test_measuring_begins_after_a_first_step(tmp_path: Path) -> None:
 def test_one_token_has_no_decode_step() -> None:
     with pytest.raises(RequestError, match="ask for 2 or more"):
         Request(max_new_tokens=1, operations=True)
+
+
+def test_a_misspelt_kind_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(RequestError, match="unknown weight kind 'int5'"):
+        Request(weights=("int4", "int5"))

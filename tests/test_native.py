@@ -294,3 +294,9 @@ def test_usable_cores_follow_the_affinity() -> None:
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_the_peak_of_unknown_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHESIS_CPU_KERNELS", "mmx")
+    with pytest.raises(RequestError, match="ANTHESIS_CPU_KERNELS is 'mmx'"):
+        native.multiply_add_peak("fp32", 1, 0.01)
