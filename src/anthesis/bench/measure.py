@@ -13,7 +13,7 @@ from anthesis.bench.operations import measure_operations
 from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
 from anthesis.engine.blocks import check_batch
-from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check_counts
 from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
 from anthesis.llm import LLM, PREFILL_CHUNK
 from anthesis.quantize import weight_kind
@@ -76,9 +76,7 @@ class Request:
         for name, values in {**numbers, "weights": self.weights}.items():
             if not values:
                 raise RequestError(f"{name} is empty; give at least one")
-        for name, counts in numbers.items():
-            if min(counts) < 1:
-                raise RequestError(f"{name} is {min(counts)}; it must be at least 1")
+        check_counts(**{name: min(counts) for name, counts in numbers.items()})
         check_batch(max(self.batch))
         for kind in self.weights:
             if kind != "native":

@@ -11,7 +11,7 @@ from anthesis.cli.loading import load
 from anthesis.cli.prompts import Prompt, check_seed, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim, tell
-from anthesis.errors import RequestError, check_counts
+from anthesis.errors import RequestError
 
 if TYPE_CHECKING:
     from anthesis import LLM, Completion
@@ -69,11 +69,12 @@ def generate(
         "stop": options.stop_texts(stop),
         "logprobs": logprobs,
     }
+    from anthesis.engine.blocks import check_batch
     from anthesis.engine.sampling import SamplingParams
     from anthesis.llm import LLM
 
     SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
-    check_counts(batch=batch)
+    check_batch(batch)
     if output is not None:
         check_output(output)
     prompts = read_prompts(prompt or [], prompt_ids or [], prompt_tokens, model)
