@@ -279,7 +279,7 @@ void test_sampling(int threads) {
             pool.run([&](int thread) {
                 const Team team{pool, thread};
                 sampler.choose(team, row, token);
-                sampler.logprobs(team, logits.data(), vocab, vocab - 3, token, 5, logprob, top_tokens, top_logprobs);
+                sampler.logprobs(team, row, token, 5, logprob, top_tokens, top_logprobs);
             });
             check(token >= 0 && token < vocab - 3 && logprob < 0, "a sampled token");
         }
