@@ -36,6 +36,8 @@ class _Weights(Protocol):
 
     def check(self, weights: Iterable[Value]) -> None: ...
 
+    def release(self) -> None: ...
+
 
 @dataclass
 class Checkpoint:
@@ -97,6 +99,10 @@ class Checkpoint:
             CheckpointError: naming the missing, misshapen and unexpected tensors.
         """
         self._open().check(weights)
+
+    def release(self) -> None:
+        """Takes what was read of mapped files out of this process's memory; weights that are views stay valid."""
+        self._open().release()
 
     def close(self) -> None:
         """Lets go of the files; weights that were loaded before stay valid."""

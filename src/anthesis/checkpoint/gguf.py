@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.checkpoint.gguf_header import GgufTensor, read_header
-from anthesis.checkpoint.store import Rows, StoredTensor, map_file
+from anthesis.checkpoint.store import Rows, StoredTensor, forget_pages, map_file
 from anthesis.errors import CheckpointError, RequestError
 from anthesis.quantize import WeightKind, WeightTensor, pack_nibbles, quantize, row_chunks, weight_kind
 
@@ -70,6 +70,10 @@ class GgufStore:
             return WeightTensor(weight_kind("fp32"), values.shape, values)
         kind = weight_kind("fp32" if exact and not stored.exact else stored.kind)
         return self._read_blocks(data, info, kind, rows, columns)
+
+    def release(self) -> None:
+        """See `TensorStore.release`."""
+        forget_pages(self._data)
 
     def _read_blocks(
         self, data: NDArray[np.uint8], info: GgufTensor, kind: WeightKind, rows: Rows, columns: slice

@@ -27,7 +27,7 @@ import numpy as np
 from anthesis.checkpoint.gguf_header import read_header
 from anthesis.checkpoint.safetensors import read_header as read_safetensors_header
 from anthesis.checkpoint.safetensors import read_json
-from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, map_file
+from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, forget_pages, map_file
 from anthesis.config import MAX_SIZES, ModelConfig
 from anthesis.errors import CheckpointError, RequestError
 from anthesis.models import families
@@ -220,7 +220,7 @@ class PackedStore:
 
     def __init__(self, directory: Path, model: PackedModel) -> None:
         path = directory / WEIGHTS_NAME
-        data = map_file(path)
+        self._data = data = map_file(path)
         header, start = read_safetensors_header(path, data)
         places = layout(model.tensors)
         for name, place in places.items():
@@ -263,6 +263,10 @@ class PackedStore:
         # another program may have written the header anew, without its padding: then they are copied
         arrays = (np.require(array, requirements=["C", "A"]) for _, array in parts(name, part))
         return WeightTensor(part.kind, part.shape, *arrays)
+
+    def release(self) -> None:
+        """See `TensorStore.release`."""
+        forget_pages(self._data)
 
 
 def _differs(path: Path, name: str, found: Any, expected: dict[str, Any]) -> str:

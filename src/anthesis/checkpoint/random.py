@@ -73,6 +73,9 @@ class RandomWeights:
         full_shape, start = value.full_shape or shape, value.start or (0,) * len(shape)
         return random_weight(self._seed, value.name, full_shape, start, shape, weight_kind(value.dtype))
 
+    def release(self) -> None:
+        """See `Checkpoint.release`: there are no files."""
+
     def check(self, weights: Iterable[Value]) -> None:
         """See `Checkpoint.check`: every weight there may be can be made."""
 

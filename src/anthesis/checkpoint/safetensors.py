@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, map_file
+from anthesis.checkpoint.store import Rows, StoredTensor, check_count, check_name, forget_pages, map_file
 from anthesis.errors import CheckpointError, few, printable
 from anthesis.json_text import MAX_BYTES, parse_object
 from anthesis.quantize import WeightTensor, weight_kind
@@ -137,6 +137,7 @@ class SafetensorsStore:
 
     def __init__(self, directory: Path) -> None:
         self._arrays: dict[str, tuple[NDArray[np.uint8], str]] = {}
+        self._files: list[NDArray[np.uint8]] = []
         self.tensors: dict[str, StoredTensor] = {}
         files, weight_map = shards(directory, SINGLE_NAME, INDEX_NAME, ".safetensors")
         check_promises(directory, weight_map, {path.name: self._map(path) for path in files})
@@ -144,6 +145,7 @@ class SafetensorsStore:
     def _map(self, path: Path) -> frozenset[str]:
         """Adds the tensors of a file; gives their names."""
         data = map_file(path)
+        self._files.append(data)
         header, start = read_header(path, data)
         check_count(path, len(self.tensors) + len(header))
         taken: list[tuple[int, int, str]] = []
@@ -165,6 +167,11 @@ class SafetensorsStore:
         data, dtype = self._arrays[name]
         array = data.view(_DTYPES[dtype]).reshape(self.tensors[name].shape)
         return take(array, _KINDS[dtype], rows, columns, transpose)
+
+    def release(self) -> None:
+        """See `TensorStore.release`."""
+        for file in self._files:
+            forget_pages(file)
 
 
 def _weight_map(path: Path, suffix: str) -> dict[str, str]:

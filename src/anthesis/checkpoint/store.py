@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,10 @@ class TensorStore(Protocol):
         Raises:
             RequestError: columns that cut a group of the stored kind.
         """
+        ...
+
+    def release(self) -> None:
+        """Takes what was read of mapped files out of this process's memory; it comes back when it is read again."""
         ...
 
 
@@ -135,3 +139,18 @@ def map_file(path: Path) -> NDArray[np.uint8]:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from error
+
+
+def forget_pages(mapped: NDArray[np.uint8]) -> None:
+    """Takes the pages of a mapped file out of this process's memory, which count as its own once they are read.
+
+    They stay in the system's cache of files, where the other ranks of a machine find them.
+
+    Args:
+        mapped: what `map_file` gave, (N,) uint8.
+    """
+    base: Any = mapped.base
+    mapping = base.obj if isinstance(base, memoryview) else base
+    assert isinstance(mapping, mmap.mmap), "not the array of a mapped file"
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)

@@ -121,6 +121,10 @@ class StoredWeights:
         on_all_cores(convert, row_chunks((shape[0], max(1, wide[1] - wide[0]))))
         return result
 
+    def release(self) -> None:
+        """See `Checkpoint.release`."""
+        self._store.release()
+
     def _read(self, stored: StoredTensor, rows: Rows, columns: slice, transpose: bool, exact: bool) -> WeightTensor:
         try:
             return self._store.read(stored.name, rows, columns, transpose=transpose, exact=exact)

@@ -147,6 +147,9 @@ class TorchBinStore:
         assert kind is not None
         return take(self._arrays[name], kind, rows, columns, transpose)
 
+    def release(self) -> None:
+        """See `TensorStore.release`; these files are mapped by PyTorch, which offers nothing of the kind."""
+
 
 def _array(path: Path, name: str, tensor: Any, sizes: frozenset[int]) -> tuple[NDArray[Any], str]:
     """A tensor (...) of any dtype as an array (...) on the same memory, with what torch calls its dtype."""

@@ -37,6 +37,7 @@ def plan(
     model: options.Model = None,
     device: PlanDevice = None,
     tp: options.Tp = 1,
+    pp: options.Pp = 1,
     context: Context = None,
     batch: Batch = 1,
     weights: options.Weights = "native",
@@ -56,6 +57,7 @@ def plan(
         model,
         device=device,
         tp=tp,
+        pp=pp,
         context=context,
         batch=batch,
         weights=weights,
@@ -95,8 +97,9 @@ def plan_document(made: Plan, ops: bool) -> dict[str, Any]:
 
 def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     hardware, job = made.hardware, made.job
-    devices = f"device {hardware.name}" if hardware.memory_is_shared else f"{made.tp} x {hardware.name}"
-    ranks = f", {made.tp} ranks" if hardware.memory_is_shared and made.tp > 1 else ""
+    each = f"{made.pp} stages of {made.tp}" if made.pp > 1 else f"{made.tp}"
+    devices = f"device {hardware.name}" if hardware.memory_is_shared else f"{each} x {hardware.name}"
+    ranks = f", {each} ranks" if hardware.memory_is_shared and _has_ranks(made) else ""
     sequences = counted(job.batch, "sequence")
     parameters = f"{made.parameters / 1e9:.4g} B" if made.parameters >= 1e9 else f"{made.parameters / 1e6:.4g} M"
     heading = (
@@ -107,9 +110,13 @@ def _sections(made: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         (heading, []),
         (f"on {devices}{ranks} ({hardware.description})", _hardware_rows(made)),
         (_memory_heading(made), _memory_rows(made)),
-        (f"token step, {sequences} at {job.decode_step().context:,} tokens, per rank", _step_rows(made)),
+        (f"token step, {sequences} at {job.decode_step().context:,} tokens, {_of_which_ranks(made)}", _step_rows(made)),
         (f"least possible time (latencies count as nothing{_counted(made)})", _floor_rows(made)),
     ]
+
+
+def _of_which_ranks(made: Plan) -> str:
+    return "per rank" if made.pp == 1 else "of one rank of every stage"
 
 
 def _hardware_rows(made: Plan) -> list[tuple[str, str]]:
@@ -120,14 +127,20 @@ def _hardware_rows(made: Plan) -> list[tuple[str, str]]:
         ("bandwidth", "unknown" if hardware.read_bytes_per_s is None else amount(hardware.read_bytes_per_s, "B/s")),
         ("peak", "unknown, so computing counts as nothing" if peak is None else amount(peak, "FLOP/s")),
     ]
-    if made.tp > 1:
+    if _has_ranks(made):
         link = hardware.link_bytes_per_s
         unknown = "unknown, so exchanges count as nothing"
         rows.append(("links", unknown if link is None else f"{amount(link, 'B/s')} per direction and device"))
         per_machine = hardware.devices_per_machine
         if not hardware.memory_is_shared and per_machine is not None and made.tp > per_machine:
             rows.append(("between machines", f"links not counted; a machine usually has {per_machine} devices"))
+        elif not hardware.memory_is_shared and made.pp > 1:
+            rows.append(("between stages", "as fast as within a machine, whatever the network between machines"))
     return [*rows, *_wrapped("figures from", hardware.figures)]
+
+
+def _has_ranks(made: Plan) -> bool:
+    return made.tp * made.pp > 1
 
 
 def _wrapped(name: str, text: str) -> list[tuple[str, str]]:
@@ -138,8 +151,8 @@ def _wrapped(name: str, text: str) -> list[tuple[str, str]]:
 
 def _memory_heading(made: Plan) -> str:
     if made.hardware.memory_is_shared:
-        return "memory, all ranks together" if made.tp > 1 else "memory"
-    return "memory per device" + (", of the rank that needs most" if made.tp > 1 else "")
+        return "memory, all ranks together" if _has_ranks(made) else "memory"
+    return "memory per device" + (", of the rank that needs most" if _has_ranks(made) else "")
 
 
 def _memory_rows(made: Plan) -> list[tuple[str, str]]:
@@ -150,7 +163,7 @@ def _memory_rows(made: Plan) -> list[tuple[str, str]]:
     held = f"{sequences} of {job.context_tokens:,} tokens, {made.cache_bytes_per_token:,} B per token"
     return [
         ("weights", f"{amount(need.weight_bytes, 'B')}{_held(made)}"),
-        ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if made.tp > 1 else ''})"),
+        ("cache", f"{amount(need.cache_bytes, 'B')} ({held}{' over all ranks' if _has_ranks(made) else ''})"),
         ("buffers", amount(need.buffer_bytes, "B")),
         ("in all", f"{amount(need.total_bytes, 'B')} of {amount(usable, 'B')} ({_reserve(made)} held in reserve)"),
         ("verdict", _verdict(made)),
@@ -194,12 +207,13 @@ def _verdict(made: Plan) -> str:
         return f"does not fit, on any number of {made.hardware.name}; take less context or a smaller batch"
     per_machine = made.hardware.devices_per_machine
     machines = "" if per_machine is None else f" (a machine usually has {per_machine})"
-    return f"does not fit; the fewest it fits on are {made.smallest_tp} x {made.hardware.name}{machines}"
+    each = f"{made.pp} stages of " if made.pp > 1 else ""
+    return f"does not fit; the fewest it fits on are {each}{made.smallest_tp} x {made.hardware.name}{machines}"
 
 
 def _step_rows(made: Plan) -> list[tuple[str, str]]:
     floor = made.token_floor
-    shared = made.hardware.memory_is_shared and made.tp > 1
+    shared = made.hardware.memory_is_shared and _has_ranks(made)
     rows = [
         ("reads", f"{amount(floor.read_bytes, 'B')}{' in all ranks' if shared else ''}{_as_kinds(made)}"),
         ("computes", f"{amount(floor.flops, 'FLOP')}{' in all ranks' if shared else ''}"),

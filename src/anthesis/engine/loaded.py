@@ -104,6 +104,7 @@ class LoadedModel:
         weights, uses = program.of_kind("weight"), program.uses()
         for count, value in enumerate(weights, start=1):
             self._weights[value.name] = self.device.pack(checkpoint.load(value), uses[value.name])
+            checkpoint.release()  # so that the peak is the packed weights and one tensor
             on_weight(count, len(weights))
 
     def program(self, finish: Finish, top_logprobs: int | None = None, rank: int | None = None) -> Program:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,9 @@ from anthesis.plan.hardware import Hardware
 from anthesis.program.collectives import AllGather, Collective
 from anthesis.program.cost import cost
 from anthesis.program.ir import Program, Step
+
+Ranks = Sequence[tuple[Program, int]]
+"""The fused programs of all ranks of a stage, alike ones once, each with how many ranks it stands for."""
 
 Bound = Literal["memory", "compute", "links", "unknown"]
 
@@ -19,7 +22,7 @@ class Exchange:
     """The collectives of one kind and size in a step.
 
     Attributes:
-        kind: "all_reduce", "all_gather", ...
+        kind: "all_reduce", "all_gather", ..., or "hand_over" from stage to stage.
         count: how many the step has.
         payload_bytes: what a rank brings to each.
         moved_bytes: what each must send per device, see `moved_bytes`.
@@ -35,15 +38,17 @@ class Exchange:
 class Floor:
     """The least time of one step, and what it is made of.
 
-    total_s = max(memory_s, compute_s) + link_s: reading memory and computing overlap, and a collective waits for the
-    sums before it. memory_s = (weight and cache bytes) / bandwidth, activations staying on chip; compute_s = flops /
-    peak; link_s = moved bytes / link bandwidth. Nothing is counted for latencies, so no device comes below it. What is
-    unknown of the hardware counts as nothing; without the bandwidth there is no floor.
+    total_s = max(memory_s, compute_s) + link_s, and of stages the sum: reading memory and computing overlap, and a
+    collective, or the next stage, waits for the sums before it. memory_s = (weight and cache bytes) / bandwidth,
+    activations staying on chip; compute_s = flops / peak; link_s = moved bytes / link bandwidth. Nothing is counted for
+    latencies, so no device comes below it. What is unknown of the hardware counts as nothing; without the bandwidth
+    there is no floor.
 
     Attributes:
-        read_bytes: weights and cache that the slowest rank reads (all ranks together where they share the memory).
-        flops: of the slowest rank (or of all together).
-        link_bytes: sent per device.
+        read_bytes: weights and cache that the slowest rank of each stage reads, all stages together (all ranks together
+            where they share the memory).
+        flops: of the slowest ranks (or of all together).
+        link_bytes: sent per device, by one of each stage.
         memory_s, compute_s, link_s: seconds, or None where the hardware's rate is unknown.
         total_s: seconds, or None where the bandwidth is unknown.
         bound: which of the three is longest.
@@ -95,19 +100,48 @@ def exchanges(program: Program, step: Step) -> tuple[Exchange, ...]:
     return tuple(found.values())
 
 
-def floor(ranks: Sequence[tuple[Program, int]], step: Step, hardware: Hardware, weight_kinds: Sequence[str]) -> Floor:
+def handed_over(program: Program, step: Step) -> Exchange | None:
+    """What a rank of a stage sends to the next one: rows of activations; None of the last stage."""
+    rows = [program.values[name] for name in program.outputs if program.values[name].shape[0] == "R"]
+    if not rows:
+        return None
+    nbytes = sum(value.nbytes(step.sizes()) for value in rows)
+    return Exchange(kind="hand_over", count=1, payload_bytes=nbytes, moved_bytes=float(nbytes))
+
+
+def floor(stages: Sequence[Ranks], step: Step, hardware: Hardware, weight_kinds: Sequence[str]) -> Floor:
     """The least time of one step.
 
     Args:
-        ranks: the programs of all ranks, alike ones once, each with how many ranks it stands for.
+        stages: of each stage the programs of all its ranks.
         step: its size.
         hardware: what each rank runs on.
         weight_kinds: kinds of the matrices.
     """
+    floors = [_floor(ranks, step, hardware, weight_kinds) for ranks in stages]
+    memory_s, compute_s, link_s, total_s = (
+        _sum(getattr(one, name) for one in floors) for name in ("memory_s", "compute_s", "link_s", "total_s")
+    )
+    parts: dict[Bound, float] = {"memory": memory_s or 0.0, "compute": compute_s or 0.0, "links": link_s or 0.0}
+    return Floor(
+        read_bytes=sum(one.read_bytes for one in floors),
+        flops=sum(one.flops for one in floors),
+        link_bytes=sum(one.link_bytes for one in floors),
+        memory_s=memory_s,
+        compute_s=compute_s,
+        link_s=link_s,
+        total_s=total_s,
+        bound="unknown" if memory_s is None else max(parts, key=lambda part: parts[part]),
+    )
+
+
+def _floor(ranks: Ranks, step: Step, hardware: Hardware, weight_kinds: Sequence[str]) -> Floor:
+    """Of one stage; its `bound` is not looked at."""
     needs = []
     for program, count in ranks:
         needed = cost(program, step)
-        moved = sum(exchange.count * exchange.moved_bytes for exchange in exchanges(program, step))
+        sent = [*exchanges(program, step), handed_over(program, step)]
+        moved = sum(exchange.count * exchange.moved_bytes for exchange in sent if exchange is not None)
         needs.append((count, needed.weight_bytes + needed.cache_bytes, needed.flops, moved))
     if hardware.memory_is_shared:
         read_bytes, flops = (sum(need[0] * need[i] for need in needs) for i in (1, 2))
@@ -117,7 +151,6 @@ def floor(ranks: Sequence[tuple[Program, int]], step: Step, hardware: Hardware, 
     memory_s = _seconds(read_bytes, hardware.read_bytes_per_s)
     compute_s = _seconds(flops, hardware.flops_per_s(weight_kinds))
     link_s = _seconds(link_bytes, hardware.link_bytes_per_s)
-    parts: dict[Bound, float] = {"memory": memory_s or 0.0, "compute": compute_s or 0.0, "links": link_s or 0.0}
     return Floor(
         read_bytes=int(read_bytes),
         flops=int(flops),
@@ -126,8 +159,14 @@ def floor(ranks: Sequence[tuple[Program, int]], step: Step, hardware: Hardware, 
         compute_s=compute_s,
         link_s=link_s,
         total_s=None if memory_s is None else max(memory_s, compute_s or 0.0) + (link_s or 0.0),
-        bound="unknown" if memory_s is None else max(parts, key=lambda part: parts[part]),
+        bound="unknown",
     )
+
+
+def _sum(seconds: Iterable[float | None]) -> float | None:
+    """Of times that are all known, or None."""
+    known = list(seconds)
+    return None if None in known else sum(time for time in known if time is not None)
 
 
 def _seconds(amount: float, per_second: float | None) -> float | None:

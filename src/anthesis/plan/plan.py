@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anthesis.checkpoint import open_checkpoint
 from anthesis.config import ModelConfig
@@ -13,13 +13,14 @@ from anthesis.engine.loaded import choose_cache_dtype, matrix_kinds
 from anthesis.errors import RequestError, check_counts
 from anthesis.llm import PREFILL_CHUNK
 from anthesis.models import trace
-from anthesis.plan.floor import Exchange, Floor, exchanges, floor
+from anthesis.plan.floor import Exchange, Floor, Ranks, exchanges, floor, handed_over
 from anthesis.plan.hardware import Hardware, find_hardware, holding
 from anthesis.plan.listing import program_listing
 from anthesis.program.cost import Memory, cost_by_kind, kind_bytes, memory
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import BLOCK_TOKENS, Cost, Program, Step, Value
 from anthesis.program.partition import alike_ranks, partition
+from anthesis.program.stages import choose_stages, stage
 
 DEFAULT_CONTEXT = 2048
 PROMPT_TOKENS = 7
@@ -29,9 +30,6 @@ RESERVE_SHARE = 0.1
 
 HeldBytes = Callable[[Value], int]
 """Bytes that a device takes for a weight, or for one block of a cache."""
-
-Ranks = list[tuple[Program, int]]
-"""The fused programs of all ranks, alike ones once, each with how many ranks it stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,8 @@ class Plan:
         parameters: elements of all weights.
         weight_kinds: kinds of the matrices.
         cache_dtype: of the key-value cache.
-        tp: ranks W.
+        tp: ranks W of each stage.
+        pp: stages.
         job: what is to be run.
         hardware: what each rank runs on.
         rank_memory: of the rank that needs most, as the device holds it: the reference device holds weights
@@ -90,8 +89,8 @@ class Plan:
         cache_bytes_per_token: of the whole model, as the device holds it.
         reserve_bytes: of each device's memory, not to be used.
         fits: every rank fits its device, or all fit the memory they share.
-        smallest_tp: the fewest devices of this kind on which it fits; None where no number does.
-        exchanges: the collectives of one token step.
+        smallest_tp: the fewest devices of this kind for each stage on which it fits; None where no number does.
+        exchanges: the collectives of one token step, of one rank of each stage, and what stages hand over.
         token_floor: of the step that generates one token of every sequence, at the job's mean context.
         full_context_floor: the same with the context full.
         prefill_floor: of the prompts, all in one step.
@@ -108,6 +107,7 @@ class Plan:
     weight_kinds: tuple[str, ...]
     cache_dtype: str
     tp: int
+    pp: int
     job: Job
     hardware: Hardware
     rank_memory: Memory
@@ -131,6 +131,7 @@ def make_plan(
     *,
     device: str | None = None,
     tp: int = 1,
+    pp: int = 1,
     context: int | None = None,
     batch: int = 1,
     weights: str = "native",
@@ -143,7 +144,8 @@ def make_plan(
     Args:
         model: as in `LLM`.
         device: the name of a data sheet, or of a device in this machine ("reference", ...); None, "auto": the fastest.
-        tp: devices W among which the model is split.
+        tp: devices W among which every layer is split.
+        pp: stages of layers, each of `tp` devices.
         context: tokens of prompt and completion that the cache is to hold for each sequence; None: what the model
             allows, at most 2048, or as many as the job has.
         batch: sequences at once.
@@ -157,7 +159,7 @@ def make_plan(
             a number of devices over which the model can't be split.
         CheckpointError: a damaged checkpoint.
     """
-    check_counts(tp=tp, context=context, batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    check_counts(tp=tp, pp=pp, context=context, batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     hardware = find_hardware(device)  # before the model, which may have to be fetched first
     held = holding(hardware)
     with open_checkpoint(model, weights=weights) as checkpoint:
@@ -172,7 +174,8 @@ def make_plan(
         matrices = matrix_kinds(program.of_kind("weight"))
         cache_dtype = choose_cache_dtype(cache, program.of_kind("weight"))
         program = trace(config, "argmax", checkpoint.kind_of, cache_dtype)
-    ranks = _distinct_ranks(program, tp)
+    stages = _stages(program, tp, pp)
+    ranks = [rank for stage_ranks in stages for rank in stage_ranks]
 
     needs = [_memory(rank, job, held) for rank, _ in ranks]
     total = Memory(
@@ -186,9 +189,9 @@ def make_plan(
         smallest_tp = 1 if _memory(fuse(program), job, held).total_bytes <= usable_bytes else None
     else:
         fits = needs[largest].total_bytes <= usable_bytes
-        smallest_tp = _smallest_tp(program, job, held, usable_bytes)
+        smallest_tp = _smallest_tp(program, pp, job, held, usable_bytes)
     token_floor, full_context_floor, prefill_floor = (
-        floor(ranks, step, hardware, matrices) for step in (job.decode_step(), job.last_step(), job.prefill_step())
+        floor(stages, step, hardware, matrices) for step in (job.decode_step(), job.last_step(), job.prefill_step())
     )
     return Plan(
         model=checkpoint.description,
@@ -199,6 +202,7 @@ def make_plan(
         weight_kinds=matrices,
         cache_dtype=cache_dtype,
         tp=tp,
+        pp=pp,
         job=job,
         hardware=hardware,
         rank_memory=needs[largest],
@@ -210,7 +214,7 @@ def make_plan(
         reserve_bytes=reserve_bytes,
         fits=fits,
         smallest_tp=smallest_tp,
-        exchanges=exchanges(ranks[largest][0], job.decode_step()),
+        exchanges=_all_exchanges(stages, job.decode_step()),
         token_floor=token_floor,
         full_context_floor=full_context_floor,
         prefill_floor=prefill_floor,
@@ -236,8 +240,22 @@ def _context(config: ModelConfig, wanted: int | None, job_tokens: int) -> int:
     return context
 
 
-def _distinct_ranks(program: Program, world_size: int) -> Ranks:
-    return [(fuse(partition(program, rank, world_size)), count) for rank, count in alike_ranks(program, world_size)]
+def _stages(program: Program, tp: int, pp: int) -> list[Ranks]:
+    """Of each stage the programs of its ranks."""
+    parts = [stage(program, layers) for layers in choose_stages(program, pp)]
+    return [[(fuse(partition(part, rank, tp)), count) for rank, count in alike_ranks(part, tp)] for part in parts]
+
+
+def _all_exchanges(stages: Sequence[Ranks], step: Step) -> tuple[Exchange, ...]:
+    """Those of the first rank of each stage: all of a stage bring as much."""
+    found: dict[tuple[str, int], Exchange] = {}
+    for (program, _), *_ in stages:
+        for exchange in (*exchanges(program, step), handed_over(program, step)):
+            if exchange is not None:
+                key = exchange.kind, exchange.payload_bytes
+                before = found[key].count if key in found else 0
+                found[key] = replace(exchange, count=before + exchange.count)
+    return tuple(found.values())
 
 
 def _memory(rank: Program, job: Job, held: HeldBytes) -> Memory:
@@ -249,18 +267,16 @@ def _parts(needs: Sequence[Memory]) -> list[list[int]]:
     return [[getattr(need, name) for need in needs] for name in ("weight_bytes", "cache_bytes", "buffer_bytes")]
 
 
-def _smallest_tp(program: Program, job: Job, held: HeldBytes, usable_bytes: int) -> int | None:
-    """The fewest devices with so much memory on which the model fits."""
+def _smallest_tp(program: Program, pp: int, job: Job, held: HeldBytes, usable_bytes: int) -> int | None:
+    """The fewest devices with so much memory for each stage on which the model fits."""
     whole = _memory(program, job, held)
-    world_size = max(1, -(-(whole.weight_bytes + whole.cache_bytes) // usable_bytes))
+    world_size = max(1, -(-(whole.weight_bytes + whole.cache_bytes) // (usable_bytes * pp)))
     while True:
         try:
-            # where a dimension does not divide, the last rank is never among the smaller ones: mostly it decides
-            ranks = sorted((rank for rank, _ in alike_ranks(program, world_size)), reverse=True)
+            stages = _stages(program, world_size, pp)
         except RequestError:  # more ranks than there are pieces
             return None
-        needs = (_memory(fuse(partition(program, rank, world_size)), job, held) for rank in ranks)
-        if all(need.total_bytes <= usable_bytes for need in needs):
+        if all(_memory(rank, job, held).total_bytes <= usable_bytes for ranks in stages for rank, _ in ranks):
             return world_size
         world_size += 1
 
