@@ -118,7 +118,7 @@ class LLM:
             self.seed = seed
             self.layout = layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
-            self.loaded = open_model(checkpoint, config, {**request, "cache": cache}, group, opened)
+            self.loaded = open_model(checkpoint, config, {**request, "cache": cache}, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
             self._running: tuple[BlockCache, Engine] | None = None

@@ -15,7 +15,6 @@ from anthesis.engine.blocks import check_batch
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check_counts
 from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
 from anthesis.llm import LLM, PREFILL_CHUNK
-from anthesis.parallel.binding import bound_to
 from anthesis.quantize import weight_kind
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
@@ -131,8 +130,7 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         progress(f"run {number} of {request.runs}")
         total_s, completions = once()
         peak = peak or llm.loaded.peak_memory_bytes()  # before a buffer of ours is in it
-        with bound_to(llm.loaded.seat.machine_cores):
-            bandwidth, note = _read_bandwidth(llm.device_info.name)
+        bandwidth, note = _read_bandwidth(llm.device_info.name)
         runs.append(
             Run(total_s=total_s, token_s=tuple(c.timing.token_s for c in completions), read_bytes_per_s=bandwidth)
         )

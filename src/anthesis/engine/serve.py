@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from anthesis.devices import open_device
 from anthesis.devices.device import Cache, Executable
 from anthesis.engine.loaded import LoadedModel
 from anthesis.memory import process_peak_memory_bytes
-from anthesis.parallel.binding import bound_to
 from anthesis.parallel.member import Member, Message, join_launched, join_local
 from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array
@@ -28,7 +27,6 @@ class Share:
         self._cache: Cache | None = None
         self._executables: dict[Any, Executable] = {}
         self._table: Array | None = None
-        self._open = ExitStack()
 
     def do(self, member: Member, message: Message, arrays: Mapping[str, Array]) -> None:
         """Does what rank 0 says.
@@ -71,7 +69,8 @@ class Share:
 
     def _open_model(self, member: Member, message: Message) -> None:
         request, seat = message["request"], member.seat
-        self._open.enter_context(bound_to(seat.cores))
+        if seat.cores is not None:  # for good: this process does nothing else
+            os.sched_setaffinity(0, seat.cores)
         # what rank 0 has found, or downloaded, on this machine need not be looked for again
         name = message["path"] if member.connection.is_local and message["path"] else request["model"]
         self._checkpoint = checkpoint = open_checkpoint(name, weights=request["weights"], seed=request["seed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from anthesis.checkpoint import Checkpoint, model_fingerprint
 from anthesis.config import ModelConfig
+from anthesis.cores import usable_cores
 from anthesis.devices import open_device
 from anthesis.devices.device import Cache, Device, Executable, InstructionTime
 from anthesis.engine.loaded import LoadedModel
@@ -18,10 +20,14 @@ from anthesis.models import trace
 from anthesis.parallel.binding import bound_to
 from anthesis.parallel.group import Group
 from anthesis.parallel.layout import Layout
+from anthesis.parallel.uninterrupted import uninterrupted
 from anthesis.program.builder import Finish
 from anthesis.program.ir import Array, Arrays
 from anthesis.program.partition import alike_ranks
 from anthesis.program.stages import choose_stages, stage
+from anthesis.units import counted
+
+logger = logging.getLogger("anthesis")
 
 
 class SpreadModel(LoadedModel):
@@ -63,7 +69,8 @@ class SpreadModel(LoadedModel):
             AnthesisError: as `LoadedModel.load`, on any rank.
         """
         self._group.tell({"do": "load"})
-        super().load(checkpoint, on_weight)
+        with bound_to(self.seat.cores):
+            super().load(checkpoint, on_weight)
         self._group.gather_replies()
 
     def max_blocks(self, cache_memory: int | None) -> int:
@@ -74,7 +81,8 @@ class SpreadModel(LoadedModel):
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """The cache pools of all ranks; gives rank 0's."""
         self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
-        return super().allocate(num_blocks, old)
+        with bound_to(self.seat.cores):
+            return super().allocate(num_blocks, old)
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program on all ranks."""
@@ -113,13 +121,14 @@ class SpreadExecutable:
             del told["block_table"]
         else:
             self._table = inputs["block_table"].copy()
-        self._group.tell(self._message, told)
-        try:
-            outputs = self._own.run(inputs)
-        except (RuntimeError, AnthesisError) as error:
-            raise self._group.failure_behind(error) from error
-        if self._group.layout.pp > 1 and self._message["finish"] != "cache":
-            outputs = dict(self._group.next_outputs())
+        with uninterrupted(), bound_to(self._group.seat.cores):
+            self._group.tell(self._message, told)
+            try:
+                outputs = self._own.run(inputs)
+            except (RuntimeError, AnthesisError) as error:
+                raise self._group.failure_behind(error) from error
+            if self._group.layout.pp > 1 and self._message["finish"] != "cache":
+                outputs = dict(self._group.next_outputs())
         return outputs
 
     def measure(self, on: bool) -> list[InstructionTime]:
@@ -147,8 +156,24 @@ def start_ranks(checkpoint: Checkpoint, layout: Layout, opened: ExitStack) -> Gr
     return opened.enter_context(closing(Group(layout)))
 
 
+def check_threads(threads: int | None, sharers: int) -> None:
+    """Refuses more threads than the ranks of this machine have cores for.
+
+    Raises:
+        RequestError: there are too few cores.
+    """
+    cores = usable_cores()
+    if threads is not None and threads * sharers > max(cores, sharers):
+        raise RequestError(
+            f"{sharers} ranks of {counted(threads, 'thread')} on one machine, and this process may use {cores} cores; "
+            "take fewer threads for each, or fewer ranks"
+        )
+    if sharers > cores:
+        logger.warning("%d ranks take turns on %s; more ranks than cores are slow", sharers, counted(cores, "core"))
+
+
 def open_model(
-    checkpoint: Checkpoint, config: ModelConfig, request: dict[str, Any], group: Group | None, opened: ExitStack
+    checkpoint: Checkpoint, config: ModelConfig, request: dict[str, Any], group: Group | None
 ) -> LoadedModel:
     """The model on its device, of one rank or of several; its weights are yet to be loaded.
 
@@ -157,7 +182,6 @@ def open_model(
         config: the checkpoint's, possibly with fewer usable tokens.
         request: model, weights, seed, device, threads and cache, as given to `LLM`.
         group: the other ranks, started.
-        opened: frees this rank's cores when it is closed.
 
     Raises:
         AnthesisError: the request can't be met, on any rank; or a rank did not come.
@@ -166,7 +190,8 @@ def open_model(
     if group is None:
         return LoadedModel(checkpoint, config, open_device(device, threads), cache)
     group.meet()
-    opened.enter_context(bound_to(group.seat.cores))
-    own_device = open_device(device, threads, group.seat)
+    check_threads(threads, group.seat.sharers)
+    with bound_to(group.seat.cores):
+        own_device = open_device(device, threads, group.seat)
     request = {**request, "usable_vocab_size": config.usable_vocab_size}
     return SpreadModel(group, request, checkpoint, config, own_device, cache)

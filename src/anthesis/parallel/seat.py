@@ -22,7 +22,6 @@ class Seat:
         sharers: ranks on this machine, this one included.
         cores: to run on; None: any.
         threads: that may run a step at once.
-        machine_cores: those of all ranks of this machine together; None: any.
     """
 
     rank: int
@@ -32,7 +31,6 @@ class Seat:
     sharers: int = 1
     cores: set[int] | None = None
     threads: int = 1
-    machine_cores: set[int] | None = None
 
     def take_cores(self, index: int, sharers: int) -> None:
         """Chooses this rank's cores.
@@ -43,8 +41,7 @@ class Seat:
         """
         shares = shares_of_cores(sharers)
         self.sharers = sharers
-        if shares is not None:
-            self.cores, self.machine_cores = shares[index], set().union(*shares)
+        self.cores = None if shares is None else shares[index]
         # what a control group grants is granted to all ranks together
         self.threads = max(1, usable_cores() // sharers)
 
