@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anthesis.cli import options
+from anthesis.cli import options, sharding
 from anthesis.cli.completing import CompletingBar
 from anthesis.cli.loading import load
 from anthesis.cli.prompts import check_seed
@@ -85,12 +85,21 @@ def complete(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    num_shards: sharding.NumShards = None,
+    shard: sharding.OneShard = None,
+    engine: sharding.Engine = "local",
+    workers: sharding.Workers = None,
 ) -> None:
     """Complete every row of a data set: the first 16 tokens of its text, and 50 new ones.
 
     Killed and started again, the same command goes on where it was.
 
     [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl
+
+    In shards, by as many processes on as many machines as are started, each with the same command on shared storage;
+    then `anthesis merge out.jsonl`:
+
+    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl --num-shards 16
     \f
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
@@ -98,6 +107,7 @@ def complete(
     if len(model_and_dataset) > 2:
         raise RequestError(f"one model and one data set at most; there are {len(model_and_dataset)} names")
     model = model_and_dataset[0] if len(model_and_dataset) == 2 else None
+    sharding.check(num_shards, shard, engine, workers)
     from anthesis.dataset import Request, open_dataset
     from anthesis.dataset import complete as complete_dataset
 
@@ -118,29 +128,36 @@ def complete(
         seed=seed,
         sampling=sampling,
     )
-    dataset = open_dataset(model_and_dataset[-1], column=column, split=split, subset=subset)
+    rows: dict[str, Any] = {"name": model_and_dataset[-1], "column": column, "split": split, "subset": subset}
+    dataset = open_dataset(**rows)
     logger.warning("data set %s: %s", dataset.description, dataset.note)
+    opening: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "device": device,
+        "tp": tp,
+        "threads": threads,
+        "max_context": max_context,
+        "cache": cache,
+        "cache_memory": cache_memory,
+        "prefill_chunk": prefill_chunk,
+        "seed": seed or 0,
+    }
 
     def open_llm() -> LLM:
         from anthesis.llm import LLM
 
-        llm = LLM(
-            model,
-            weights=weights,
-            device=device,
-            tp=tp,
-            threads=threads,
-            max_context=max_context,
-            cache=cache,
-            cache_memory=cache_memory,
-            prefill_chunk=prefill_chunk,
-            seed=seed or 0,
-            load=False,
-        )
+        llm = LLM(**opening, load=False)
         check_seed(llm, seed, temperature)
         return llm
 
     exit_on_sigterm()
+    if engine == "ray":
+        sharding.complete_on_ray(request, rows, output, opening, num_shards, workers)
+        return
+    if num_shards is not None:
+        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads)
+        return
     try:
         with CompletingBar() as bar:
             outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)
