@@ -21,6 +21,9 @@ logger = logging.getLogger("anthesis")
 _MEMORY_BYTES = 64 << 20
 """For pieces of all shards together, which are read in turn: more files than may be open at once can be merged."""
 
+_PIECE_BYTES = range(1 << 12, 1 << 20)
+"""Of one shard."""
+
 _MOST_NAMED = 8
 
 
@@ -155,7 +158,7 @@ class _ShardReader:
     def __init__(self, shards: ShardSet, done: FinishedShard, num_shards: int) -> None:
         self._shards, self._done = shards, done
         self._path = shards.output_path(done.shard, done.generation)
-        self._piece_bytes = max(1 << 12, min(1 << 20, _MEMORY_BYTES // num_shards))
+        self._piece_bytes = max(_PIECE_BYTES.start, min(_PIECE_BYTES.stop, _MEMORY_BYTES // num_shards))
         self._digest, self._nbytes, self._counts = hashlib.sha256(), 0, Counts()
         self._lines = self._read_lines()
 

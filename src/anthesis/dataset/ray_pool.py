@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +28,10 @@ from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check
 from anthesis.llm import LLM
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+CONNECT_S = 10.0
 _OUR_VARIABLES = "ANTHESIS_"
+_TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""https://docs.ray.io/en/latest/ray-security/token-auth.html"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,25 +178,60 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     address = os.environ.get(ADDRESS_VARIABLE)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     ours = {name: value for name, value in os.environ.items() if name.startswith(_OUR_VARIABLES)}
-    more = {} if address else {"include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": ours},
-            **more,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"{ADDRESS_VARIABLE}={address}" if address else "this machine"
-        raise RequestError(f"Ray can't be used at {where}: {first_line(error)}") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with _variables({} if address else _of_a_cluster_of_our_own()):
+        try:
+            if address:
+                _check_reachable(address)
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": ours},
+                **({} if address else {"include_dashboard": False}),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            where = f"{ADDRESS_VARIABLE}={address}" if address else "this machine"
+            raise RequestError(f"Ray can't be used at {where}: {first_line(error)}") from error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray takes it, and ends with another code
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address at which nobody is, on which Ray itself would spend minutes.
+
+    Raises:
+        OSError: nobody is there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+
+
+def _of_a_cluster_of_our_own() -> dict[str, str]:
+    """Variables of Ray for a cluster that lives as long as this run, where they are not set."""
+    variables = {"RAY_USAGE_STATS_ENABLED": "0"}  # nothing is told to anybody
+    if not any(name in os.environ for name in _TOKEN_VARIABLES):
+        # Else Ray makes a token in the user's home, which clusters that are started later then ask for.
+        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return {name: value for name, value in variables.items() if name not in os.environ}
+
+
+@contextmanager
+def _variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment for as long as the context."""
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name in variables:
+            os.environ.pop(name, None)
 
 
 def _cores_each(machines: list[int], workers: int, threads: int | None) -> int:

@@ -319,13 +319,16 @@ def shards_path(output: Path) -> Path:
 
 
 def check_no_shards(output: Path) -> None:
-    """Refuses to complete, as one, what was begun in shards.
+    """Refuses to begin, as one, what was begun in shards.
+
+    Args:
+        output: without rows.
 
     Raises:
-        RequestError: it was, and the shards are not merged.
+        RequestError: there are shards of it.
     """
     path = shards_path(output)
-    if os.path.isfile(path / "request.json") and not output.exists():
+    if os.path.isfile(path / "request.json"):
         raise RequestError(
             f"{path} holds the shards of {output}; go on with them by --num-shards auto, put them together by "
             f"`anthesis merge {output}`, or name another file with -o"
