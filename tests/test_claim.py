@@ -188,7 +188,8 @@ def test_a_claim_gives_signs_of_life_until_it_is_left(shards: ShardSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("claim", "was taken over"), ("done", "was taken over"), ("gone", "was merged or removed")]
+    ("what", "message"),
+    [("claim", "was taken over"), ("done", "was finished by another"), ("gone", "merged or removed")],
 )
 def test_a_claim_that_is_lost_is_noticed(shards: ShardSet, what: str, message: str) -> None:
     claim = shards.claim(shards.states(1)[0], lease_s=0.1)

@@ -259,3 +259,12 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     result = anthesis("merge", str(output), before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
     assert result.returncode == 0, result.stderr
     assert count_lines(output) == 99
+
+
+def test_all_rows_failed(tmp_path: Path) -> None:
+    model, output = str(text_model(tmp_path / "tiny")), tmp_path / "out.jsonl"
+    (tmp_path / "data.jsonl").write_text('{"content": 1}\n' * 3)
+    run = ("complete", model, str(tmp_path / "data.jsonl"), "--column", "content", "-o", str(output))
+    assert anthesis(*run, "--num-shards", "2", "--device", "reference").returncode == 0  # of others it may be otherwise
+    assert anthesis("merge", str(output)).returncode == 1
+    assert count_lines(output) == 3

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from anthesis.dataset.ray_pool import _cores_each
 from anthesis.dataset.shard_set import ShardSet
+from anthesis.errors import RequestError
 from command_line import command, fail, succeed
 from completing import arguments, count_lines, fail_last, write_rows
 from text_model import text_model
@@ -208,3 +210,19 @@ def test_ray_is_not_imported_unless_it_is_used(tmp_path: Path, model: str) -> No
     result = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stderr.endswith("light\n")
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "threads", "cores"),
+    [([2], 2, None, 1), ([8, 8], 2, None, 8), ([8, 4], 2, None, 4), ([16], 3, None, 5), ([4, 4], 4, 2, 2)],
+)
+def test_actors_share_the_cores(machines: list[int], workers: int, threads: int | None, cores: int) -> None:
+    assert _cores_each(machines, workers, threads) == cores
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "threads"), [([2], 3, None), ([8], 1, 9), ([3, 3], 3, 2), ([], 1, None)]
+)
+def test_more_actors_than_cores_are_refused(machines: list[int], workers: int, threads: int | None) -> None:
+    with pytest.raises(RequestError, match="cores, too few for"):
+        _cores_each(machines, workers, threads)

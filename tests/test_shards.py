@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -249,7 +250,7 @@ def test_a_worker_that_was_stopped_harms_nothing(tmp_path: Path, model: str, wak
             stopped.send_signal(signal.SIGCONT)
             _, said = stopped.communicate(timeout=TIMEOUT_S)
             assert stopped.returncode == 0, said
-            assert "shard 0 was taken over by another one while this process gave no sign of life" in said
+            assert re.search("shard 0 was (finished|taken over) by another process", said), said
             assert other.wait(TIMEOUT_S) == 0, other.communicate()
     succeed("merge", str(output))
     assert output.read_bytes() == whole.read_bytes()
@@ -266,7 +267,7 @@ def test_one_shard_that_was_taken_over_is_an_error(tmp_path: Path, model: str) -
 
     with worker_here(model, data, output, 1, progress=take_over) as worker:
         worker._lease_s = 0.1
-        with pytest.raises(ClaimError, match="shard 0 was taken over by another one"):
+        with pytest.raises(ClaimError, match="shard 0 was taken over by another process"):
             worker.complete_shard(0)
 
 

@@ -47,6 +47,15 @@ def merge(file: MergedFile, remove_shards: RemoveShards = False) -> None:
         foreign = shards.remove()
         left = f", but for {few(foreign)}, which no worker wrote" if foreign else ""
         tell(f"{shards.path} was removed{left}")
+    exit_if_none_done(merged)
+
+
+def exit_if_none_done(merged: Merged) -> None:
+    """Ends the command as one that failed if each row did.
+
+    Raises:
+        typer.Exit: it did.
+    """
     if merged.summary.counts.rows == merged.summary.counts.failed_rows:
         raise typer.Exit(1)
 

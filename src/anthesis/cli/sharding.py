@@ -12,7 +12,7 @@ import typer
 from anthesis.cli import options
 from anthesis.cli.completing import CompletingBar
 from anthesis.cli.loading import load
-from anthesis.cli.merge import tell_merged
+from anthesis.cli.merge import exit_if_none_done, tell_merged
 from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError, check_counts, few
 from anthesis.units import counted, duration
@@ -184,3 +184,4 @@ def complete_on_ray(
         logger.warning("interrupted; the rows that are there are whole, and the same command goes on")
         raise
     tell_merged(merged, output)
+    exit_if_none_done(merged)

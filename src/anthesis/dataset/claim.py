@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ class Claim:
         shard: its number.
         generation: how many processes have held it, this one included.
         path: of the claim's file, which this process made.
-        ends: files whose being there says that the shard is no longer this process's.
+        ends: files whose being there says that the shard is no longer this process's, and how that came about.
         lease_s: promised in the claim.
 
     Attributes:
@@ -29,7 +30,7 @@ class Claim:
         is_finished: the shard is whole, and nobody will claim it again.
     """
 
-    def __init__(self, shard: int, generation: int, path: Path, ends: tuple[Path, ...], lease_s: float) -> None:
+    def __init__(self, shard: int, generation: int, path: Path, ends: Mapping[Path, str], lease_s: float) -> None:
         self.shard, self.generation, self.path = shard, generation, path
         self.is_finished = False
         self._ends, self._every_s = ends, lease_s / SIGNS
@@ -47,14 +48,7 @@ class Claim:
         if time.monotonic() - self._signed_s > 2 * self._every_s:  # the thread was stopped as well
             self._look()
         if self._lost is not None:
-            raise self.lost(self._lost)
-
-    def lost(self, how: str) -> ClaimError:
-        """The error of a shard that is no longer this process's."""
-        return ClaimError(
-            f"shard {self.shard} {how} while this process gave no sign of life; the rows that it had done by then "
-            "were taken on, and what it did since is left out"
-        )
+            raise ClaimError(self._lost)
 
     def __enter__(self) -> Claim:
         self._thread.start()
@@ -77,9 +71,10 @@ class Claim:
         self._signed_s = time.monotonic()
         try:
             give_sign(self.path)
-            if any(path.exists() for path in self._ends):
-                self._lost = "was taken over by another one"
+            self._lost = next((how for path, how in self._ends.items() if path.exists()), self._lost)
         except FileNotFoundError:
-            self._lost = "was merged or removed"
+            self._lost = (
+                f"{self.path} is gone: the shards were merged or removed, and what this process did is left out"
+            )
         except OSError:
             pass  # a storage that does not answer takes no rows either, and that is told

@@ -27,7 +27,7 @@ from anthesis.dataset.claim import Claim
 from anthesis.dataset.holder import give_up, this_process
 from anthesis.dataset.output import not_written
 from anthesis.dataset.summary import Counts, Summary, Written, summary_path
-from anthesis.errors import RequestError, naming
+from anthesis.errors import ClaimError, RequestError, naming
 from anthesis.json_text import format_json
 from anthesis.records import from_document, read_document, to_document
 
@@ -193,7 +193,11 @@ class ShardSet:
         if self._done_path(shard).exists():  # by now
             give_up(path)
             return None
-        ends = (self.claim_path(shard, generation + 1), self._done_path(shard))
+        taken_over = (
+            f"shard {shard} was taken over by another process, since this one gave no sign of life; the rows that it "
+            "had done by then go on there, and what it did since is left out"
+        )
+        ends = {self._done_path(shard): _finished(shard), self.claim_path(shard, generation + 1): taken_over}
         return Claim(shard, generation, path, ends, lease_s)
 
     def inherit(self, claim: Claim) -> None:
@@ -240,7 +244,7 @@ class ShardSet:
             shard=claim.shard, generation=claim.generation, counts=summary.counts, written=summary.written
         )
         if not self._create(self._done_path(claim.shard), done):
-            raise claim.lost("was finished by another one")
+            raise ClaimError(_finished(claim.shard))
         claim.is_finished = True
 
     def finished(self, shard: int) -> FinishedShard:
@@ -348,6 +352,10 @@ def _read(cls: Callable[..., _T], path: Path, otherwise: str) -> _T:
                 "with the version that wrote it"
             )
     return found  # type: ignore[no-any-return]
+
+
+def _finished(shard: int) -> str:
+    return f"shard {shard} was finished by another process meanwhile; what this one did of it is left out"
 
 
 def _summary_text(output: Path) -> str:
