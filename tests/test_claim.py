@@ -20,7 +20,9 @@ import pytest
 from anthesis.atomic import create_file
 from anthesis.dataset.holder import Seen, give_sign, give_up, read_claim, storage_time, this_process
 from anthesis.dataset.shard_set import ShardSet
+from anthesis.dataset.summary import Summary
 from anthesis.errors import AnthesisError, ClaimError, RequestError
+from hostile import sample
 
 SHARDS = 40
 
@@ -212,6 +214,18 @@ def test_a_finished_shard_is_nobodys(shards: ShardSet) -> None:
     (shards.path / "shard-00000.done.json").touch()
     assert shards.claim(stale, lease_s=60) is None
     assert shards.states(1)[0].is_finished
+
+
+def test_of_two_that_finish_a_shard_the_first_counts(shards: ShardSet) -> None:
+    summary = Summary.from_document(json.loads(sample("summary")))
+    first, second = (shards.claim(shards.states(1)[0], lease_s=60) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    shards.finish(first, summary)
+    with pytest.raises(ClaimError, match="was finished by another process meanwhile"):
+        shards.finish(second, summary)
+    assert (first.is_finished, second.is_finished) == (True, False)
+    assert shards.finished(0).generation == first.generation == 1
 
 
 def test_a_full_disk_is_told(tmp_path: Path, small_disk: Path) -> None:

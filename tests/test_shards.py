@@ -121,6 +121,25 @@ def test_merged_shards_are_the_bytes_of_a_run_without(tmp_path: Path, model: str
     assert output.read_bytes() == before
 
 
+def test_two_that_begin_at_once_draw_with_one_seed(tmp_path: Path, model: str) -> None:
+    data, output = write_rows(tmp_path / "data.jsonl", 10), tmp_path / "out.jsonl"
+    request = Request(max_new_tokens=8, sampling={"temperature": 1.0})
+
+    def open_llm() -> LLM:
+        worker_here(model, data, output, 2, request=request).close()  # begins just before
+        return LLM(model, device="reference", load=False)
+
+    dataset = open_dataset(str(data), column="content")
+    with Worker(request, dataset, output, open_llm, num_shards=2) as worker:
+        worker.complete_all()
+    found = worker.shards.read()
+    assert found is not None
+    assert merge(output).summary.request["seed"] == found.request["seed"]
+    whole = tmp_path / "whole.jsonl"
+    succeed(*arguments(model, data, whole, "--temperature", "1", "--seed", str(found.request["seed"])))
+    assert output.read_bytes() == whole.read_bytes()
+
+
 def test_more_shards_than_rows(tmp_path: Path, model: str) -> None:
     data, output = write_rows(tmp_path / "data.jsonl", 3), tmp_path / "out.jsonl"
     with worker_here(model, data, output, 8) as worker:
