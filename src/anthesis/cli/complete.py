@@ -27,7 +27,7 @@ DATA = "Data set"
 
 ModelAndDataset = Annotated[
     list[str],
-    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="File, or owner/name of the Hub."),
+    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="A file, or one of the Hub."),
 ]
 Output = Annotated[
     Path,
@@ -90,16 +90,10 @@ def complete(
     engine: sharding.Engine = "local",
     workers: sharding.Workers = None,
 ) -> None:
-    """Complete every row of a data set: the first 16 tokens of its text, and 50 new ones.
-
-    Killed and started again, the same command goes on where it was.
+    """Complete every row of a data set; killed and started again, go on with it.
 
     [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl
-
-    In shards, by as many processes on as many machines as are started, each with the same command on shared storage;
-    then `anthesis merge out.jsonl`:
-
-    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl --num-shards 16
+    [dim]$[/] anthesis complete news.jsonl -o out.jsonl --num-shards 64
     \f
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.

@@ -29,7 +29,7 @@ RemoveShards = Annotated[
 def merge(file: MergedFile, remove_shards: RemoveShards = False) -> None:
     """Put the shards of a data set together, and make sure that each row is there once.
 
-    FILE then is what a run without shards writes, with its summary beside it. It is written whole or not at all.
+    Shards are what complete --num-shards writes, on any number of machines; FILE becomes what one would have written.
 
     [dim]$[/] anthesis merge out.jsonl
     \f

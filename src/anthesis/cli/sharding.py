@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("anthesis")
 
-SHARDS = "Many machines"
+SHARDS = "Data set"
 AUTO = "auto"
 ENGINES = ("local", "ray")
 
@@ -47,7 +47,7 @@ NumShards = Annotated[
         metavar="S",
         parser=shards_or_auto,
         rich_help_panel=SHARDS,
-        help="Into which the rows are dealt, or auto: 4 for each worker.",
+        help="For many workers, or auto; see merge.",
     ),
 ]
 OneShard = Annotated[
@@ -57,12 +57,10 @@ OneShard = Annotated[
         metavar="I",
         parser=options.whole_number,
         rich_help_panel=SHARDS,
-        help="Only this one, from 0; left out: those that nobody has.",
+        help="Only this one; left out: any that is free.",
     ),
 ]
-Engine = Annotated[
-    str, typer.Option("--engine", metavar="NAME", rich_help_panel=SHARDS, help="local, or ray: a pool of actors.")
-]
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", rich_help_panel=SHARDS, help="local, or ray: a pool.")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -70,7 +68,7 @@ Workers = Annotated[
         metavar="N",
         parser=options.whole_number,
         rich_help_panel=SHARDS,
-        help="Of the engine ray; left out: one for each machine.",
+        help="Of ray; left out: one for each machine.",
     ),
 ]
 
