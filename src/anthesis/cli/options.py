@@ -92,7 +92,7 @@ Tp = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor; else the device decides."
+        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor; left out: the device decides."
     ),
 ]
 MaxContext = Annotated[
