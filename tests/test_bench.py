@@ -22,7 +22,7 @@ from anthesis.bench.measure import _check_count
 from anthesis.bench.result import Run, Warmup
 from anthesis.bench.statistic import summary
 from anthesis.cli.bench import _table_lines, _warnings
-from anthesis.errors import AnthesisError, RequestError, UnsupportedError
+from anthesis.errors import AnthesisError, RequestError
 from command_line import Terminal
 from command_line import command as command_line
 
@@ -207,7 +207,7 @@ def test_without_bandwidth_there_is_no_share(tmp_path: Path) -> None:
     with LLM(write_model(tmp_path), device="reference") as llm:
         program = llm.loaded.program("argmax")
     run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=())
-    found = traffic([run], program, 4, 3, "not measured: no extension")
+    found = traffic([run], [program], 4, 3, "not measured: no extension")
     assert found is not None
     assert found.share_of_bandwidth is found.read_bandwidth_bytes_per_s is None
     assert found.read_bandwidth_note == "not measured: no extension"
@@ -249,7 +249,7 @@ def test_a_failing_point_does_not_stop_the_others(tmp_path: Path) -> None:
     request = Request(
         model=write_model(tmp_path),
         weights=("int4-g128", "bf16"),
-        tp=(1, 2),
+        tp=(1, 99),
         batch=(1, 2),
         max_new_tokens=2,
         warmup=0,
@@ -258,7 +258,7 @@ def test_a_failing_point_does_not_stop_the_others(tmp_path: Path) -> None:
     )
     rows = sweep(request).rows
     asked = [(row.point.weights, row.point.tp, row.point.batch) for row in rows]
-    assert asked == [(w, t, b) for w in ("int4-g128", "bf16") for t in (1, 2) for b in (1, 2)]
+    assert asked == [(w, t, b) for w in ("int4-g128", "bf16") for t in (1, 99) for b in (1, 2)]
     for row in rows:
         works = row.point.weights == "bf16" and row.point.tp == 1
         assert (row.measurement is not None) is works
@@ -266,12 +266,12 @@ def test_a_failing_point_does_not_stop_the_others(tmp_path: Path) -> None:
         if row.measurement is not None:
             assert row.measurement.speed.generated_tokens == 2 * row.point.batch
     assert "multiple of its group of 128" in str(rows[0].error)
-    assert "tp = 2" in str(rows[-1].error)
+    assert "can't be split over 99 ranks" in str(rows[-1].error)
 
 
 def test_a_point_alone_that_fails_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="tp = 2"):
-        sweep(Request(model=write_model(tmp_path), tp=(2,), device="reference"))
+    with pytest.raises(RequestError, match="can't be split over 99 ranks"):
+        sweep(Request(model=write_model(tmp_path), tp=(99,), device="reference"))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_the_command_prints_one_document(tmp_path: Path) -> None:
     [
         (("--batch", "1,x"), "--batch '1,x' is not a comma list of numbers"),
         (("--weights", "bf16,"), "has an empty entry"),
-        (("--tp", "2"), "tp = 2"),
+        (("--tp", "99"), "can't be split over 99 ranks"),
         (("-o", "missing/result.json"), "no directory missing"),
     ],
 )

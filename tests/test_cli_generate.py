@@ -109,7 +109,8 @@ def test_cache_and_device(tiny: str) -> None:
     ("flags", "named"),
     [
         ("--weights int3", "int3"),
-        ("--tp 2", "tp"),
+        ("--tp 99", "can't be split over 99 ranks"),
+        ("--pp 99", "too few for 99 stages"),
         ("--threads 0", "threads"),
         ("--cache int8", "int8"),
         ("--cache-memory 1KiB", "1,024"),

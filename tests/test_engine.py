@@ -433,7 +433,9 @@ def test_any_iterable_of_prompts_will_do(llm: LLM) -> None:
     [
         ({"device": "cuda"}, UnsupportedError, "CUDA device"),
         ({"device": "tpu"}, RequestError, "known are: auto, cpu, reference"),
-        ({"tp": 2}, UnsupportedError, "several devices"),
+        ({"tp": 99}, RequestError, "can't be split over 99 ranks"),
+        ({"pp": 99}, RequestError, "too few for 99 stages"),
+        ({"pp": 0}, RequestError, "pp is 0"),
         ({"tp": 0}, RequestError, "tp is 0"),
         ({"seed": -1}, RequestError, "seed is -1"),
         ({"threads": 10**9}, RequestError, "threads"),

@@ -30,6 +30,7 @@ ORDER = (
     ("models",),
     ("checkpoint",),
     ("tokenizer",),
+    ("parallel",),
     ("devices",),
     ("engine",),
     ("completion",),

@@ -14,6 +14,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind_communicator.hpp"
 #include "peak.hpp"
 #include "program.hpp"
 
@@ -218,12 +219,14 @@ void run_program(Program& program, const nb::dict& inputs, const nb::dict& outpu
     in.top_k = input<std::int32_t, 1>(inputs, "top_k", L);
     in.seed = input<std::uint64_t, 1>(inputs, "seed", L);
     in.seen = input<std::uint8_t, 2>(inputs, "seen", L);
+    in.hidden = input<float, 2>(inputs, "hidden", R);
     StepOutputs out;
     out.token = output<std::int32_t, 1>(outputs, "token", L);
     out.logits = output<float, 2>(outputs, "logits", L);
     out.logprob = output<float, 1>(outputs, "logprob", L);
     out.top_tokens = output<std::int32_t, 2>(outputs, "top_tokens", L);
     out.top_logprobs = output<float, 2>(outputs, "top_logprobs", L);
+    out.hidden = output<float, 2>(outputs, "hidden", R);
     nb::gil_scoped_release released;
     program.run(in, out);
 }
@@ -270,7 +273,9 @@ void bind_cpu(nb::module_& m) {
     m.def("chosen_kernels", [] { return std::string(chosen_kernels().name); });
 
     nb::class_<Program>(m, "Program")
-        .def(nb::init<std::shared_ptr<Pool>, std::size_t, std::size_t>(), nb::arg("pool"), nb::arg("floats_per_row"), nb::arg("floats_per_logit_row"))
+        .def("__init__", [](Program* self, std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::size_t floats_per_logit_row, const nb::object& ranks) {
+            new (self) Program(std::move(pool), floats_per_row, floats_per_logit_row, communicator_of(ranks));
+        }, nb::arg("pool"), nb::arg("floats_per_row"), nb::arg("floats_per_logit_row"), nb::arg("ranks").none())
         .def("add_embed", [](Program& self, std::shared_ptr<Matrix> matrix, bool positions, int offset, const PlaceTuple& out) {
             self.add(EmbedSpec{positions ? EmbedSpec::Ids::positions : EmbedSpec::Ids::tokens, std::move(matrix), offset, place(out)});
         }, nb::arg("matrix"), nb::arg("positions"), nb::arg("offset"), nb::arg("out"))
@@ -290,14 +295,23 @@ void bind_cpu(nb::module_& m) {
              nb::arg("slopes"), nb::arg("window"))
         .def("add_elementwise", &add_elementwise, nb::arg("kind"), nb::arg("a"), nb::arg("b").none(), nb::arg("vector").none(),
              nb::arg("activation").none(), nb::arg("out"))
-        .def("add_argmax", [](Program& self, const PlaceTuple& logits, int usable, bool of_candidates) {
-            self.add(ArgmaxSpec{place(logits), usable, of_candidates});
-        }, nb::arg("logits"), nb::arg("usable"), nb::arg("of_candidates"))
+        .def("add_all_reduce", [](Program& self, const PlaceTuple& x, const PlaceTuple& out) {
+            self.add(AllReduceSpec{place(x), place(out)});
+        }, nb::arg("x"), nb::arg("out"))
+        .def("add_gather", [](Program& self, const PlaceTuple& x, int width) {
+            self.add(GatherSpec{place(x), width});
+        }, nb::arg("x"), nb::arg("width"))
+        .def("add_hidden", [](Program& self, bool in, const PlaceTuple& at) {
+            self.add(HiddenSpec{in ? HiddenSpec::Way::in : HiddenSpec::Way::out, place(at)});
+        }, nb::arg("is_input"), nb::arg("place"))
+        .def("add_argmax", [](Program& self, const PlaceTuple& logits, int first_id, int usable, bool over_ranks, bool of_candidates) {
+            self.add(ArgmaxSpec{place(logits), first_id, usable, over_ranks, of_candidates});
+        }, nb::arg("logits"), nb::arg("first_id"), nb::arg("usable"), nb::arg("over_ranks"), nb::arg("of_candidates"))
         .def("measure", &Program::measure, nb::arg("on"))
         .def("seconds", &Program::seconds)
-        .def("add_sample", [](Program& self, const PlaceTuple& logits, int usable, int top) {
-            self.add(SampleSpec{place(logits), usable, top});
-        }, nb::arg("logits"), nb::arg("usable"), nb::arg("top"))
+        .def("add_sample", [](Program& self, const PlaceTuple& logits, int usable, int first_id, int all_usable, int vocab, int ranks, int top) {
+            self.add(SampleSpec{place(logits), usable, first_id, all_usable, vocab, ranks, top});
+        }, nb::arg("logits"), nb::arg("usable"), nb::arg("first_id"), nb::arg("all_usable"), nb::arg("vocab"), nb::arg("ranks"), nb::arg("top"))
         .def("run", &run_program, nb::arg("inputs"), nb::arg("outputs"));
 }
 

@@ -45,22 +45,21 @@ void sample(Rows logits, Column<const std::int32_t> positions, Column<const floa
         const anthesis::Team team{pool, thread};
         for (std::size_t i = 0; i < rows; ++i) {
             const float* row = logits.data() + static_cast<std::int64_t>(i) * logits.stride(0);
-            sampler.choose(team,
-                           {.logits = row,
-                            .vocab = static_cast<int>(vocab),
-                            .usable = usable,
-                            .temperature = temperature(i),
-                            .top_p = top_p(i),
-                            .min_p = min_p(i),
-                            .repetition_penalty = repetition_penalty(i),
-                            .top_k = top_k(i),
-                            .seed = seed(i),
-                            .seen = seen.data() + i * seen.shape(1),
-                            .position = positions(i)},
-                           token(i));
+            const anthesis::SampleRow sampled{.logits = row,
+                                              .width = static_cast<int>(vocab),
+                                              .usable = usable,
+                                              .temperature = temperature(i),
+                                              .top_p = top_p(i),
+                                              .min_p = min_p(i),
+                                              .repetition_penalty = repetition_penalty(i),
+                                              .top_k = top_k(i),
+                                              .seed = seed(i),
+                                              .seen = seen.data() + i * seen.shape(1),
+                                              .position = positions(i)};
+            sampler.choose(team, sampled, token(i));
             if (reports)
-                sampler.logprobs(team, row, static_cast<int>(vocab), usable, token(i), static_cast<int>(top),
-                                 logprob(i), top_tokens.data() + i * top, top_logprobs.data() + i * top);
+                sampler.logprobs(team, sampled, token(i), static_cast<int>(top), logprob(i), top_tokens.data() + i * top,
+                                 top_logprobs.data() + i * top);
         }
     });
 }

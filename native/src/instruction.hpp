@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "communicator.hpp"
 #include "kernels/kernels.hpp"
 #include "matrix.hpp"
 #include "team.hpp"
@@ -36,6 +37,7 @@ struct StepInputs {
     const std::int32_t* top_k = nullptr;
     const std::uint64_t* seed = nullptr;
     const std::uint8_t* seen = nullptr;
+    const float* hidden = nullptr; // (R, E), of a stage that is not the first
 };
 
 // Where a step's results go; null where the program has no such result.
@@ -45,6 +47,7 @@ struct StepOutputs {
     float* logprob = nullptr;             // (L,)
     std::int32_t* top_tokens = nullptr;   // (L, top)
     float* top_logprobs = nullptr;        // (L, top)
+    float* hidden = nullptr;              // (R, E), of a stage that is not the last
 };
 
 // A step in progress: its inputs, and where its values are.
@@ -57,6 +60,7 @@ struct Step {
     std::byte* const* own; // working memory of each thread
     float* partial;        // results of threads that are put together afterwards
     const StepOutputs& out;
+    Communicator* ranks; // null where there is one
 
     int rows_of(Place place) const { return place.rows == Place::Rows::token ? in.rows : in.logit_rows; }
     float* at(Place place) const {
@@ -217,15 +221,36 @@ struct ElementwiseSpec {
     Vector vector; // of add_vector
 };
 
+// out = the sum of x over the ranks.
+struct AllReduceSpec {
+    Place x, out;
+};
+
+// The caller's logits: every rank's columns x, side by side.
+struct GatherSpec {
+    Place x;
+    int width = 0; // of all together
+};
+
+// Rows that the stage before this one has computed; or that this one has, for the next.
+struct HiddenSpec {
+    enum class Way { in, out } way;
+    Place place;
+};
+
 struct ArgmaxSpec {
     Place logits;
-    int usable = 0;
+    int first_id = 0; // of this rank's part of the vocabulary
+    int usable = 0;   // of the part
+    bool over_ranks = false;
     bool of_candidates = false; // the product before it leaves them
 };
 
 struct SampleSpec {
     Place logits;
-    int usable = 0;
+    int usable = 0; // of the part of the vocabulary that this rank has
+    int first_id = 0, all_usable = 0, vocab = 0; // where it begins; of the whole
+    int ranks = 1;
     int top = -1; // most likely tokens to report; -1: no log-probabilities at all
 };
 
@@ -237,6 +262,9 @@ std::unique_ptr<Instruction> make_instruction(AnglesSpec spec, const Kernels& ke
 std::unique_ptr<Instruction> make_instruction(RotateSpec spec, const Kernels& kernels, int threads);
 std::unique_ptr<Instruction> make_instruction(AttendSpec spec, const Kernels& kernels, int threads);
 std::unique_ptr<Instruction> make_instruction(ElementwiseSpec spec, const Kernels& kernels, int threads);
+std::unique_ptr<Instruction> make_instruction(AllReduceSpec spec, const Kernels& kernels, int threads);
+std::unique_ptr<Instruction> make_instruction(GatherSpec spec, const Kernels& kernels, int threads);
+std::unique_ptr<Instruction> make_instruction(HiddenSpec spec, const Kernels& kernels, int threads);
 std::unique_ptr<Instruction> make_instruction(ArgmaxSpec spec, const Kernels& kernels, int threads);
 std::unique_ptr<Instruction> make_instruction(SampleSpec spec, const Kernels& kernels, int threads);
 

@@ -2,6 +2,7 @@
 
 #include "instruction.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "sample.hpp"
@@ -22,13 +23,12 @@ public:
             look_at_share(step, team);
             team.barrier();
         }
-        const auto [from, to] = team.share(step.in.logit_rows);
-        for (int row = from; row < to; ++row) {
-            Candidate best;
-            for (int thread = 0; thread < team.size(); ++thread)
-                if (const Candidate found = candidates_of(step, thread)[row]; found.is_better_than(best)) best = found;
-            step.out.token[row] = best.token >= 0 && std::isfinite(best.logit) ? best.token : -1;
+        if (spec_.over_ranks) {
+            if (team.thread == 0) choose_over_ranks(step, team);
+            return;
         }
+        const auto [from, to] = team.share(step.in.logit_rows);
+        for (int row = from; row < to; ++row) step.out.token[row] = token_of(best_of_threads(step, team, row));
     }
 
 private:
@@ -45,6 +45,31 @@ private:
         }
     }
 
+    static Candidate best_of_threads(const Step& step, const Team& team, int row) {
+        Candidate best;
+        for (int thread = 0; thread < team.size(); ++thread)
+            if (const Candidate found = candidates_of(step, thread)[row]; found.is_better_than(best)) best = found;
+        return best;
+    }
+
+    static std::int32_t token_of(const Candidate& best) { return best.token >= 0 && std::isfinite(best.logit) ? best.token : -1; }
+
+    // One candidate for each row goes to the other ranks, and never a row of logits.
+    void choose_over_ranks(const Step& step, const Team& team) const {
+        Candidate* own = candidates_of(step, 0);
+        for (int row = 0; row < step.in.logit_rows; ++row) {
+            own[row] = best_of_threads(step, team, row);
+            if (own[row].token >= 0) own[row].token += spec_.first_id;
+        }
+        const auto& parts = step.ranks->all_gather(as_bytes_of(own, static_cast<std::size_t>(step.in.logit_rows)));
+        for (int row = 0; row < step.in.logit_rows; ++row) {
+            Candidate best;
+            for (const auto part : parts)
+                if (const Candidate found = as_things<Candidate>(part)[static_cast<std::size_t>(row)]; found.is_better_than(best)) best = found;
+            step.out.token[row] = token_of(best);
+        }
+    }
+
     ArgmaxSpec spec_;
 };
 
@@ -52,29 +77,37 @@ class Sample final : public Instruction {
 public:
     explicit Sample(SampleSpec spec) : spec_(spec) {}
 
-    void reserve(int threads) override { sampler_.reserve(spec_.logits.width, threads); }
+    void reserve(int threads) override {
+        // Where an exchange fails, this rank's part stands there for every rank.
+        const int listed = std::max(spec_.vocab, spec_.ranks * spec_.logits.width);
+        sampler_.reserve(spec_.logits.width, threads, spec_.ranks > 1 ? static_cast<std::size_t>(listed) : 0);
+    }
 
     void run(const Step& step, const Team& team) override {
         const StepInputs& in = step.in;
-        const int vocab = spec_.logits.width;
+        const std::size_t width = spec_.logits.width, seen_bytes = (static_cast<std::size_t>(spec_.vocab) + 7) / 8;
+        Communicator* ranks = spec_.ranks > 1 ? step.ranks : nullptr;
         for (int i = 0; i < in.logit_rows; ++i) {
-            const float* logits = step.at(spec_.logits) + static_cast<std::size_t>(i) * vocab;
-            const SampleRow row{logits,
-                                vocab,
-                                spec_.usable,
-                                in.temperature[i],
-                                in.top_p[i],
-                                in.min_p[i],
-                                in.repetition_penalty[i],
-                                in.top_k[i],
-                                in.seed[i],
-                                in.seen + static_cast<std::size_t>(i) * ((vocab + 7) / 8),
-                                in.positions[in.logit_row_numbers[i]]};
-            sampler_.choose(team, row, step.out.token[i]);
+            const auto at = static_cast<std::size_t>(i);
+            const SampleRow row{.logits = step.at(spec_.logits) + at * width,
+                                .width = spec_.logits.width,
+                                .usable = spec_.usable,
+                                .temperature = in.temperature[i],
+                                .top_p = in.top_p[i],
+                                .min_p = in.min_p[i],
+                                .repetition_penalty = in.repetition_penalty[i],
+                                .top_k = in.top_k[i],
+                                .seed = in.seed[i],
+                                .seen = in.seen + at * seen_bytes,
+                                .position = in.positions[in.logit_row_numbers[i]],
+                                .first_id = spec_.first_id,
+                                .all_usable = spec_.all_usable,
+                                .vocab = spec_.vocab};
+            sampler_.choose(team, row, step.out.token[i], ranks);
             if (spec_.top < 0) continue;
-            const std::size_t at = static_cast<std::size_t>(i) * spec_.top;
-            sampler_.logprobs(team, logits, vocab, spec_.usable, step.out.token[i], spec_.top, step.out.logprob[i],
-                              step.out.top_tokens + at, step.out.top_logprobs + at);
+            const std::size_t of_row = at * static_cast<std::size_t>(spec_.top);
+            sampler_.logprobs(team, row, step.out.token[i], spec_.top, step.out.logprob[i], step.out.top_tokens + of_row,
+                              step.out.top_logprobs + of_row, ranks);
         }
     }
 

@@ -6,6 +6,7 @@
 
 #include "bandwidth.hpp"
 #include "bind.hpp"
+#include "bind_communicator.hpp"
 #include "cpu_features.hpp"
 #include "handover.hpp"
 
@@ -44,6 +45,7 @@ NB_MODULE(_native, m) {
     m.def("handover", &anthesis::handover, nb::arg("first_core"), nb::arg("second_core"),
           nb::call_guard<nb::gil_scoped_release>());
     m.def("cpu_features", &cpu_features);
+    anthesis::bind_communicator(m);
     anthesis::bind_cpu(m);
     bind_sample(m);
 }

@@ -1,46 +1,21 @@
 #include "pool.hpp"
 
-#include <chrono>
 #include <csignal>
 #include <stdexcept>
 
-#include <sched.h>
 #include <unistd.h>
+
+#include "spin.hpp"
 
 namespace anthesis {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-constexpr auto kSpin = std::chrono::microseconds(500); // more than a caller takes between two steps
-constexpr int kPausesPerLook = 32; // reading the clock costs as much as a pause or two
-
-inline void pause() noexcept {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 // Returns once the value is no longer `old`. Who changes it must do so with sequential consistency before notifying:
 // libstdc++ wakes nobody where it sees nobody waiting, and a processor may look before its change is seen by one who is just
 // going to sleep, who then sleeps for ever.
 void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept {
     const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-    for (int i = 0; i < kPausesPerLook; ++i) {
-        if (changed()) return;
-        pause();
-    }
-    const auto end = Clock::now() + kSpin;
-    do {
-        for (int i = 0; i < kPausesPerLook; ++i) {
-            if (changed()) return;
-            pause();
-        }
-        sched_yield(); // the thread that is waited for may have been put on this very core
-    } while (Clock::now() < end);
-    value.wait(old, std::memory_order_acquire);
+    if (!spin_until(changed)) value.wait(old, std::memory_order_acquire);
 }
 
 } // namespace

@@ -19,9 +19,7 @@ struct alignas(64) Counter {
 
 // Threads that stay, and run one job after the other together with the caller.
 //
-// A thread that waits spins for half a millisecond, which is longer than the gaps within a step and the gap
-// between two steps of a small model, and then sleeps: on a machine with other work, or with more threads than cores,
-// spinning on would keep the thread that is waited for from running.
+// A thread that waits spins for a while (`spin_until`) and then sleeps.
 class Pool {
 public:
     // Throws std::system_error where there are no such threads.

@@ -11,9 +11,10 @@ void Needs::cover(const Needs& other) {
     partial_floats = std::max(partial_floats, other.partial_floats);
 }
 
-Program::Program(std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::size_t floats_per_logit_row)
+Program::Program(std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::size_t floats_per_logit_row,
+                 std::shared_ptr<Communicator> ranks)
     : pool_(std::move(pool)), kernels_(chosen_kernels()), floats_per_row_(floats_per_row),
-      floats_per_logit_row_(floats_per_logit_row), own_(static_cast<std::size_t>(pool_->size())) {}
+      floats_per_logit_row_(floats_per_logit_row), ranks_(std::move(ranks)), own_(static_cast<std::size_t>(pool_->size())) {}
 
 void Program::reserve(const StepInputs& in) {
     if (in.rows <= reserved_.rows && in.logit_rows <= reserved_.logit_rows && in.table_width <= reserved_.blocks) return;
@@ -43,7 +44,7 @@ void Program::reserve(const StepInputs& in) {
 void Program::run(const StepInputs& in, const StepOutputs& out) {
     const std::lock_guard turn(turn_);
     reserve(in);
-    const Step step{kernels_, in, token_rows_, logit_rows_, packed_, own_.data(), partial_, out};
+    const Step step{kernels_, in, token_rows_, logit_rows_, packed_, own_.data(), partial_, out, ranks_.get()};
     pool_->run([&](int thread) {
         const Team team{*pool_, thread};
         for (const auto& instruction : instructions_) instruction->begin(thread);
@@ -54,6 +55,7 @@ void Program::run(const StepInputs& in, const StepOutputs& out) {
             team.barrier();
         }
     });
+    if (ranks_) ranks_->check();
 }
 
 void Program::run_measured(const Step& step, const Team& team) {

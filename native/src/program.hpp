@@ -14,8 +14,9 @@ namespace anthesis {
 // A flat list of instructions over one arena. `run` makes a step of it on a pool's threads.
 class Program {
 public:
-    // `floats_per_row`, `floats_per_logit_row`: of the arena.
-    Program(std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::size_t floats_per_logit_row);
+    // `floats_per_row`, `floats_per_logit_row`: of the arena; `ranks`: among which the model is split, or null.
+    Program(std::shared_ptr<Pool> pool, std::size_t floats_per_row, std::size_t floats_per_logit_row,
+            std::shared_ptr<Communicator> ranks = nullptr);
 
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
@@ -24,8 +25,8 @@ public:
         instructions_.push_back(make_instruction(std::move(spec), kernels_, pool_->size()));
     }
 
-    // One step; callers of several threads wait for each other. Throws std::bad_alloc, and std::runtime_error in a forked
-    // process.
+    // One step; callers of several threads wait for each other. Throws std::bad_alloc, std::runtime_error in a forked process,
+    // and what `Communicator::check` throws.
     void run(const StepInputs& in, const StepOutputs& out);
 
     // From now on steps take the time of each instruction, or no longer do.
@@ -43,6 +44,7 @@ private:
     std::mutex turn_; // whose step it is
     const Kernels& kernels_;
     std::size_t floats_per_row_, floats_per_logit_row_;
+    std::shared_ptr<Communicator> ranks_;
     std::vector<std::unique_ptr<Instruction>> instructions_;
     bool measures_ = false;
     std::vector<double> seconds_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 
 #include "sample_task.hpp"
 
@@ -15,13 +16,14 @@ std::uint64_t needed_mass(float top_p, std::uint64_t total) {
 
 } // namespace
 
-void Sampler::reserve(int vocab, int threads) {
-    if (vocab <= vocab_ && threads <= threads_) return;
-    vocab = std::max(vocab, vocab_);
+void Sampler::reserve(int width, int threads, std::size_t listed) {
+    if (width <= width_ && threads <= threads_ && listed <= listed_) return;
+    width = std::max(width, width_);
     threads = std::max(threads, threads_);
-    const auto ids = static_cast<std::size_t>(vocab), members = static_cast<std::size_t>(threads);
-    const auto blocks = static_cast<std::size_t>(blocks_of(vocab));
-    vocab_ = threads_ = 0; // should one of these throw, nothing counts as reserved
+    listed = std::max(listed, listed_);
+    const auto ids = static_cast<std::size_t>(width), members = static_cast<std::size_t>(threads);
+    const auto blocks = static_cast<std::size_t>(blocks_of(width));
+    width_ = threads_ = 0; // should one of these throw, nothing counts as reserved
     parts_ = std::make_unique<Part[]>(members);
     largest_ = std::make_unique_for_overwrite<float[]>(blocks);
     groups_ = std::make_unique_for_overwrite<float[]>(members * blocks);
@@ -29,27 +31,29 @@ void Sampler::reserve(int vocab, int threads) {
     mass_ = std::make_unique_for_overwrite<std::uint64_t[]>(members * kMassRanges);
     seen_ = std::make_unique_for_overwrite<Scored[]>(ids);
     list_ = std::make_unique_for_overwrite<Scored[]>(ids);
-    vocab_ = vocab;
+    all_ = std::make_unique_for_overwrite<Scored[]>(listed);
+    width_ = width;
     threads_ = threads;
+    listed_ = listed;
 }
 
-void Sampler::choose(const Team& team, const SampleRow& row, std::int32_t& token) noexcept {
+void Sampler::choose(const Team& team, const SampleRow& row, std::int32_t& token, Communicator* ranks) noexcept {
     Task task{row};
     scan(team, task);
     team.barrier();
-    if (!merge(team, task)) {
+    if (!merge(team, task, ranks)) {
         if (team.thread == 0) token = -1;
     } else if (task.greedy) {
         if (team.thread == 0) token = task.best.id;
-    } else if (0 < row.top_k && row.top_k < row.usable) {
+    } else if (0 < row.top_k && row.top_k < row.all_usable) {
         const float low = lower_limit(team, task, row.top_k);
         const double low_score = task.score(low);
         list_tokens(team, task, low, kInfinity, [&](double score) { return score >= low_score; });
         team.barrier();
-        if (team.thread == 0) token = choose_of_top_k(team, task);
+        if (team.thread == 0) token = choose_of_top_k(team, task, ranks);
     } else {
         Kept kept;
-        if (row.top_p < 1) kept = top_p(team, task);
+        if (row.top_p < 1) kept = top_p(team, task, ranks);
         kept.apply_min_p(row.min_p, task.best.score);
         draw(team, task, kept);
         team.barrier();
@@ -57,6 +61,8 @@ void Sampler::choose(const Team& team, const SampleRow& row, std::int32_t& token
             Scored drawn = parts_[0].drawn;
             for (int thread = 1; thread < team.size(); ++thread)
                 if (parts_[thread].drawn.before(drawn)) drawn = parts_[thread].drawn;
+            for (const Scored& other : exchange(ranks, &drawn, 1, all_.get()))
+                if (other.before(drawn)) drawn = other;
             token = drawn.id;
         }
     }
@@ -98,7 +104,7 @@ void Sampler::scan(const Team& team, const Task& task) {
         if (std::uint64_t word = task.seen(block); word != 0) {
             for (; word != 0; word &= word - 1) {
                 const int i = std::countr_zero(word);
-                const Scored token = {task.penalised(logits[i]), block * kBlockIds + i};
+                const Scored token = {task.penalised(logits[i]), task.id(block, i)};
                 if (token.before(part.best)) part.best = token;
                 seen[part.seen++] = token;
             }
@@ -113,17 +119,33 @@ void Sampler::scan(const Team& team, const Task& task) {
     if (largest_block < 0) return;
     const float* logits = load(task, largest_block, copy);
     const int i = static_cast<int>(std::find(logits, logits + kBlockIds, largest) - logits);
-    const Scored token = {task.score(largest), largest_block * kBlockIds + i};
+    const Scored token = {task.score(largest), task.id(largest_block, i)};
     if (i < kBlockIds && token.before(part.best)) part.best = token;
 }
 
-// Puts what the threads found together, on each of them; whether there is a most likely token.
-bool Sampler::merge(const Team& team, Task& task) const {
-    task.best = parts_[0].best;
-    for (int thread = 0; thread < team.size(); ++thread) {
-        extend(task.logits, parts_[thread].logits);
-        if (parts_[thread].best.before(task.best)) task.best = parts_[thread].best;
+// Puts what the threads of all ranks found together, on each of them; whether there is a most likely token.
+bool Sampler::merge(const Team& team, Task& task, Communicator* ranks) {
+    if (team.thread == 0) {
+        Merged own = {kNone, kNone, parts_[0].best};
+        for (int thread = 0; thread < team.size(); ++thread) {
+            extend(own.logits, parts_[thread].logits);
+            extend(own.all, parts_[thread].padding);
+            if (parts_[thread].best.before(own.best)) own.best = parts_[thread].best;
+        }
+        extend(own.all, own.logits);
+        merged_ = own;
+        if (ranks)
+            for (const auto part : ranks->all_gather(as_bytes_of(&own, 1))) {
+                const Merged other = as_things<Merged>(part)[0];
+                extend(merged_.logits, other.logits);
+                extend(merged_.all, other.all);
+                // the part of a rank may have nothing that can be chosen
+                if (other.best.id >= 0 && (merged_.best.id < 0 || other.best.before(merged_.best))) merged_.best = other.best;
+            }
     }
+    team.barrier();
+    task.logits = merged_.logits;
+    task.best = merged_.best;
     return bounded(task.logits) && task.logits.largest > order_of(-kInfinity);
 }
 
@@ -142,30 +164,35 @@ float Sampler::lower_limit(const Team& team, const Task& task, int count) const 
     return of_group[count - 1];
 }
 
-// Moves what the threads listed together; returns its end.
-Sampler::Scored* Sampler::gather(const Team& team, const Task& task) {
+// Moves what the threads listed together.
+std::span<Sampler::Scored> Sampler::gather(const Team& team, const Task& task) {
     Scored* end = list_.get();
     for (int thread = 0; thread < team.size(); ++thread) {
         const Scored* from = list_.get() + Team{team.pool, thread}.share(task.blocks).first * kBlockIds;
         end = std::copy(from, from + parts_[thread].listed, end);
     }
-    return end;
+    return {list_.get(), end};
 }
 
 // By thread 0, of listed tokens among which are the k most likely: so few as a rule that sharing them would only cost.
-std::int32_t Sampler::choose_of_top_k(const Team& team, const Task& task) {
+std::int32_t Sampler::choose_of_top_k(const Team& team, const Task& task, Communicator* ranks) {
     const auto likelier = [](const Scored& a, const Scored& b) { return a.score > b.score; };
-    Scored *first = list_.get(), *last = gather(team, task);
-    if (task.row.top_k < last - first) {
-        std::nth_element(first, first + task.row.top_k - 1, last, likelier);
-        const double limit = first[task.row.top_k - 1].score;
-        last = std::partition(first, last, [&](const Scored& token) { return token.score >= limit; });
-    }
+    // The k most likely, and those that are as likely as the k-th.
+    const auto most_likely = [&](std::span<Scored> tokens) {
+        if (static_cast<std::size_t>(task.row.top_k) >= tokens.size()) return tokens;
+        std::nth_element(tokens.begin(), tokens.begin() + task.row.top_k - 1, tokens.end(), likelier);
+        const double limit = tokens[static_cast<std::size_t>(task.row.top_k - 1)].score;
+        const auto end = std::partition(tokens.begin(), tokens.end(), [&](const Scored& token) { return token.score >= limit; });
+        return tokens.first(static_cast<std::size_t>(end - tokens.begin()));
+    };
+    std::span<Scored> tokens = most_likely(gather(team, task));
+    if (ranks) tokens = most_likely(exchange(ranks, tokens.data(), tokens.size(), all_.get()));
+    const Scored *first = tokens.data(), *last = first + tokens.size();
     Kept kept;
     if (task.row.top_p < 1) {
         std::uint64_t total = 0;
         for (const Scored* token = first; token < last; ++token) total += token_mass(task.best.score - token->score);
-        kept = smallest_set(first, last, task.best.score, 0, needed_mass(task.row.top_p, total));
+        kept = smallest_set(tokens.data(), tokens.data() + tokens.size(), task.best.score, 0, needed_mass(task.row.top_p, total));
     }
     kept.apply_min_p(task.row.min_p, task.best.score);
     Scored drawn = task.first_drawn();
@@ -177,6 +204,7 @@ std::int32_t Sampler::choose_of_top_k(const Team& team, const Task& task) {
 // that are not among them. As quicksort does, but only the side in which the mass is reached is gone into.
 Sampler::Kept Sampler::smallest_set(Scored* first, Scored* last, double largest, std::uint64_t above,
                                     std::uint64_t needed) {
+    if (first == last) return {}; // an exchange has failed
     while (true) {
         double a = first->score, b = first[(last - first) / 2].score, c = last[-1].score;
         const double pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
@@ -200,7 +228,7 @@ Sampler::Kept Sampler::smallest_set(Scored* first, Scored* last, double largest,
     }
 }
 
-Sampler::Kept Sampler::top_p(const Team& team, const Task& task) {
+Sampler::Kept Sampler::top_p(const Team& team, const Task& task, Communicator* ranks) {
     const auto [first_block, last_block] = team.share(task.blocks);
     Part& part = parts_[team.thread];
     const double largest = task.best.score;
@@ -209,11 +237,7 @@ Sampler::Kept Sampler::top_p(const Team& team, const Task& task) {
     const Ranges ranges = {task.temperature, largest, span, (kMassRanges - 1) / span};
     std::uint64_t* mass_of_range = mass_.get() + static_cast<std::size_t>(team.thread) * kMassRanges;
     std::fill(mass_of_range, mass_of_range + kMassRanges, 0);
-    std::uint64_t mass = 0;
-    const auto add = [&](int range, std::uint64_t more) {
-        mass_of_range[range] += more;
-        mass += more;
-    };
+    const auto add = [&](int range, std::uint64_t more) { mass_of_range[range] += more; };
     const Scored* seen = seen_.get() + first_block * kBlockIds;
     for (int i = 0; i < part.seen; ++i) add(ranges.of(seen[i].score), token_mass(largest - seen[i].score));
     float copy[kBlockIds];
@@ -223,20 +247,24 @@ Sampler::Kept Sampler::top_p(const Team& team, const Task& task) {
         kernels_->masses(load(task, block, copy), ranges, block_masses);
         for (int i = 0; i < kBlockIds; ++i) add(block_masses.range[i], block_masses.mass[i]);
     }
-    part.mass = mass;
     team.barrier();
 
-    std::uint64_t total = 0, above = 0;
-    for (int thread = 0; thread < team.size(); ++thread) total += parts_[thread].mass;
-    const std::uint64_t needed = needed_mass(task.row.top_p, total);
-    int last = 0;
-    for (; last < kMassRanges - 1; ++last) {
-        std::uint64_t here = 0;
-        for (int thread = 0; thread < team.size(); ++thread)
-            here += mass_[static_cast<std::size_t>(thread) * kMassRanges + static_cast<std::size_t>(last)];
-        if (above + here >= needed) break;
-        above += here;
+    if (team.thread == 0) {
+        std::uint64_t* all = mass_.get();
+        for (int thread = 1; thread < team.size(); ++thread)
+            for (int range = 0; range < kMassRanges; ++range) all[range] += all[static_cast<std::size_t>(thread) * kMassRanges + static_cast<std::size_t>(range)];
+        if (ranks) {
+            const auto& parts = ranks->all_gather(as_bytes_of(all, kMassRanges));
+            std::fill(all, all + kMassRanges, 0);
+            for (const auto rank : parts) std::transform(all, all + kMassRanges, as_things<std::uint64_t>(rank).begin(), all, std::plus<>());
+        }
     }
+    team.barrier();
+    const std::uint64_t* masses = mass_.get();
+    const std::uint64_t needed = needed_mass(task.row.top_p, std::accumulate(masses, masses + kMassRanges, std::uint64_t{0}));
+    std::uint64_t above = 0;
+    int last = 0;
+    for (; last < kMassRanges - 1 && above + masses[last] < needed; ++last) above += masses[last];
     // Scores fall from range to range as logits do, so a range is a pair of limits for logits too.
     const auto lowest = [&](int range) {
         return task.lowest_logit([&](float logit) { return ranges.of(task.score(logit)) <= range; });
@@ -244,7 +272,10 @@ Sampler::Kept Sampler::top_p(const Team& team, const Task& task) {
     list_tokens(team, task, lowest(last), last == 0 ? kInfinity : lowest(last - 1),
                 [&](double score) { return ranges.of(score) == last; });
     team.barrier();
-    if (team.thread == 0) border_ = smallest_set(list_.get(), gather(team, task), largest, above, needed).last;
+    if (team.thread == 0) {
+        const std::span<Scored> own = gather(team, task), tokens = exchange(ranks, own.data(), own.size(), all_.get());
+        border_ = smallest_set(tokens.data(), tokens.data() + tokens.size(), largest, above, needed).last;
+    }
     team.barrier();
     return {border_};
 }
@@ -272,12 +303,12 @@ void Sampler::draw(const Team& team, const Task& task, const Kept& kept) {
         const double least = Task::least(drawn);
         const double noise = least - task.score(largest_[block]); // what it takes
         if (largest_[block] < low || noise > kMostNoise) continue;
-        const std::uint64_t word = task.key + (static_cast<std::uint64_t>(block) * kBlockIds + 1) * kGolden;
+        const std::uint64_t word = task.key + (static_cast<std::uint64_t>(task.id(block, 0)) + 1) * kGolden;
         if (kernels_->reach(word, rest_limit(noise)) == 0) continue;
         const float* logits = load(task, block, copy);
         int count = 0;
         for (int i = 0; i < kBlockIds; ++i)
-            if (logits[i] >= low) tokens[count++] = {task.score(logits[i]), block * kBlockIds + i};
+            if (logits[i] >= low) tokens[count++] = {task.score(logits[i]), task.id(block, i)};
         draw(task, kept, tokens, tokens + count, drawn);
     }
     part.drawn = drawn;

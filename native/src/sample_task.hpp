@@ -59,16 +59,20 @@ struct Sampler::Task {
 
     int ids_in(int block) const { return std::min(kBlockIds, row.usable - block * kBlockIds); }
 
+    int id(int block, int i) const { return row.first_id + block * kBlockIds + i; }
+
     // The block's usable ids whose score the penalty changes, as bits.
     std::uint64_t seen(int block) const {
+        if (penalty == 1) return 0;
+        const int first = id(block, 0), shift = first % 8;
+        const std::uint8_t* bits = row.seen + first / 8;
+        const int bytes = (row.vocab + 7) / 8 - first / 8;
         std::uint64_t word = 0;
-        if (penalty == 1) return word;
-        const std::uint8_t* bits = row.seen + 8 * block;
-        const int bytes = (row.vocab + 7) / 8 - 8 * block;
         if (bytes >= 8) // in one piece, which the loop would not be
             for (int i = 0; i < 8; ++i) word |= std::uint64_t{bits[i]} << (8 * i);
         else
             for (int i = 0; i < bytes; ++i) word |= std::uint64_t{bits[i]} << (8 * i);
+        if (shift != 0) word = word >> shift | (bytes > 8 ? std::uint64_t{bits[8]} << (64 - shift) : 0);
         const int ids = ids_in(block);
         return ids == kBlockIds ? word : word & ((std::uint64_t{1} << ids) - 1);
     }
@@ -115,9 +119,20 @@ void Sampler::list_tokens(const Team& team, const Task& task, float low, float h
         const float* logits = load(task, block, copy);
         if (kernels_->count(logits, low, high) == 0) continue;
         for (int i = 0; i < kBlockIds; ++i)
-            if (logits[i] >= low && logits[i] < high) *listed++ = {task.score(logits[i]), block * kBlockIds + i};
+            if (logits[i] >= low && logits[i] < high) *listed++ = {task.score(logits[i]), task.id(block, i)};
     }
     part.listed = static_cast<int>(listed - (list_.get() + first_block * kBlockIds));
+}
+
+// By one thread: what every rank brings, behind each other in rank order, at `all`; where there is one rank, its own.
+template <class T> std::span<T> Sampler::exchange(Communicator* ranks, T* own, std::size_t count, T* all) noexcept {
+    if (!ranks) return {own, count};
+    T* end = all;
+    for (const auto part : ranks->all_gather(as_bytes_of(own, count))) {
+        const auto things = as_things<T>(part);
+        end = std::copy(things.begin(), things.end(), end);
+    }
+    return {all, end};
 }
 
 } // namespace anthesis

@@ -4,15 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
+#include "checks.hpp"
 #include "matrix.hpp"
 #include "pool.hpp"
 #include "program.hpp"
@@ -21,24 +20,6 @@
 using namespace anthesis;
 
 namespace {
-
-int checks = 0;
-
-void check(bool fine, const std::string& what) {
-    ++checks;
-    if (fine) return;
-    std::fprintf(stderr, "failed: %s\n", what.c_str());
-    std::exit(1);
-}
-
-std::mt19937 random_numbers(0);
-
-std::vector<float> normal(std::size_t count) {
-    std::normal_distribution<float> distribution;
-    std::vector<float> values(count);
-    for (float& value : values) value = distribution(random_numbers);
-    return values;
-}
 
 Vector vector_of(std::vector<float> values) {
     values.resize((values.size() + 15) / 16 * 16);
@@ -279,7 +260,7 @@ void test_sampling(int threads) {
             pool.run([&](int thread) {
                 const Team team{pool, thread};
                 sampler.choose(team, row, token);
-                sampler.logprobs(team, logits.data(), vocab, vocab - 3, token, 5, logprob, top_tokens, top_logprobs);
+                sampler.logprobs(team, row, token, 5, logprob, top_tokens, top_logprobs);
             });
             check(token >= 0 && token < vocab - 3 && logprob < 0, "a sampled token");
         }
@@ -299,5 +280,12 @@ int main() {
             check(run_layer(2, bf16) == one && run_layer(3, bf16) == one, "the same tokens with any number of threads");
         }
     }
-    std::printf("%d checks passed\n", checks);
+    for (const int ranks : {1, 2, 3}) {
+        for (const int threads : {1, 2}) {
+            test_exchanges(ranks, threads);
+            test_sampling_over_ranks(ranks, threads);
+        }
+        test_failing(ranks);
+    }
+    std::printf("%d checks passed\n", checks.load());
 }

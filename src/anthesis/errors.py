@@ -75,6 +75,26 @@ class DataSetError(AnthesisError, OSError):
     """A data set can't be read, or is not what it was when the run began."""
 
 
+class RankError(AnthesisError):
+    """One of several ranks has failed or ended, or can't be reached.
+
+    Args:
+        message: which, and by what.
+        details: the traceback of that rank, or what it wrote last; empty where nothing is known.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+ERRORS = {
+    error.__name__: error
+    for error in (RequestError, ConfigError, UnsupportedError, CheckpointError, TokenizerError, DataSetError)
+}
+"""Those that a user can mend, by name: a rank that meets one tells it to rank 0."""
+
+
 @contextmanager
 def naming(path: Path | None) -> Iterator[None]:
     """Makes what goes wrong in here say of which file or directory it is true, where it doesn't say so already.

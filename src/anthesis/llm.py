@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -17,14 +18,15 @@ from numpy.typing import NDArray
 from anthesis.checkpoint import model_fingerprint, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
-from anthesis.devices import open_device
 from anthesis.devices.device import InstructionTime
-from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, blocks_for, blocks_in, check_batch
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, blocks_for, check_batch
 from anthesis.engine.engine import Engine
-from anthesis.engine.loaded import LoadedModel
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import FinishReason, Sequence
-from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
+from anthesis.engine.serve import leave_to_rank_zero
+from anthesis.engine.spread import open_model, start_ranks
+from anthesis.errors import RequestError, check_counts, naming
+from anthesis.parallel.layout import Layout
 from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings
@@ -46,11 +48,14 @@ class LLM:
         model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
         weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
         device: "auto", "cpu", "reference", ...
-        tp: devices among which the model is split.
-        threads: that the device may use on the processor; None: its own choice.
+        tp: ranks among which every layer is split; they are started on this machine, unless a launcher has started as
+            many processes as there are ranks.
+        pp: stages of layers, one behind the other, each split among `tp` ranks.
+        threads: that each rank may use on the processor; None: its share of the cores.
         max_context: most tokens of prompt and completion together; None: what the model allows.
         cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
-        cache_memory: bytes the cache may take; None: half of what is free after loading. It takes what it needs.
+        cache_memory: bytes the cache may take on a machine; None: half of what is free after loading. It takes what it
+            needs.
         prefill_chunk: most prompt rows in one step; None: 256.
         seed: of random weights.
         on_weight: called while loading, with (weights loaded, weights in all).
@@ -69,6 +74,7 @@ class LLM:
         weights: str = "native",
         device: str = "auto",
         tp: int = 1,
+        pp: int = 1,
         threads: int | None = None,
         max_context: int | None = None,
         cache: str = "auto",
@@ -79,36 +85,47 @@ class LLM:
         load: bool = True,
     ) -> None:
         check_counts(
-            tp=tp, threads=threads, max_context=max_context, prefill_chunk=prefill_chunk, cache_memory=cache_memory
+            tp=tp,
+            pp=pp,
+            threads=threads,
+            max_context=max_context,
+            prefill_chunk=prefill_chunk,
+            cache_memory=cache_memory,
         )
         if threads is not None and threads > usable_cores():
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
-        if tp != 1:
-            raise UnsupportedError(f"tp = {tp}: running on several devices is not in this version; `plan` computes it")
+        layout = Layout(tp, pp)
+        if layout.size > 1:
+            leave_to_rank_zero()
         begin = time.perf_counter()
-        opened = open_device(device, threads)
-        self._checkpoint = checkpoint = open_checkpoint(model, weights=weights, seed=seed)
-        config = checkpoint.config
-        with naming(checkpoint.path):
-            self.tokenizer: Tokenizer | None = open_tokenizer(
-                checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
-            )
-        if self.tokenizer is not None:
-            # rows that pad the embedding mean nothing; some models have more of them than their family knows
-            config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
-        self.max_context = self._context_limit(config.max_context, max_context)
-        self.description = checkpoint.description
-        self.is_random = checkpoint.is_random
-        self.config = config
-        self.seed = seed
-        self.loaded = LoadedModel(checkpoint, config, opened, cache)
-        self.device_info = opened.info()
-        self.load_s = time.perf_counter() - begin
-        self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
-        self._running: tuple[BlockCache, Engine] | None = None
-        if load:
-            self.load(on_weight)
+        # what is open is closed in the end, or at once where something of this fails
+        with ExitStack() as opened:
+            self._checkpoint = checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed))
+            config = checkpoint.config
+            group = start_ranks(checkpoint, layout, opened)  # which come while the tokenizer is read
+            with naming(checkpoint.path):
+                self.tokenizer: Tokenizer | None = open_tokenizer(
+                    checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size
+                )
+            if self.tokenizer is not None:
+                # rows that pad the embedding mean nothing; some models have more of them than their family knows
+                config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
+            self.max_context = self._context_limit(config.max_context, max_context)
+            self.description = checkpoint.description
+            self.is_random = checkpoint.is_random
+            self.config = config
+            self.seed = seed
+            self.layout = layout
+            request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
+            self.loaded = open_model(checkpoint, config, {**request, "cache": cache}, group, opened)
+            self.device_info = self.loaded.device.info()
+            self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
+            self._running: tuple[BlockCache, Engine] | None = None
+            self.load_s = time.perf_counter() - begin
+            if load:
+                self.load(on_weight)
+            self._opened = opened.pop_all()
 
     def load(self, on_weight: OnWeight = lambda loaded, total: None) -> None:
         """Reads the weights, if that was left for later.
@@ -126,8 +143,7 @@ class LLM:
         with self._checkpoint as checkpoint:
             self.loaded.load(checkpoint, on_weight)
         self.device_info = self.loaded.device.info()  # with the memory that is free now
-        max_blocks = blocks_in(self.device_info.memory_bytes, self._cache_memory, self.loaded.block_bytes)
-        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, max_blocks)
+        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self.loaded.max_blocks(self._cache_memory))
         self._running = blocks, Engine(blocks, self.loaded.compile, self._prefill_chunk)
         self.load_s += time.perf_counter() - begin
 
@@ -275,10 +291,10 @@ class LLM:
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""
-        self._checkpoint.close()
         if self._running is not None:
             self._engine.close()
             self.loaded.free()
+        self._opened.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -1,8 +1,10 @@
-"""How much memory this process may still take: what is free or reclaimable, and what its control group leaves."""
+"""How much memory this process took, and may take: what is free or reclaimable, and what its control group leaves."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 from anthesis.cgroups import group_directories, read_lines
@@ -30,6 +32,16 @@ def available_memory_bytes(proc: Path = PROC) -> int:
             if limit is not None and used is not None:
                 available = min(available, max(0, limit - used))
     return available
+
+
+def process_peak_memory_bytes() -> int:
+    """The most memory this process ever held.
+
+    Source:
+        getrusage(2), ru_maxrss: KiB on Linux, bytes on macOS.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _meminfo_available(file: Path) -> int:

@@ -66,6 +66,11 @@ class WeightKind:
         return np.dtype(np.float32 if self.name == "fp8" else np.float16)
 
     @property
+    def has_quantised_inputs(self) -> bool:
+        """Whether devices may multiply it as integers, with inputs that they quantise."""
+        return self.dtype.kind in "iu"
+
+    @property
     def column_step(self) -> int:
         """Columns may be cut at multiples of this: where neither a group nor a packed run is cut."""
         return max(self.group_size or 1, PACKED_RUN if self.bits == 4 else 1)

@@ -12,7 +12,7 @@ import numpy as np
 from anthesis.bench.result import Run, Speed, Traffic
 from anthesis.bench.statistic import Statistic, summary
 from anthesis.program.cost import cost
-from anthesis.program.ir import Program, Step
+from anthesis.program.ir import Cost, Program, Step
 
 SETTLED_RUNS = 3
 SETTLED_SPREAD = 0.05
@@ -66,7 +66,7 @@ def speed(runs: Sequence[Run], prompt_tokens: int) -> Speed:
 
 
 def traffic(
-    runs: Sequence[Run], program: Program, prompt_tokens: int, new_tokens: int, bandwidth_note: str
+    runs: Sequence[Run], programs: Sequence[Program], prompt_tokens: int, new_tokens: int, bandwidth_note: str
 ) -> Traffic | None:
     """What the decode steps read, and how near to the memory's speed that came.
 
@@ -74,7 +74,7 @@ def traffic(
 
     Args:
         runs: at least one.
-        program: that ran.
+        programs: that ran, of all ranks: they share the memory.
         prompt_tokens: of each sequence.
         new_tokens: of each sequence.
         bandwidth_note: how the bandwidth was measured, or why not.
@@ -86,7 +86,8 @@ def traffic(
         return None
     batch = len(runs[0].token_s)
     context = prompt_tokens + new_tokens // 2
-    needed = cost(program, Step(rows=batch, logit_rows=batch, context=context, sequences=batch))
+    step = Step(rows=batch, logit_rows=batch, context=context, sequences=batch)
+    needed = sum((cost(program, step) for program in programs), Cost())
     step_bytes = needed.weight_bytes + needed.cache_bytes
     step_s = [decode_s(run) / (new_tokens - 1) for run in runs]
     shares = [

@@ -14,7 +14,7 @@ def model_of(llm: LLM) -> Model:
         description=llm.description,
         is_random=llm.is_random,
         family=llm.config.family,
-        parameters=sum(math.prod(value.static_shape) for value in llm.loaded.program("argmax").of_kind("weight")),
+        parameters=sum(math.prod(value.static_shape) for value in llm.loaded.traced.of_kind("weight")),
         weight_kinds=llm.loaded.weight_kinds,
         cache_dtype=llm.loaded.cache_dtype,
     )

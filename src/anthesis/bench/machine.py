@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 
 import numpy as np
 
@@ -30,13 +28,3 @@ def this_machine() -> Machine:
 def versions() -> dict[str, str]:
     """Of anthesis and of what computes."""
     return {"anthesis": anthesis.__version__, "python": platform.python_version(), "numpy": np.__version__}
-
-
-def process_peak_memory_bytes() -> int:
-    """The most memory this process ever held.
-
-    Source:
-        getrusage(2), ru_maxrss: KiB on Linux, bytes on macOS.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
 from anthesis.bench.loaded import device_of, model_of
-from anthesis.bench.machine import process_peak_memory_bytes
 from anthesis.bench.operations import measure_operations
 from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
@@ -16,6 +15,7 @@ from anthesis.engine.blocks import check_batch
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check_counts
 from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
 from anthesis.llm import LLM, PREFILL_CHUNK
+from anthesis.parallel.binding import bound_to
 from anthesis.quantize import weight_kind
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
@@ -39,8 +39,8 @@ class Request:
         max_new_tokens: generated for each sequence, exactly.
         batch: sequences at once.
         weights: kinds of the matrices.
-        tp: devices among which the model is split.
-        device, threads, max_context, cache, cache_memory, prefill_chunk, seed: as in `LLM`.
+        tp: ranks among which every layer is split.
+        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, seed: as in `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count.
         operations: run once more with counters, and tell where the time of a decode step goes.
@@ -56,6 +56,7 @@ class Request:
     batch: tuple[int, ...] = (1,)
     weights: tuple[str, ...] = ("native",)
     tp: tuple[int, ...] = (1,)
+    pp: int = 1
     device: str = "auto"
     threads: int | None = None
     max_context: int | None = None
@@ -125,18 +126,18 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
     note = ""
     runs: list[Run] = []
     fingerprints: list[str] = []
-    peak = 0
+    peak: tuple[int, ...] = ()
     for number in range(1, request.runs + 1):
         progress(f"run {number} of {request.runs}")
         total_s, completions = once()
-        peak = peak or process_peak_memory_bytes()  # before a buffer of ours is in it
-        bandwidth, note = _read_bandwidth(llm.device_info.name)
+        peak = peak or llm.loaded.peak_memory_bytes()  # before a buffer of ours is in it
+        with bound_to(llm.loaded.seat.machine_cores):
+            bandwidth, note = _read_bandwidth(llm.device_info.name)
         runs.append(
             Run(total_s=total_s, token_s=tuple(c.timing.token_s for c in completions), read_bytes_per_s=bandwidth)
         )
         fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
 
-    program = llm.loaded.program("argmax")
     return Measurement(
         model=model_of(llm),
         configuration=Configuration(
@@ -145,6 +146,7 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
             new_tokens=request.max_new_tokens,
             ignore_eos=True,
             temperature=0.0,
+            pp=request.pp,
             threads=request.threads,
             max_context=llm.max_context,
             prefill_chunk=request.prefill_chunk or PREFILL_CHUNK,
@@ -155,10 +157,11 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         warmup=Warmup(run_s=tuple(warmup_s), settled=has_settled(warmup_s)),
         runs=tuple(runs),
         speed=speed(runs, len(prompt_ids)),
-        traffic=traffic(runs, program, len(prompt_ids), request.max_new_tokens, note),
+        traffic=traffic(runs, llm.loaded.programs("argmax"), len(prompt_ids), request.max_new_tokens, note),
         tokens_sha256=fingerprints[0],
         runs_agree=len(set(fingerprints)) == 1,
-        process_peak_memory_bytes=peak,
+        process_peak_memory_bytes=peak[0],
+        ranks_peak_memory_bytes=peak,
         operations=operations,
     )
 

@@ -36,7 +36,7 @@ class Point:
     Attributes:
         batch: sequences B at once.
         weights: as asked for, "native" or a kind.
-        tp: devices W.
+        tp: ranks W among which every layer was split.
     """
 
     batch: int
@@ -75,10 +75,11 @@ class Configuration:
         new_tokens: asked for, for each sequence.
         ignore_eos: always true: every run generates exactly `new_tokens`.
         temperature: always 0: greedy.
-        threads: asked for, or None for the device's choice.
+        threads: of each rank, asked for; or None for the device's choice.
         max_context: of the model or as asked for; None: without limit.
         prefill_chunk: most prompt rows in one step.
         seed: of random weights.
+        pp: stages of layers.
     """
 
     prompt: str | None
@@ -90,6 +91,7 @@ class Configuration:
     max_context: int | None
     prefill_chunk: int
     seed: int
+    pp: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,8 @@ class Measurement:
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
             bandwidth was measured for this point; earlier points of a sweep count.
         operations: where a decode step's time goes, counted in a run of its own after the timed ones; None unless asked
-            for.
+            for. Of rank 0.
+        ranks_peak_memory_bytes: the same as `process_peak_memory_bytes` of the process of every rank, in rank order.
     """
 
     model: Model
@@ -217,6 +220,7 @@ class Measurement:
     runs_agree: bool
     process_peak_memory_bytes: int
     operations: tuple[OperationKind, ...] | None = None
+    ranks_peak_memory_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

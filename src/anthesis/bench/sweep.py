@@ -70,6 +70,7 @@ def _open(request: Request, weights: str, tp: int, on_weight: Callable[[int, int
         weights=weights,
         device=request.device,
         tp=tp,
+        pp=request.pp,
         threads=request.threads,
         max_context=request.max_context,
         cache=request.cache,

@@ -22,6 +22,7 @@ from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
 from anthesis.cli.report import report
 from anthesis.cli.terminal import show_messages, use_utf8
+from anthesis.errors import RankError
 
 DEBUG_VARIABLE = "ANTHESIS_DEBUG"
 INTERRUPTED = 130
@@ -89,6 +90,11 @@ def _run(arguments: list[str]) -> int:
         return end.exit_code
     except _ClickError as error:
         _show_error(error, _usage_message(error))
+        return error.exit_code
+    except RankError as error:
+        if error.details:  # of another process, whose traceback nobody could ask for
+            print(error.details, file=sys.stderr)
+        _show_error(error, f"anthesis: {error}")
         return error.exit_code
     except AnthesisError as error:
         _show_error(error, f"anthesis: {error}")

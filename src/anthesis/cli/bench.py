@@ -8,6 +8,7 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.launched import leave_to_rank_zero
 from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import tell
@@ -73,6 +74,7 @@ def bench(
     batch: Batches = "1",
     weights: WeightKinds = "native",
     tp: Tps = "1",
+    pp: options.Pp = 1,
     warmup: MaxWarmup = 5,
     runs: NumRuns = 5,
     device: options.Device = "auto",
@@ -94,6 +96,7 @@ def bench(
     """
     from anthesis.bench import Request, sweep
 
+    leave_to_rank_zero(max(_integers("--tp", tp)), pp)
     if prompt is not None:
         check_text(prompt)
     if prompt_tokens is not None:
@@ -106,6 +109,7 @@ def bench(
         batch=_integers("--batch", batch),
         weights=_list("--weights", weights),
         tp=_integers("--tp", tp),
+        pp=pp,
         device=device,
         threads=threads,
         max_context=max_context,
@@ -222,7 +226,8 @@ def _explanation(measured: Measurement) -> list[str]:
     size = f"{counted(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
     warmup = f"{len(measured.warmup.run_s)} to warm up"
     loading = f"loading took {duration(measured.load_s)}"
-    peak = f"peak memory {amount(measured.process_peak_memory_bytes, 'B')}"
+    peaks = measured.ranks_peak_memory_bytes or (measured.process_peak_memory_bytes,)
+    peak = f"peak memory {' + '.join(amount(nbytes, 'B') for nbytes in peaks)}"
     lines = [
         f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
         f"medians of {counted(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",

@@ -10,6 +10,7 @@ import typer
 
 from anthesis.cli import options, sharding
 from anthesis.cli.completing import CompletingBar
+from anthesis.cli.launched import leave_to_rank_zero
 from anthesis.cli.loading import load
 from anthesis.cli.prompts import check_seed
 from anthesis.cli.signals import exit_on_sigterm
@@ -80,6 +81,7 @@ def complete(
     weights: options.Weights = "native",
     device: options.Device = "auto",
     tp: options.Tp = 1,
+    pp: options.Pp = 1,
     threads: options.Threads = None,
     max_context: options.MaxContext = None,
     cache: options.Cache = "auto",
@@ -98,6 +100,7 @@ def complete(
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
     """
+    leave_to_rank_zero(tp, pp)
     if len(model_and_dataset) > 2:
         raise RequestError(f"one model and one data set at most; there are {len(model_and_dataset)} names")
     model = model_and_dataset[0] if len(model_and_dataset) == 2 else None
@@ -130,6 +133,7 @@ def complete(
         "weights": weights,
         "device": device,
         "tp": tp,
+        "pp": pp,
         "threads": threads,
         "max_context": max_context,
         "cache": cache,
@@ -150,7 +154,7 @@ def complete(
         sharding.complete_on_ray(request, rows, output, opening, num_shards, workers)
         return
     if num_shards is not None:
-        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads)
+        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads, tp * pp)
         return
     try:
         with CompletingBar() as bar:

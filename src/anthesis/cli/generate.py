@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.launched import leave_to_rank_zero
 from anthesis.cli.loading import load
 from anthesis.cli.prompts import Prompt, check_seed, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
@@ -38,6 +39,7 @@ def generate(
     weights: options.Weights = "native",
     device: options.Device = "auto",
     tp: options.Tp = 1,
+    pp: options.Pp = 1,
     threads: options.Threads = None,
     max_context: options.MaxContext = None,
     cache: options.Cache = "auto",
@@ -56,6 +58,7 @@ def generate(
     Raises:
         RequestError: flags that don't go together; and as `LLM` and `LLM.generate`.
     """
+    leave_to_rank_zero(tp, pp)
     if logprobs is not None and not json and output is None:
         raise RequestError("--logprobs has nowhere to go; add --json or -o FILE, which hold them")
     sampling: dict[str, Any] = {
@@ -83,6 +86,7 @@ def generate(
         weights=weights,
         device=device,
         tp=tp,
+        pp=pp,
         threads=threads,
         max_context=max_context,
         cache=cache,

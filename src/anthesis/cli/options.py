@@ -87,13 +87,16 @@ Model = Annotated[
 Weights = Annotated[str, typer.Option(metavar="KIND", rich_help_panel=MODEL, help="fp32 bf16 fp16 int8 int4 ...")]
 Device = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MODEL, help="Where to run; see doctor.")]
 Tp = Annotated[
-    int, typer.Option(metavar="W", parser=whole_number, rich_help_panel=MODEL, help="Devices to split the model among.")
+    int,
+    typer.Option(metavar="W", parser=whole_number, rich_help_panel=MODEL, help="Ranks that share every layer."),
+]
+Pp = Annotated[
+    int,
+    typer.Option(metavar="S", parser=whole_number, rich_help_panel=MODEL, help="Stages of whole layers."),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", parser=whole_number, rich_help_panel=MODEL, help="On the processor; left out: the device decides."
-    ),
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of each rank, on the processor."),
 ]
 MaxContext = Annotated[
     int | None,

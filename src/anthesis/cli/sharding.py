@@ -102,6 +102,7 @@ def work(
     num_shards: int | str,
     shard: int | None,
     threads: int | None,
+    ranks: int,
 ) -> None:
     """Completes shards as one of many workers, and says what is left.
 
@@ -112,7 +113,8 @@ def work(
     from anthesis.dataset.launcher import automatic_shards, launched_place
     from anthesis.dataset.shard_set import ShardSet
 
-    place = launched_place()
+    # the processes that a launcher started are workers, or else all of them together are one, as ranks of its model
+    place = launched_place() if ranks == 1 else None
     if num_shards == AUTO:
         begun = ShardSet(output).read()
         num_shards = automatic_shards(place) if begun is None else begun.num_shards

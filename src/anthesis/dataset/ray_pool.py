@@ -138,10 +138,12 @@ def complete_by_ray(
         job = replace(job, num_shards=total)
         with job.open_worker() as first:  # makes the directory, or says what is wrong before a pool is started
             left = [state.shard for state in first.shards.states(total) if not state.is_finished]
-        cores = _cores_each([int(node["Resources"]["CPU"]) for node in machines], workers, job.opening["threads"])
-        job = replace(job, opening={**job.opening, "threads": cores})
+        ranks = job.opening["tp"] * job.opening["pp"]
+        cores = [int(node["Resources"]["CPU"]) // ranks for node in machines]
+        threads = _cores_each(cores, workers, job.opening["threads"])
+        job = replace(job, opening={**job.opening, "threads": threads})
         finished = total - len(left)
-        for shard in _run(ray, job, left, min(workers, max(1, len(left))), cores):
+        for shard in _run(ray, job, left, min(workers, max(1, len(left))), threads * ranks):
             finished += 1
             on_shard(shard, finished, total)
     return merge(job.output)
@@ -235,7 +237,12 @@ def _variables(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _cores_each(machines: list[int], workers: int, threads: int | None) -> int:
-    """How many cores an actor is given, and no more threads: those of others would keep it waiting.
+    """How many threads an actor's ranks have each, for each of which it is given a core.
+
+    Args:
+        machines: cores of each for one rank of each of its actors.
+        workers: actors.
+        threads: asked for, or None.
 
     Raises:
         RequestError: there are not as many.

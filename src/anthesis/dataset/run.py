@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anthesis.bench.loaded import device_of, model_of
-from anthesis.bench.machine import process_peak_memory_bytes, this_machine, versions
+from anthesis.bench.machine import this_machine, versions
 from anthesis.completion import Handle
 from anthesis.dataset.output import OutputFile, not_written, row_line
 from anthesis.dataset.read import DataSet, Row
@@ -23,6 +23,7 @@ from anthesis.dataset.shard import WHOLE
 from anthesis.dataset.summary import Counts, Session, Summary
 from anthesis.errors import AnthesisError, RequestError, TokenizerError
 from anthesis.llm import LLM
+from anthesis.memory import process_peak_memory_bytes
 
 logger = logging.getLogger("anthesis")
 

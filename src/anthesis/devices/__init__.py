@@ -7,6 +7,7 @@ import logging
 from anthesis.devices.device import Device
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.native import extension
+from anthesis.parallel.seat import Seat
 
 logger = logging.getLogger("anthesis")
 
@@ -19,12 +20,13 @@ _COMING = {
 }
 
 
-def open_device(name: str, threads: int | None = None) -> Device:
+def open_device(name: str, threads: int | None = None, seat: Seat | None = None) -> Device:
     """The device of that name.
 
     Args:
         name: "cpu", "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
         threads: that it may use, or None for its own choice.
+        seat: of this rank, where the model is split over several; None: it is not.
 
     Raises:
         UnsupportedError: a device that this version does not have, or whose extension was never built.
@@ -38,11 +40,11 @@ def open_device(name: str, threads: int | None = None) -> Device:
 
         from anthesis.devices.reference import ReferenceDevice
 
-        return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1)
+        return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1, seat)
     if name == "cpu":
         from anthesis.devices.cpu import CpuDevice
 
-        return CpuDevice(threads)
+        return CpuDevice(threads, seat)
     if name in _COMING:
         raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device cpu is")
     raise RequestError(

@@ -21,6 +21,8 @@ from threadpoolctl import ThreadpoolController
 from anthesis.devices.device import DeviceInfo, InstructionTime
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
+from anthesis.parallel.communicator import Communicator
+from anthesis.parallel.seat import Seat
 from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.program.reference import execute
 from anthesis.quantize import WeightTensor
@@ -32,11 +34,14 @@ class ReferenceDevice:
     Args:
         dtype: of the arithmetic, np.float32 or np.float64.
         threads: that matrix products may use.
+        seat: of this rank, where the model is split over several; None: it is not.
     """
 
-    def __init__(self, dtype: type[np.floating[Any]] = np.float32, threads: int = 1) -> None:
+    def __init__(self, dtype: type[np.floating[Any]] = np.float32, threads: int = 1, seat: Seat | None = None) -> None:
         self.dtype = np.dtype(dtype)
         self.threads = threads
+        self._ranks = None if seat is None else seat.communicator
+        self._sharers = 1 if seat is None else seat.sharers
 
     def info(self) -> DeviceInfo:
         """NumPy on this machine's processor."""
@@ -44,7 +49,7 @@ class ReferenceDevice:
             name="reference" if self.dtype == np.float32 else "reference-fp64",
             description=f"NumPy {np.__version__} on {platform.machine()}, {self.threads} thread"
             + ("s" if self.threads > 1 else ""),
-            memory_bytes=available_memory_bytes(),
+            memory_bytes=available_memory_bytes() // self._sharers,
             arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
             batch_invariant=True,
             full_batch=16,  # docs/log.md
@@ -75,14 +80,21 @@ class ReferenceDevice:
     def compile(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> ReferenceExecutable:
         """The program over these weights and this cache."""
         names = (value.name for value in program.of_kind("weight"))
-        return ReferenceExecutable(program, {name: weights[name] for name in names}, cache, self.threads)
+        return ReferenceExecutable(program, {name: weights[name] for name in names}, cache, self.threads, self._ranks)
 
 
 class ReferenceExecutable:
-    """A program, its weights and its cache, and how many threads NumPy's products may use."""
+    """A program, its weights and its cache, how many threads NumPy's products may use, and what ranks exchange by."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array], threads: int) -> None:
-        self._program = program
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Array],
+        cache: dict[str, Array],
+        threads: int,
+        ranks: Communicator | None = None,
+    ) -> None:
+        self._program, self._ranks = program, ranks
         self._held = {**weights, **cache}
         self._threads = threads
         self._libraries = ThreadpoolController()
@@ -90,7 +102,21 @@ class ReferenceExecutable:
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step; logits (L, V) come in the arithmetic's dtype, float32 or float64."""
         with self._libraries.limit(limits=self._threads, user_api="blas"):
-            return execute(self._program, {**self._held, **inputs})
+            return execute(self._program, {**self._held, **inputs}, self._exchange)
+
+    def _exchange(self, own: Arrays) -> list[Arrays]:
+        """The arrays of every rank, from this rank's."""
+        if self._ranks is None:
+            return [own]
+        arrays = {name: np.ascontiguousarray(array) for name, array in own.items()}
+        gathered = {
+            name: [
+                np.frombuffer(part, array.dtype).reshape(*array.shape[:-1], -1)
+                for part in self._ranks.all_gather(array.reshape(-1).view(np.uint8))
+            ]
+            for name, array in arrays.items()
+        }
+        return [{name: parts[rank] for name, parts in gathered.items()} for rank in range(self._ranks.size)]
 
     def measure(self, on: bool) -> list[InstructionTime]:
         """There are no counters here.

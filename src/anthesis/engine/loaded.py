@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterable
 from anthesis.checkpoint import Checkpoint
 from anthesis.config import ModelConfig
 from anthesis.devices.device import Cache, Device, Executable, PackedWeight
+from anthesis.engine.blocks import blocks_in
+from anthesis.engine.pipeline import StageExecutable
 from anthesis.errors import RequestError
+from anthesis.memory import process_peak_memory_bytes
 from anthesis.models import trace
+from anthesis.parallel.layout import Layout
+from anthesis.parallel.seat import Seat
 from anthesis.program.builder import Finish
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Value
+from anthesis.program.partition import partition
+from anthesis.program.stages import choose_stages, stage
 from anthesis.program.widen import widen
 
 CACHE_DTYPES = ("fp32", "bf16")
+ALONE = Seat(0, Layout())
+"""Of a model that is not split."""
 
 
 def matrix_kinds(weights: Iterable[Value]) -> tuple[str, ...]:
@@ -40,37 +49,46 @@ def choose_cache_dtype(cache: str, weights: Iterable[Value]) -> str:
 
 
 class LoadedModel:
-    """Loads every weight once, by `load`, and compiles programs on demand.
+    """Loads every weight of one rank once, by `load`, and compiles programs on demand.
 
     Args:
         checkpoint: open; it is not needed after `load`.
         config: the checkpoint's, possibly with fewer usable tokens.
         device: where to run.
         cache: as in `choose_cache_dtype`.
+        seat: which rank this is, and of how many.
+
+    Attributes:
+        traced: the program of the whole model.
 
     Raises:
         RequestError: an unknown cache dtype, or more weights than the device can hold.
         CheckpointError: the checkpoint does not hold what the model needs.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, device: Device, cache: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, device: Device, cache: str = "auto", seat: Seat = ALONE
+    ) -> None:
         self.config = config
         self.device = device
-        self._traced = trace(config, "argmax", checkpoint.kind_of)
-        weights = self._traced.of_kind("weight")
+        self.seat = seat
+        self.traced = trace(config, "argmax", checkpoint.kind_of)
+        weights = self.traced.of_kind("weight")
         checkpoint.check(weights)
         self._kinds = {value.name: value.dtype for value in weights}
         self.cache_dtype = choose_cache_dtype(cache, weights)
         self.weight_kinds = matrix_kinds(weights)
+        self._stages = choose_stages(self.traced, seat.layout.pp)
+        self._weights: dict[str, PackedWeight] = {}
+        self._programs: dict[tuple[Finish, int | None, int], Program] = {}
         info = device.info()
-        needed = sum(device.held_bytes(value) for value in weights)
+        needed = sum(device.held_bytes(value) for value in self.program("argmax").of_kind("weight"))
         if needed > info.memory_bytes:
+            shares = f"rank {seat.rank}'s share of the weights takes" if seat.layout.size > 1 else "the weights take"
             raise RequestError(
-                f"the weights take {needed / 1e9:,.1f} GB on {info.name}, and {info.memory_bytes / 1e9:,.1f} GB are "
+                f"{shares} {needed / 1e9:,.1f} GB on {info.name}, and {info.memory_bytes / 1e9:,.1f} GB are "
                 "free; take a smaller model, or see `anthesis plan` for what this one needs"
             )
-        self._weights: dict[str, PackedWeight] = {}
-        self._programs: dict[tuple[Finish, int | None], Program] = {}
 
     def load(self, checkpoint: Checkpoint, on_weight: Callable[[int, int], None]) -> None:
         """Loads the weights.
@@ -82,18 +100,22 @@ class LoadedModel:
         Raises:
             CheckpointError: weights that are NaN or infinite.
         """
-        weights, uses = self._traced.of_kind("weight"), self.program("argmax").uses()
+        program = self.program("argmax")
+        weights, uses = program.of_kind("weight"), program.uses()
         for count, value in enumerate(weights, start=1):
             self._weights[value.name] = self.device.pack(checkpoint.load(value), uses[value.name])
             on_weight(count, len(weights))
 
-    def program(self, finish: Finish, top_logprobs: int | None = None) -> Program:
-        """The fused program that finishes in this way."""
-        if (finish, top_logprobs) not in self._programs:
+    def program(self, finish: Finish, top_logprobs: int | None = None, rank: int | None = None) -> Program:
+        """The fused program that finishes in this way, of this rank or of another one."""
+        rank = self.seat.rank if rank is None else rank
+        if (finish, top_logprobs, rank) not in self._programs:
             kind_of = lambda name, shape: self._kinds[name]  # noqa: E731
-            traced = trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs)
-            self._programs[finish, top_logprobs] = widen(fuse(traced))
-        return self._programs[finish, top_logprobs]
+            layout = self.seat.layout
+            whole = trace(self.config, finish, kind_of, self.cache_dtype, top_logprobs)
+            part = partition(stage(whole, self._stages[layout.stage(rank)]), layout.share(rank), layout.tp)
+            self._programs[finish, top_logprobs, rank] = widen(fuse(part))
+        return self._programs[finish, top_logprobs, rank]
 
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """A cache pool of so many blocks, the first of which keep what the old one holds."""
@@ -101,7 +123,29 @@ class LoadedModel:
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program over this model's weights and a cache that `allocate` made."""
-        return self.device.compile(self.program(finish, top_logprobs), self._weights, cache)
+        program = self.program(finish, top_logprobs)
+        executable = self.device.compile(program, self._weights, cache)
+        return executable if self.seat.layout.pp == 1 else StageExecutable(executable, program, self.seat)
+
+    def max_blocks(self, cache_memory: int | None) -> int:
+        """Blocks that the cache may have, once the weights are loaded.
+
+        Args:
+            cache_memory: bytes that it may take on this machine, of all its ranks together; None: half of what is free.
+
+        Raises:
+            RequestError: more is wanted than is free, or it is too little for one block.
+        """
+        wanted = None if cache_memory is None else cache_memory // self.seat.sharers
+        return blocks_in(self.device.info().memory_bytes, wanted, self.block_bytes)
+
+    def peak_memory_bytes(self) -> tuple[int, ...]:
+        """The most memory that the process of each rank ever held, in rank order."""
+        return (process_peak_memory_bytes(),)
+
+    def programs(self, finish: Finish) -> list[Program]:
+        """Those of all ranks, in order."""
+        return [self.program(finish, rank=rank) for rank in range(self.seat.layout.size)]
 
     def free(self) -> None:
         """Lets go of the weights."""

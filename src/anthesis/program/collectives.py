@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import ClassVar
 
 import numpy as np
 
 from anthesis.program.ir import Array, Arrays, Cost, Op, Step, Value
+from anthesis.program.sample import Sample
 
 
 class Collective(Op):
@@ -29,7 +30,7 @@ class Collective(Op):
 
         Returns:
             The arrays of `writes()`: (R, E) float32 for a sum, (L,) float32 and (L,) int32 for a choice, (L, V)
-            float32 for a gather; float64 where the arithmetic is.
+            float32 for a gather, what `Sample` gives for a sample; float64 where the arithmetic is.
         """
 
     def evaluate(self, arrays: Arrays) -> tuple[Array, ...]:
@@ -103,8 +104,8 @@ class AllGather(Collective):
     """out = every rank's columns side by side, in rank order.
 
     Attributes:
-        widths: columns of each rank. They may differ by one; where a device's gather wants equal shares it pads each to
-            the largest and leaves the padding out of the result.
+        widths: columns of each rank. They may differ; where a device's gather wants equal shares it pads each to the
+            largest and leaves the padding out of the result.
     """
 
     kind: ClassVar[str] = "all_gather"
@@ -128,3 +129,54 @@ class AllGather(Collective):
 
     def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
         return (np.concatenate([arrays[self.x] for arrays in ranks], axis=1),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOverRanks(Collective):
+    """`sample` where each rank has the logits of its part of the vocabulary only.
+
+    What it gives is what `sample` would of all logits. A device gets there without sending any rank's logits: ranks
+    exchange their largest ones, their masses by ranges of scores, the few tokens that may be kept, and their draws,
+    whose noise each can compute for its own tokens. The reference implementation puts the logits side by side.
+
+    Attributes:
+        sample: of the whole vocabulary, its `logits` being this rank's columns.
+        widths: columns of each rank.
+        first_id: id of this rank's first column.
+    """
+
+    kind: ClassVar[str] = "sample"
+    sample: Sample
+    widths: tuple[int, ...]
+    first_id: int
+
+    def reads(self) -> tuple[str, ...]:
+        return self.sample.reads()
+
+    def writes(self) -> tuple[str, ...]:
+        return self.sample.writes()
+
+    def infer(self, values: Mapping[str, Value]) -> tuple[Value, ...]:
+        return self.sample.infer(self._of_whole_rows(values))
+
+    def cost(self, values: Mapping[str, Value], step: Step) -> Cost:
+        pairs = step.logit_rows * _SAMPLE_PAIRS * (1 + (self.sample.top or 0))
+        own = self.sample.cost(values, step)
+        return replace(own, sent_bytes=pairs * _PAIR_BYTES)
+
+    def combine(self, ranks: Sequence[Arrays]) -> tuple[Array, ...]:
+        logits = np.concatenate([arrays[self.sample.logits] for arrays in ranks], axis=1)
+        return self.sample.evaluate({**ranks[0], self.sample.logits: logits})
+
+    def _of_whole_rows(self, values: Mapping[str, Value]) -> Mapping[str, Value]:
+        logits = values[self.sample.logits]
+        assert logits.static_width in self.widths, f"{self.sample.token}: {logits} is nobody's share of {self.widths}"
+        whole = replace(logits, shape=(logits.shape[0], sum(self.widths)))
+        return {**values, whole.name: whole}
+
+
+_PAIR_BYTES = 16
+"""A token and its score in float64."""
+
+_SAMPLE_PAIRS = 3
+"""Of a row at least: the largest logit and score, and the draw. Top-k adds k, top-p what its border holds."""

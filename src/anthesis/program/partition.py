@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from anthesis.errors import RequestError
 from anthesis.program.attend import Attend
-from anthesis.program.collectives import AllGather, AllReduce, AllReduceBest
+from anthesis.program.collectives import AllGather, AllReduce, AllReduceBest, SampleOverRanks
 from anthesis.program.ir import Axis, Op, Program, Value
 from anthesis.program.ops import Embed, Linear
 from anthesis.program.sample import Argmax, Sample
@@ -21,6 +21,14 @@ from anthesis.quantize import weight_kind
 
 Shares = Mapping[str, tuple[int, int]]
 """For each axis the first element of this rank's share and the one after its last."""
+
+ALIGNED_ELEMENTS = 16
+"""Shares begin at multiples of this, where that makes them no more uneven than by one in `ALIGNED_PIECES`."""
+
+ALIGNED_PIECES = 8
+
+INPUT_GROUP = 32
+"""Inputs that share a scale where a device multiplies integers."""
 
 Pieces = Mapping[str, tuple[int, int]]
 """For each axis that follows no other the number of pieces that stay together, and the elements of one."""
@@ -55,7 +63,7 @@ def partition(program: Program, rank: int, world_size: int) -> Program:
     }
     ops: list[Op] = []
     for op in program.ops:
-        for local in _with_collectives(_localized(op, shares), values, program.outputs, vocabulary):
+        for local in _with_collectives(_localized(op, shares), values, program.outputs, shares, vocabulary):
             values.update((value.name, value) for value in local.infer(values))
             ops.append(local)
     return replace(program, values=values, rank=rank, world_size=world_size).with_ops(ops)
@@ -83,6 +91,10 @@ def _pieces(program: Program, world_size: int) -> dict[str, tuple[int, int]]:
     for axis in program.axes.values():
         if axis.follows is None:
             piece = _piece(program, axis)
+            # shares that begin at whole cache lines, where that is about as even
+            aligned = math.lcm(piece, ALIGNED_ELEMENTS)
+            if axis.elements % aligned == 0 and axis.elements // aligned >= world_size * ALIGNED_PIECES:
+                piece = aligned
             pieces[axis.name] = axis.elements // piece, piece
     most = min(count for count, _ in pieces.values())
     if most < world_size:
@@ -114,13 +126,18 @@ def _shares(program: Program, pieces: Pieces, rank: int, world_size: int) -> dic
 
 
 def _piece(program: Program, axis: Axis) -> int:
-    """Elements of the axis that stay together: a unit, and whole quantisation groups where columns are split."""
-    groups = [
-        weight_kind(value.dtype).column_step
+    """Elements of the axis that stay together: a unit, and whole quantisation groups where columns are split.
+
+    Inputs of products with integers are quantised too, in groups of 32: borders between two of them keep the numbers
+    those of a single rank. Where that leaves fewer pieces than a unit would, it is so all the same: right before many.
+    """
+    kinds = {
+        weight_kind(value.dtype)
         for value in program.of_kind("weight")
         if len(value.axes) == 2 and value.axes[1] == axis.name
-    ]
-    return math.lcm(axis.unit, *groups)
+    }
+    steps = [math.lcm(kind.column_step, INPUT_GROUP if kind.has_quantised_inputs else 1) for kind in kinds]
+    return math.lcm(axis.unit, *steps)
 
 
 def _share_of(value: Value, shares: Shares) -> Value:
@@ -143,7 +160,7 @@ def _localized(op: Op, shares: Shares) -> Op:
 
 
 def _with_collectives(
-    op: Op, values: Mapping[str, Value], outputs: tuple[str, ...], vocabulary: tuple[int, ...]
+    op: Op, values: Mapping[str, Value], outputs: tuple[str, ...], shares: Shares, vocabulary: tuple[int, ...]
 ) -> list[Op]:
     """The operation with the collective that its inputs or its result need; `vocabulary`: columns of each rank."""
     if isinstance(op, Embed) and values[op.weight].axes[0]:
@@ -157,8 +174,7 @@ def _with_collectives(
         best = AllReduceBest(score=local_best.score, token=local_best.token, out_score=op.score, out_token=op.token)
         return [local_best, best]
     if isinstance(op, Sample):
-        gathered = f"{op.logits}.gathered"
-        return [AllGather(x=op.logits, out=gathered, widths=vocabulary), replace(op, logits=gathered)]
+        return [SampleOverRanks(sample=op, widths=vocabulary, first_id=shares["vocab"][0])]
     if isinstance(op, Linear) and op.outs[0] in outputs:
         (out,) = op.outs
         return [replace(op, outs=(f"{out}.local",)), AllGather(x=f"{out}.local", out=out, widths=vocabulary)]

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from anthesis.program.collectives import Collective
 from anthesis.program.ir import Array, Arrays, Program
 
+Exchange = Callable[[Arrays], Sequence[Arrays]]
+"""What this rank brings to a collective -> what all ranks bring, in order."""
 
-def execute(program: Program, arrays: Arrays) -> dict[str, Array]:
-    """Runs one step.
+
+def execute(program: Program, arrays: Arrays, exchange: Exchange | None = None) -> dict[str, Array]:
+    """Runs one step of one rank.
 
     Args:
-        program: of a single rank.
+        program: of a single rank, or a rank's share.
         arrays: inputs, weights (matrices as float32 or float64 arrays of the whole arithmetic's dtype) and caches by
             name; the caches are updated in place.
+        exchange: with the other ranks; None for a single one.
 
     Returns:
         The program's outputs by name: token (L,) int32, logits (L, V) float, ...
     """
-    assert program.world_size == 1, "one rank's share of a program means nothing alone"
-    return execute_ranks([program], [arrays])[0]
+    assert program.world_size == 1 or exchange is not None, "one rank's share of a program means nothing alone"
+    held = dict(arrays)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by a token of -1, not by warnings
+        for op in program.ops:
+            if isinstance(op, Collective) and exchange is not None:
+                results = op.combine(exchange(_of(held, op.reads())))
+            else:
+                results = op.evaluate(held)
+            held.update(zip(op.writes(), results, strict=True))
+    return _of(held, program.outputs)
 
 
 def execute_ranks(programs: Sequence[Program], arrays: Sequence[Arrays]) -> list[dict[str, Array]]:

@@ -14,9 +14,12 @@ from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes
 from anthesis.native import extension
+from anthesis.parallel.communicator import Communicator
+from anthesis.parallel.seat import Seat
 from anthesis.program.attend import Attend
 from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.program.ops import BIASED
+from anthesis.program.stages import arriving_name
 from anthesis.quantize import WeightTensor
 from anthesis.units import counted
 
@@ -26,19 +29,22 @@ class CpuDevice:
 
     Args:
         threads: that run a step; None: one for each core that this process may use.
+        seat: of this rank, where the model is split over several; None: it is not.
 
     Raises:
         UnsupportedError: the extension was never built.
         RequestError: ANTHESIS_CPU_KERNELS names kernels that can't run here.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, seat: Seat | None = None) -> None:
         self._native = extension()
+        self._ranks = None if seat is None else seat.communicator
+        self._sharers = 1 if seat is None else seat.sharers
         try:
             self.kernels: str = self._native.chosen_kernels()
         except ValueError as error:
             raise RequestError(str(error)) from error
-        self.threads = threads or usable_cores()
+        self.threads = threads or (usable_cores() if seat is None else seat.threads)
         self._pool = self._native.Pool(self.threads)
         self._arena = self._native.Arena()
 
@@ -47,7 +53,7 @@ class CpuDevice:
         return DeviceInfo(
             name="cpu",
             description=f"{processor_name()}, {self.kernels} kernels, {counted(self.threads, 'thread')}",
-            memory_bytes=available_memory_bytes(),
+            memory_bytes=available_memory_bytes() // self._sharers,
             arithmetic="float32 sums; inputs: bf16 for bf16, 8 bits in groups of 32 for int8 and int4, 16 for q, k, v; "
             "of the attention as the cache",
             batch_invariant=True,
@@ -107,27 +113,44 @@ class CpuDevice:
         Raises:
             UnsupportedError: an operation that this device does not have.
         """
-        return CpuExecutable(program, weights, cache, self._pool)
+        assert program.world_size == 1 or self._ranks is not None, (
+            "a program of several ranks needs what they exchange by"
+        )
+        return CpuExecutable(program, weights, cache, self._pool, self._ranks)
 
 
 class CpuExecutable:
     """A program lowered to native instructions."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Any], cache: Mapping[str, Any], pool: Any) -> None:
-        lowering = Lowering(program, weights, cache, pool)
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Any],
+        cache: Mapping[str, Any],
+        pool: Any,
+        ranks: Communicator | None = None,
+    ) -> None:
+        lowering = Lowering(program, weights, cache, pool, ranks)
         self._native = lowering.native
         self._instructions = lowering.instructions
         self._values = lowering.program.values
         self._outputs = {name: program.values[name] for name in program.outputs}
+        self._arriving = arriving_name(program)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step; logits (L, V) come as float32."""
-        rows = len(inputs["logit_rows"]) if self._outputs else 0
+        rows = {"R": len(inputs["tokens"]), "L": len(inputs.get("logit_rows", ()))}
         outputs: dict[str, Array] = {
-            name: np.empty((rows, *map(int, value.shape[1:])), np.int32 if value.dtype == "int32" else np.float32)
+            name: np.empty(
+                (rows[str(value.shape[0])], *map(int, value.shape[1:])),
+                np.int32 if value.dtype == "int32" else np.float32,
+            )
             for name, value in self._outputs.items()
         }
-        self._native.run(dict(inputs), outputs)
+        # what goes from stage to stage has a name of its own in every program, and the same for the extension
+        given = {"hidden" if name == self._arriving else name: array for name, array in inputs.items()}
+        taken = {"hidden" if self._outputs[name].shape[0] == "R" else name: array for name, array in outputs.items()}
+        self._native.run(given, taken)
         return outputs
 
     def measure(self, on: bool) -> list[InstructionTime]:

@@ -18,9 +18,11 @@ from anthesis.devices.cpu.arena import ArenaPlan, Life, Place, plan_arena
 from anthesis.errors import UnsupportedError
 from anthesis.native import extension
 from anthesis.program.attend import Attend, alibi_slopes
+from anthesis.program.collectives import AllGather, AllReduce, AllReduceBest, SampleOverRanks
 from anthesis.program.ir import Op, Program, Value
 from anthesis.program.ops import Activate, Add, Embed, Linear, Mul, Norm, Rope, SelectRows
 from anthesis.program.sample import Argmax, Sample
+from anthesis.program.stages import arriving_name
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,20 @@ class Angles:
         return Value(self.out, ("R", 2 * len(self.frequencies)), "fp32", "buffer")
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """The rows that the stage before has computed and this one begins with, or that this one hands over."""
+
+    value: Value
+    is_input: bool
+
+
 @dataclass
 class Instruction:
     """One operation together with those that it computes on the way.
 
     Attributes:
-        op: the operation, or the angles of rotations.
+        op: the operation, or the angles of rotations, or what goes from stage to stage.
         norm: over whole rows, computed before the product.
         ropes: the rotations of queries and keys, computed within the attention.
         angles: that those rotate by, or a rotation that stands alone.
@@ -49,7 +59,7 @@ class Instruction:
         writes: values it computes.
     """
 
-    op: Op | Angles
+    op: Op | Angles | Hidden
     norm: Norm | None = None
     ropes: tuple[Rope, ...] = ()
     angles: Angles | None = None
@@ -60,7 +70,7 @@ class Instruction:
     @property
     def computes(self) -> tuple[Op, ...]:
         """The operations of the program that it computes."""
-        if isinstance(self.op, Angles):
+        if isinstance(self.op, Angles | Hidden):
             return ()
         return (*(() if self.norm is None else (self.norm,)), *self.ropes, self.op)
 
@@ -116,6 +126,9 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
     folded = {id(op) for op in program.ops if only_linear(op)}
     attended = {id(op): pair for op in program.ops if isinstance(op, Attend) and (pair := rotations(op))}
     folded.update(id(rope) for pair in attended.values() for rope in pair)
+    folded.update(
+        id(op) for op in program.ops if isinstance(op, AllReduceBest)
+    )  # part of what finds the rank's own best
 
     angles: dict[Any, Angles] = {}
 
@@ -140,8 +153,14 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
         elif isinstance(op, Rope):
             instruction.angles = angles_of(op)
         instructions.append(instruction)
-    tables = [Instruction(table) for table in angles.values()]
-    for instruction in (every := tables + instructions):
+    first = [Instruction(table) for table in angles.values()]
+    arriving = arriving_name(program)
+    if arriving is not None:
+        first.append(Instruction(Hidden(program.values[arriving], True)))
+    last = [
+        Instruction(Hidden(program.values[name], False)) for name in program.outputs if _is_handed_on(program, name)
+    ]
+    for instruction in (every := [*first, *instructions, *last]):
         instruction.reads, instruction.writes = _reads_and_writes(program, instruction)
     return every
 
@@ -150,16 +169,24 @@ def _turns(rope: Rope) -> tuple[Any, ...]:
     return rope.frequencies, rope.divisors
 
 
+def _is_handed_on(program: Program, output: str) -> bool:
+    """Whether an output goes to the next stage; all others are of rows whose logits are wanted."""
+    return program.values[output].shape[0] == "R"
+
+
 def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(instruction.op, Angles):
         return (), (instruction.op.out,)
-    names = [instruction.source(name) for name in instruction.op.reads()]
-    reads = [name for name in names if program.values[name].kind in ("buffer", "output")]
+    if isinstance(instruction.op, Hidden):
+        name = instruction.op.value.name
+        return ((), (name,)) if instruction.op.is_input else ((name,), ())
+    in_arena = {arriving_name(program), *(v.name for kind in ("buffer", "output") for v in program.of_kind(kind))}
+    reads = [name for name in map(instruction.source, instruction.op.reads()) if name in in_arena]
     if instruction.angles is not None:
         reads.append(instruction.angles.out)
-    # what is chosen goes to the caller, not into the arena
-    chooses = isinstance(instruction.op, Argmax | Sample)
-    writes = () if chooses else instruction.op.writes()
+    # what is chosen, or gathered, goes to the caller, not into the arena
+    leaves = isinstance(instruction.op, Argmax | Sample | SampleOverRanks | AllGather)
+    writes = () if leaves else instruction.op.writes()
     return tuple(reads), writes
 
 
@@ -172,9 +199,15 @@ def _chosen_from(program: Program) -> dict[str, int]:
         if program.values[op.logits].shape[0] != "L":
             continue
         readers = sum(op.logits in reader.reads() for reader in program.ops)
-        if readers == 1 and op.logits not in program.outputs:
-            found[op.logits] = op.usable
+        usable = _usable(program, op.logits, op.first_id, op.usable)
+        if readers == 1 and op.logits not in program.outputs and usable > 0:
+            found[op.logits] = usable
     return found
+
+
+def _usable(program: Program, logits: str, first_id: int, usable: int) -> int:
+    """How many of a rank's logits, from the first one on, are of tokens that may be chosen."""
+    return max(0, min(program.values[logits].static_width, usable - first_id))
 
 
 def plan(program: Program, instructions: list[Instruction]) -> ArenaPlan:
@@ -199,6 +232,7 @@ class Lowering:
         weights: packed, by name: matrices and vectors.
         caches: of each layer, by name.
         pool: that runs it.
+        ranks: what the program's ranks exchange by; None for a program of one rank.
 
     Attributes:
         program: what was lowered, gates taken apart where they have to be.
@@ -206,7 +240,9 @@ class Lowering:
         native: the program of the C++ extension.
     """
 
-    def __init__(self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Any], caches: Mapping[str, Any], pool: Any, ranks: Any = None
+    ) -> None:
         self.program = program = separate_gates(program)
         self._weights = weights
         self._caches = caches
@@ -214,7 +250,7 @@ class Lowering:
         self.instructions = instructions = fold(program, weights)
         self._plan = plan(program, instructions)
         self._chosen_from = _chosen_from(program)
-        self.native = self._native.Program(pool, self._plan.floats_per_row, self._plan.floats_per_logit_row)
+        self.native = self._native.Program(pool, self._plan.floats_per_row, self._plan.floats_per_logit_row, ranks)
         for instruction in instructions:
             self._write(instruction)
 
@@ -253,20 +289,35 @@ class Lowering:
             to.add_elementwise("add", place(op.a), place(op.b), None, None, place(op.out))
         elif isinstance(op, SelectRows):
             to.add_elementwise("select_rows", place(op.x), None, None, None, place(op.out))
+        elif isinstance(op, Hidden):
+            to.add_hidden(op.is_input, place(op.value.name))
+        elif isinstance(op, AllReduce):
+            to.add_all_reduce(place(op.x), place(op.out))
+        elif isinstance(op, AllGather):
+            to.add_gather(place(op.x), sum(op.widths))
         elif isinstance(op, Argmax):
-            assert op.first_id == 0, "a split vocabulary needs a collective"
-            to.add_argmax(place(op.logits), op.usable, op.logits in self._chosen_from)
+            usable = _usable(self.program, op.logits, op.first_id, op.usable)
+            over_ranks = self.program.world_size > 1
+            to.add_argmax(place(op.logits), op.first_id, usable, over_ranks, op.logits in self._chosen_from)
         elif isinstance(op, Sample):
-            to.add_sample(place(op.logits), op.usable, -1 if op.top is None else op.top)
+            self._write_sample(op, 0, 1, self.program.values[op.logits].static_width)
+        elif isinstance(op, SampleOverRanks):
+            self._write_sample(op.sample, op.first_id, len(op.widths), sum(op.widths))
         else:
             raise UnsupportedError(f"the operation {op.kind} is not in this version of the CPU device")
+
+    def _write_sample(self, op: Sample, first_id: int, ranks: int, vocab: int) -> None:
+        usable = _usable(self.program, op.logits, first_id, op.usable)
+        top = -1 if op.top is None else op.top
+        self.native.add_sample(self._place(op.logits), usable, first_id, op.usable, vocab, ranks, top)
 
     def _write_linear(self, op: Linear, instruction: Instruction) -> None:
         norm = None if instruction.norm is None else self._norm(instruction.norm)
         biases = op.biases or (None,) * len(op.weights)
         matrices = [self._weights[name] for name in op.weights]
         vectors = [self._vector(name) for name in biases]
-        handed_over = [out in self.program.outputs for out in op.outs]
+        outputs = self.program.outputs
+        handed_over = [out in outputs and not _is_handed_on(self.program, out) for out in op.outs]
         if op.gated:
             parts = [(*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), handed_over[0])]
         else:

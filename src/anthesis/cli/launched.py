@@ -1,0 +1,20 @@
+"""Commands that a launcher has started several times, as the ranks of one model: rank 0 runs it, the others help."""
+
+from __future__ import annotations
+
+import os
+
+
+def leave_to_rank_zero(tp: int, pp: int) -> None:
+    """Returns where this process is to run the command; other ranks serve rank 0 here, and end with it.
+
+    Called before a command reads, writes or says anything.
+
+    Raises:
+        SystemExit: this rank has served.
+        RequestError: variables of a launcher that contradict each other.
+    """
+    if tp * pp > 1 and not {"WORLD_SIZE", "SLURM_PROCID"}.isdisjoint(os.environ):
+        from anthesis.engine import serve
+
+        serve.leave_to_rank_zero()

@@ -1,0 +1,113 @@
+"""What a rank other than rank 0 does: it opens its share of a model, and runs its part of every step, as it is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from anthesis.checkpoint import Checkpoint, model_fingerprint, open_checkpoint
+from anthesis.devices import open_device
+from anthesis.devices.device import Cache, Executable
+from anthesis.engine.loaded import LoadedModel
+from anthesis.memory import process_peak_memory_bytes
+from anthesis.parallel.binding import bound_to
+from anthesis.parallel.member import Member, Message, join_launched, join_local
+from anthesis.parallel.variables import launched
+from anthesis.program.ir import Array
+
+
+class Share:
+    """This rank's share of a model."""
+
+    def __init__(self) -> None:
+        self._checkpoint: Checkpoint | None = None
+        self._model: LoadedModel | None = None
+        self._cache: Cache | None = None
+        self._executables: dict[Any, Executable] = {}
+        self._table: Array | None = None
+        self._open = ExitStack()
+
+    def do(self, member: Member, message: Message, arrays: Mapping[str, Array]) -> None:
+        """Does what rank 0 says.
+
+        Args:
+            member: this rank.
+            message: what to do.
+            arrays: by name the inputs of a step, (R,) int32 and others as programs declare them, float32 for
+                parameters.
+
+        Raises:
+            AnthesisError: it can't be done.
+        """
+        what = message["do"]
+        if what == "run":
+            self._run(member, message, arrays)
+        elif what == "allocate":
+            self._executables.clear()
+            old = self._cache if message["keep"] else None
+            self._cache = None
+            self._cache = self._loaded.allocate(message["blocks"], old)
+        elif what == "open":
+            self._open_model(member, message)
+        elif what == "load":
+            assert self._checkpoint is not None
+            with self._checkpoint as checkpoint:
+                self._loaded.load(checkpoint, lambda loaded, total: None)
+            member.reply({})
+        elif what == "max_blocks":
+            member.reply({"blocks": self._loaded.max_blocks(message["cache_memory"])})
+        elif what == "peak_memory":
+            member.reply({"nbytes": process_peak_memory_bytes()})
+        else:
+            raise AssertionError(f"rank 0 says {what!r}")
+
+    @property
+    def _loaded(self) -> LoadedModel:
+        assert self._model is not None, "no model is open"
+        return self._model
+
+    def _open_model(self, member: Member, message: Message) -> None:
+        request, seat = message["request"], member.seat
+        self._open.enter_context(bound_to(seat.cores))
+        # what rank 0 has found, or downloaded, on this machine need not be looked for again
+        name = message["path"] if member.connection.is_local and message["path"] else request["model"]
+        self._checkpoint = checkpoint = open_checkpoint(name, weights=request["weights"], seed=request["seed"])
+        config = replace(checkpoint.config, usable_vocab_size=request["usable_vocab_size"])
+        device = open_device(request["device"], request["threads"], seat)
+        self._model = LoadedModel(checkpoint, config, device, request["cache"], seat)
+        member.reply({"fingerprint": model_fingerprint(checkpoint.path, checkpoint.config)})
+
+    def _run(self, member: Member, message: Message, arrays: Mapping[str, Array]) -> None:
+        seat = member.seat
+        key = message["finish"], message["top_logprobs"]
+        if key not in self._executables:
+            self._executables[key] = self._loaded.compile(*key, self._cache)
+        self._table = arrays.get("block_table", self._table)
+        assert self._table is not None, "no step had a block table"
+        outputs = self._executables[key].run({**arrays, "block_table": self._table})
+        is_last_stage = seat.layout.stage(seat.rank) == seat.layout.pp - 1
+        if seat.layout.pp > 1 and outputs and is_last_stage and seat.layout.share(seat.rank) == 0:
+            member.reply({}, outputs)
+
+
+def leave_to_rank_zero() -> None:
+    """Returns on rank 0, and where no launcher has started this process together with others for one model.
+
+    On other ranks it does what rank 0 says, for as long as rank 0's model is open, and then ends the process: what a
+    command or a script does with the model is done once.
+
+    Raises:
+        SystemExit: this rank has served.
+        RequestError: variables of a launcher that contradict each other.
+        RankError: rank 0 is not to be found.
+    """
+    environment = launched()
+    if environment is not None and environment.rank > 0:
+        sys.exit(join_launched(environment).serve(Share().do))
+
+
+if __name__ == "__main__":
+    sys.exit(join_local().serve(Share().do))

@@ -1,0 +1,172 @@
+"""A model spread over several ranks: rank 0 loads its share and runs its part of every step, and tells the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any
+
+import numpy as np
+
+from anthesis.checkpoint import Checkpoint, model_fingerprint
+from anthesis.config import ModelConfig
+from anthesis.devices import open_device
+from anthesis.devices.device import Cache, Device, Executable, InstructionTime
+from anthesis.engine.loaded import LoadedModel
+from anthesis.errors import AnthesisError, RequestError
+from anthesis.models import trace
+from anthesis.parallel.binding import bound_to
+from anthesis.parallel.group import Group
+from anthesis.parallel.layout import Layout
+from anthesis.program.builder import Finish
+from anthesis.program.ir import Array, Arrays
+from anthesis.program.partition import alike_ranks
+from anthesis.program.stages import choose_stages, stage
+
+
+class SpreadModel(LoadedModel):
+    """`LoadedModel` for rank 0 of several.
+
+    Args:
+        group: of the ranks.
+        request: the arguments of `LLM` that say what the others have to open.
+        checkpoint, config, device, cache: as `LoadedModel`.
+
+    Raises:
+        AnthesisError: as `LoadedModel`, on any rank; or a rank finds other files than rank 0.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        request: dict[str, Any],
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        device: Device,
+        cache: str,
+    ) -> None:
+        self._group = group
+        super().__init__(checkpoint, config, device, cache, group.seat)
+        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config)
+        # files of another content under the same name would give a text that nobody can explain
+        path = None if checkpoint.path is None else str(checkpoint.path)
+        for rank, reply in group.ask({"do": "open", "request": request, "path": path}).items():
+            if reply["fingerprint"] != fingerprint:
+                raise RequestError(
+                    f"rank {rank} finds other files under the model's name than rank 0; copy the same ones"
+                )
+
+    def load(self, checkpoint: Checkpoint, on_weight: Callable[[int, int], None]) -> None:
+        """Loads the weights of all ranks.
+
+        Raises:
+            AnthesisError: as `LoadedModel.load`, on any rank.
+        """
+        self._group.tell({"do": "load"})
+        super().load(checkpoint, on_weight)
+        self._group.gather_replies()
+
+    def max_blocks(self, cache_memory: int | None) -> int:
+        """As `LoadedModel.max_blocks`; of the rank that has room for fewest."""
+        replies = self._group.ask({"do": "max_blocks", "cache_memory": cache_memory})
+        return min([super().max_blocks(cache_memory), *(int(reply["blocks"]) for reply in replies.values())])
+
+    def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
+        """The cache pools of all ranks; gives rank 0's."""
+        self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
+        return super().allocate(num_blocks, old)
+
+    def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
+        """The program on all ranks."""
+        return SpreadExecutable(super().compile(finish, top_logprobs, cache), self._group, finish, top_logprobs)
+
+    def peak_memory_bytes(self) -> tuple[int, ...]:
+        """See `LoadedModel.peak_memory_bytes`."""
+        replies = self._group.ask({"do": "peak_memory"})
+        return *super().peak_memory_bytes(), *(int(replies[rank]["nbytes"]) for rank in sorted(replies))
+
+
+class SpreadExecutable:
+    """A program that all ranks run.
+
+    Args:
+        own: rank 0's part.
+        group: of the ranks.
+        finish: how the program ends.
+        top_logprobs: as the program's.
+    """
+
+    def __init__(self, own: Executable, group: Group, finish: Finish, top_logprobs: int | None) -> None:
+        self._own, self._group = own, group
+        self._message = {"do": "run", "finish": finish, "top_logprobs": top_logprobs}
+        self._table = np.empty((0, 0), np.int32)
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """One step on all ranks; arrays as `Executable.run`: token (L,) int32, logits (L, V) float32.
+
+        Raises:
+            AnthesisError: a rank has failed or ended.
+        """
+        told = dict(inputs)
+        # most steps leave the block table as it was, and it is by far the largest of them
+        if np.array_equal(self._table, inputs["block_table"]):
+            del told["block_table"]
+        else:
+            self._table = inputs["block_table"].copy()
+        self._group.tell(self._message, told)
+        try:
+            outputs = self._own.run(inputs)
+        except (RuntimeError, AnthesisError) as error:
+            raise self._group.failure_behind(error) from error
+        if self._group.layout.pp > 1 and self._message["finish"] != "cache":
+            outputs = dict(self._group.next_outputs())
+        return outputs
+
+    def measure(self, on: bool) -> list[InstructionTime]:
+        """See `Executable.measure`; of rank 0."""
+        return self._own.measure(on)
+
+
+def start_ranks(checkpoint: Checkpoint, layout: Layout, opened: ExitStack) -> Group | None:
+    """Starts the other ranks of a model; None where there are none.
+
+    Args:
+        checkpoint: of the model.
+        layout: of the ranks.
+        opened: ends them when it is closed.
+
+    Raises:
+        RequestError: the model has too few layers, heads or other pieces; the message says how many ranks work.
+        UnsupportedError: PyTorch, which several ranks need, is not installed.
+    """
+    if layout.size == 1:
+        return None
+    traced = trace(checkpoint.config, "argmax", checkpoint.kind_of)
+    for layers in choose_stages(traced, layout.pp):
+        alike_ranks(stage(traced, layers), layout.tp)
+    return opened.enter_context(closing(Group(layout)))
+
+
+def open_model(
+    checkpoint: Checkpoint, config: ModelConfig, request: dict[str, Any], group: Group | None, opened: ExitStack
+) -> LoadedModel:
+    """The model on its device, of one rank or of several; its weights are yet to be loaded.
+
+    Args:
+        checkpoint: open.
+        config: the checkpoint's, possibly with fewer usable tokens.
+        request: model, weights, seed, device, threads and cache, as given to `LLM`.
+        group: the other ranks, started.
+        opened: frees this rank's cores when it is closed.
+
+    Raises:
+        AnthesisError: the request can't be met, on any rank; or a rank did not come.
+    """
+    device, threads, cache = request["device"], request["threads"], request["cache"]
+    if group is None:
+        return LoadedModel(checkpoint, config, open_device(device, threads), cache)
+    group.meet()
+    opened.enter_context(bound_to(group.seat.cores))
+    own_device = open_device(device, threads, group.seat)
+    request = {**request, "usable_vocab_size": config.usable_vocab_size}
+    return SpreadModel(group, request, checkpoint, config, own_device, cache)

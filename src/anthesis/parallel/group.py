@@ -1,0 +1,334 @@
+"""The ranks of a model, as rank 0 sees them: it tells the others what to do, and notices when one of them ends.
+
+Rank 0 runs the command; the others do what it says (`engine/serve.py`). They meet in three ways: rank 0 starts them on
+its machine; or a launcher has started all, on one machine or several; then rank 0 offers what the others need to
+connect in the launcher's store. What the ranks of a stage exchange within a step does not go through rank 0.
+"""
+
+from __future__ import annotations
+
+import queue
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from anthesis.errors import ERRORS, AnthesisError, RankError
+from anthesis.parallel.communicator import (
+    NoAnswerError,
+    ProcessGroups,
+)
+from anthesis.parallel.connection import ClosedError, Connection
+from anthesis.parallel.launch import LocalRanks
+from anthesis.parallel.layout import Layout
+from anthesis.parallel.meeting import START_S, check_launched, offer_meeting
+from anthesis.parallel.seat import Seat
+from anthesis.parallel.shared_memory import (
+    SharedMemory,
+    accept,
+    close_listener,
+    local_listener,
+)
+from anthesis.parallel.variables import launched
+from anthesis.program.ir import Array
+
+
+class Group:
+    """The others, for rank 0: started at once, and there after `meet`. Close it, also where `meet` fails.
+
+    Args:
+        layout: of the ranks.
+
+    Attributes:
+        seat: rank 0's own.
+
+    Raises:
+        UnsupportedError: PyTorch, which several ranks need, is not installed.
+        RequestError: the launcher started another number of ranks, or its ranks have served another model already.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.seat = Seat(0, layout)
+        self._failure: AnthesisError | None = None
+        self._closing = False
+        self._connections: dict[int, Connection] = {}
+        self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
+        environment = launched()
+        if environment is not None:
+            check_launched(environment, layout)
+        listener, self._token = local_listener()
+        self._listeners = [listener]
+        self._local: LocalRanks | None = None
+        if environment is None:
+            self._local = LocalRanks(layout.size - 1, self._token)
+        else:
+            self._listeners.append(socket.create_server(("", 0)))
+            offer_meeting(environment, self._token, self._listeners[1].getsockname()[1])
+
+    def meet(self) -> None:
+        """Waits for all ranks, and gives each its seat.
+
+        Raises:
+            AnthesisError: a rank did not come, or ended.
+        """
+        self._accept_all()
+        threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
+        self._seat_all()
+
+    # --- telling them what to do --------------------------------------------------------------------------------------
+
+    def tell(self, message: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> None:
+        """Sends a message to all other ranks.
+
+        Raises:
+            AnthesisError: one of them has ended.
+        """
+        self.check()
+        for connection in self._connections.values():
+            try:
+                connection.send(message, arrays)
+            except ClosedError as error:
+                raise self.failure_behind(error) from error
+
+    def ask(self, message: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """Sends a message to all other ranks, and waits until each has done as it says.
+
+        Returns:
+            What they replied, by rank.
+
+        Raises:
+            AnthesisError: one of them failed at it, with the error that it raised, or ended.
+        """
+        self.tell(message)
+        return self.gather_replies()
+
+    def gather_replies(self) -> dict[int, dict[str, Any]]:
+        """Waits until each of the other ranks has done what it was told, as `ask`.
+
+        Raises:
+            AnthesisError: one of them failed at it, or ended.
+        """
+        replies: dict[int, dict[str, Any]] = {}
+        while len(replies) < len(self._connections):
+            rank, reply, _ = self._next_reply()
+            replies[rank] = reply
+        return replies
+
+    def next_outputs(self) -> Mapping[str, Array]:
+        """What the last stage computed.
+
+        Raises:
+            AnthesisError: a rank failed or ended.
+        """
+        return self._next_reply()[2]
+
+    def check(self) -> None:
+        """Raises what the group failed by.
+
+        Raises:
+            AnthesisError: a rank failed or ended.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def failure_behind(self, error: Exception) -> Exception:
+        """What an exchange failed by: mostly it is only the first to notice that a rank has ended."""
+        end = time.monotonic() + _NOTICE_S
+        while self._failure is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._failure or error
+
+    def _next_reply(self) -> tuple[int, dict[str, Any], Mapping[str, Array]]:
+        found = self._replies.get()
+        if found is None:
+            self._replies.put(None)  # for whoever asks next
+            self.check()
+            raise RankError("the ranks have ended")
+        return found
+
+    def close(self) -> None:
+        """Ends all ranks."""
+        if self._closing:
+            return
+        self._closing = True
+        for listener in self._listeners:
+            close_listener(listener)
+        for connection in self._connections.values():
+            with suppress(ClosedError):
+                connection.send({"do": "end"})
+            connection.close()
+        self.seat.close()
+        if self._local is not None:
+            self._local.close(failed=self._failure is not None)
+
+    # --- how they meet ------------------------------------------------------------------------------------------------
+
+    def _accept_all(self) -> None:
+        end = time.monotonic() + START_S
+        while missing := [rank for rank in range(1, self.layout.size) if rank not in self._connections]:
+            for listener in select.select(self._listeners, [], [], 0.1)[0]:
+                connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
+                if connected is not None:
+                    self._welcome(Connection(connected))
+            if self._local is not None and self._local.has_ended() and not self._connections:
+                why = self._local.why(missing[0]) or "the launcher failed"
+                raise RankError(f"rank {missing[0]} did not start: {why}", _text_of(self._local, missing[0]))
+            if time.monotonic() > end:
+                raise RankError(f"rank {missing[0]} has not come within {START_S:g} s; is its machine up?")
+
+    def _welcome(self, connection: Connection) -> None:
+        try:
+            hello, _ = connection.receive()
+        except (ClosedError, ValueError):
+            return
+        rank = hello.get("rank")
+        if not isinstance(rank, int) or hello.get("token") != self._token:  # somebody else
+            connection.close()
+        elif 0 < rank < self.layout.size and rank not in self._connections:
+            self._connections[rank] = connection
+
+    def _seat_all(self) -> None:
+        """Tells every rank its place, and finds out which of them can share memory."""
+        layout = self.layout
+        for rank, connection in self._connections.items():
+            connection.send({"do": "sit", "rank": rank, "tp": layout.tp, "pp": layout.pp})
+        machines = self._machines()
+        shared = self._share_memory(machines) if layout.tp > 1 else True
+        if layout.pp > 1 or not shared:
+            self._join_groups([team_of(layout, stage) for stage in range(layout.pp)], shared)
+        self._place_on_cores(machines)
+
+    def _machines(self) -> dict[int, int]:
+        """For each rank the first rank of those on its machine, as every one of them has tried."""
+        with_names: dict[int, str] = {}
+        own_listener, own_name = local_listener()
+        with_names[0] = own_name
+        try:
+            with_names.update({rank: reply["name"] for rank, reply in self.ask({"do": "listen"}).items()})
+            found = self.ask({"do": "look", "names": {str(rank): name for rank, name in with_names.items()}})
+        finally:
+            close_listener(own_listener)
+        self.ask({"do": "stop listening"})
+        return {0: 0, **{rank: int(reply["first"]) for rank, reply in found.items()}}
+
+    def _share_memory(self, machines: Mapping[int, int]) -> bool:
+        """Whether the ranks of every stage share memory now; none does where one stage can't."""
+        layout = self.layout
+        if any(machines[rank] != machines[layout.team(rank)[0]] for rank in machines):
+            return False
+        own = SharedMemory(layout.tp)
+        try:
+            offers = self.ask({"do": "offer memory"})
+            names = {0: own.name, **{rank: reply["name"] for rank, reply in offers.items() if reply["name"]}}
+            joined = self.ask({"do": "join memory", "names": {str(rank): name for rank, name in names.items()}})
+            self.seat.communicator = own.communicator()
+        finally:
+            own.close()
+        self.ask({"do": "end offer"})
+        failed = [rank for rank, reply in joined.items() if not reply["joined"]]
+        if failed:
+            raise RankError(f"rank {failed[0]} can't share memory with its stage, though it is on the same machine")
+        return True
+
+    def _join_groups(self, teams: list[list[int]], shared: bool) -> None:
+        hosts = [c.own_address for c in self._connections.values() if not c.is_local]
+        host = hosts[0] if hosts else "127.0.0.1"
+        groups = ProcessGroups(self.layout.size, host, None)
+        message = {"do": "connect", "host": host, "port": groups.port, "teams": not shared}
+        for connection in self._connections.values():
+            connection.send(message)
+        found = groups.connect([] if shared else teams, 0, host)
+        self.seat.groups = groups
+        if not shared:
+            self.seat.communicator = found
+        self.gather_replies()
+
+    def _place_on_cores(self, machines: Mapping[int, int]) -> None:
+        """Tells every rank how many share its machine, and which of them it is: it chooses its cores itself."""
+        for rank, connection in self._connections.items():
+            there = sorted(other for other in machines if machines[other] == machines[rank])
+            connection.send({"do": "place", "index": there.index(rank), "sharers": len(there)})
+        self.seat.take_cores(0, sum(first == 0 for first in machines.values()))
+        self.gather_replies()
+
+    # --- noticing when one ends ---------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Reads what the others say, in a thread of its own."""
+        ranks = {connection.fileno(): rank for rank, connection in self._connections.items()}
+        poll = select.poll()
+        for fd in ranks:
+            poll.register(fd, select.POLLIN)
+        while self._failure is None and not self._closing:
+            for fd, _ in poll.poll(100):
+                rank = ranks[fd]
+                try:
+                    message, arrays = self._connections[rank].receive()
+                except (ClosedError, OSError, ValueError) as error:
+                    self._fail(rank, None, error)
+                    return
+                if "failed" in message:
+                    self._fail(*self._first_cause(rank, message["failed"]))
+                    return
+                self._replies.put((rank, message, arrays))
+
+    def _first_cause(
+        self, rank: int, told: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str] | None, Exception | None]:
+        """The rank that has ended, where another one tells only that somebody does not answer."""
+        if told["kind"] == NoAnswerError.__name__:
+            others = [other for other in self._connections if other != rank]
+            for other in others:
+                if self._connections[other].has_ended(_CAUSE_S / len(others)):
+                    return other, None, RankError("its connection was closed")
+        return rank, told, None
+
+    def _fail(self, rank: int, told: Mapping[str, str] | None, error: Exception | None) -> None:
+        if self._closing:
+            return
+        if told is not None:
+            kind = ERRORS.get(told["kind"])
+            # what a user can mend is told as if rank 0 had met it; else it is for whoever looks into it
+            failure = (
+                kind(told["message"])
+                if kind
+                else RankError(f"rank {rank} failed: {told['message']}", told["traceback"])
+            )
+        else:
+            failure = RankError(f"rank {rank} has ended: {error}")
+        self._abort(failure)
+        if told is None and self._local is not None:
+            why = self._local.why(rank)
+            log = self._local.log(rank)
+            failure = RankError(f"rank {rank} has ended: {why or error}; its log is {log}", _text_of(self._local, rank))
+        self._failure = failure
+        self._replies.put(None)
+
+    def _abort(self, failure: AnthesisError) -> None:
+        """Ends the exchanges in progress, and all ranks: those that wait in one would wait for ever."""
+        fail: Callable[[], None] | None = getattr(self.seat.communicator, "fail", None)
+        if fail is not None:
+            fail()
+        for connection in self._connections.values():
+            connection.close()
+
+
+_CAUSE_S = 1.0
+_NOTICE_S = 8.0
+"""More than `LocalRanks.why` waits."""
+
+
+def _text_of(local: LocalRanks, rank: int) -> str:
+    try:
+        return local.log(rank).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def team_of(layout: Layout, stage: int) -> list[int]:
+    """The ranks of a stage."""
+    return list(layout.team(stage * layout.tp))

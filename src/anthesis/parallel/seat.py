@@ -1,0 +1,54 @@
+"""Where a rank sits: what it has to know to take part in a model that is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anthesis.cores import usable_cores
+from anthesis.parallel.binding import shares_of_cores
+from anthesis.parallel.communicator import Communicator, ProcessGroups
+from anthesis.parallel.layout import Layout
+
+
+@dataclass
+class Seat:
+    """What a rank has to know to take part.
+
+    Attributes:
+        rank: among all.
+        layout: of all.
+        communicator: what it exchanges by with the ranks of its stage; None where it is alone in it.
+        groups: PyTorch's process groups, where ranks are on several machines or stages; else None.
+        sharers: ranks on this machine, this one included.
+        cores: to run on; None: any.
+        threads: that may run a step at once.
+        machine_cores: those of all ranks of this machine together; None: any.
+    """
+
+    rank: int
+    layout: Layout
+    communicator: Communicator | None = None
+    groups: ProcessGroups | None = None
+    sharers: int = 1
+    cores: set[int] | None = None
+    threads: int = 1
+    machine_cores: set[int] | None = None
+
+    def take_cores(self, index: int, sharers: int) -> None:
+        """Chooses this rank's cores.
+
+        Args:
+            index: its number among the ranks of its machine.
+            sharers: ranks there.
+        """
+        shares = shares_of_cores(sharers)
+        self.sharers = sharers
+        if shares is not None:
+            self.cores, self.machine_cores = shares[index], set().union(*shares)
+        # what a control group grants is granted to all ranks together
+        self.threads = max(1, usable_cores() // sharers)
+
+    def close(self) -> None:
+        """Leaves the groups."""
+        if self.groups is not None:
+            self.groups.close()
