@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,13 @@ from anthesis.dataset.summary import Counts, read_summary, summary_path
 from anthesis.errors import DataSetError, RequestError
 from anthesis.native import extension
 from command_line import TIMEOUT_S, Terminal, anthesis, command, fail, obey_permissions, succeed
+from completing import COLUMN, DEVICE, arguments, count_lines, fail_last, interrupt, write_rows
 from text_model import text_model
-
-DEVICE = ("--device", "reference")
-COLUMN = {".jsonl": "content"}
-WORDS = ["quick", "brown", "fox", "lazy", "dog", "jumps", "über", "日本語", "print", "return"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(text_model(tmp_path_factory.mktemp("model") / "tiny"))
-
-
-def write_rows(path: Path, count: int) -> Path:
-    """Rows of uneven lengths, every tenth of them broken in some way."""
-    rng = random.Random(0)
-    broken = ["{", "[]", '{"content": 3}', '{"content": ""}', '{"other": "x"}']
-    with path.open("w") as file:
-        for i in range(count):
-            text = " ".join(rng.choices(WORDS, k=rng.randint(1, 40)))
-            file.write((broken[i // 10 % 5] if i % 10 == 9 else json.dumps({"content": text})) + "\n")
-    return path
-
-
-def arguments(model: str, data: Path, output: Path, *more: str) -> tuple[str, ...]:
-    return ("complete", model, str(data), "-o", str(output), "--column", "content", "-n", "8", *DEVICE, *more)
 
 
 def complete_here(
@@ -64,25 +46,6 @@ def complete_here(
         lambda: LLM(**how, load=False),
         **hooks,
     )
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def interrupt(run: tuple[str, ...], output: Path, after_rows: int, how: signal.Signals) -> int:
-    """Starts a run, sends it a signal once so many rows are out, and gives the exit code; 0 if it was through first."""
-    process = subprocess.Popen(command(*run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while count_lines(output) < after_rows and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(how)
-        process.communicate(timeout=TIMEOUT_S)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode
 
 
 def check_interrupted(directory: Path, model: str, rows: int, moments: int) -> None:
@@ -195,14 +158,6 @@ def test_an_output_of_another_request_is_left_alone(tmp_path: Path, model: str) 
     summary_path(output).unlink()
     assert "no out.jsonl.summary.json beside it" in fail_last(*arguments(model, data, output))
     assert output.read_bytes() == before
-
-
-def fail_last(*run: str, code: int = 2, **more: Any) -> str:
-    """The last line on stderr of a command that must fail."""
-    result = anthesis(*run, **more)
-    assert (result.returncode, result.stdout) == (code, ""), result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path, model: str) -> None:
@@ -355,18 +310,6 @@ def test_a_refusal_leaves_a_symbolic_link_as_it_was(tmp_path: Path) -> None:
     fail_last(*arguments("random:bloomz-560m", data, output))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out.jsonl"]
     assert output.is_symlink()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no file system may be mounted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_costs_no_row(tmp_path: Path, model: str, small_disk: Path) -> None:

@@ -48,6 +48,8 @@ for options in asked if isinstance(asked, list) else [asked]:
         data.check_unchanged()
         later = [[row.text, row.error] for row in data.rows(2)]
         assert later == rows[2:]
+        sys.modules["anthesis.dataset.hub"].CHUNK_ROWS = 7
+        assert [[row.text, row.error] for row in data.rows(1, 3)] == rows[1::3]
         found = {"rows": rows, "note": data.note, "identity": data.identity, "num_rows": data.num_rows}
     except AnthesisError as error:
         found = {"error": f"{type(error).__name__} {error}"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "transformers")
+HEAVY = ("ray", "torch", "transformers")
 MAX_IMPORT_S = 0.3
 
 # Stands before a program in a fresh interpreter: makes heavy packages as absent as in an environment without them.

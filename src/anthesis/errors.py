@@ -67,6 +67,10 @@ class TokenizerError(AnthesisError, ValueError):
     """A tokenizer is missing, damaged, or of a kind we do not read."""
 
 
+class ClaimError(AnthesisError):
+    """A shard of a data set that this process worked on is another one's now, or nobody's."""
+
+
 class DataSetError(AnthesisError, OSError):
     """A data set can't be read, or is not what it was when the run began."""
 

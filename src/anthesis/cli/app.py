@@ -18,6 +18,7 @@ from anthesis.cli.complete import complete
 from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
 from anthesis.cli.generate import generate
+from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
 from anthesis.cli.report import report
 from anthesis.cli.terminal import show_messages, use_utf8
@@ -54,6 +55,7 @@ def _anthesis(
 # One line for each command; --help lists them in this order.
 app.command()(generate)
 app.command()(complete)
+app.command()(merge)
 app.command()(bench)
 app.command()(report)
 app.command()(plan)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from anthesis.cli import options
+from anthesis.cli import options, sharding
 from anthesis.cli.completing import CompletingBar
 from anthesis.cli.launched import leave_to_rank_zero
 from anthesis.cli.loading import load
@@ -28,7 +28,7 @@ DATA = "Data set"
 
 ModelAndDataset = Annotated[
     list[str],
-    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="File, or owner/name of the Hub."),
+    typer.Argument(metavar="[MODEL] DATASET", show_default=False, help="A file, or one of the Hub."),
 ]
 Output = Annotated[
     Path,
@@ -87,12 +87,15 @@ def complete(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    num_shards: sharding.NumShards = None,
+    shard: sharding.OneShard = None,
+    engine: sharding.Engine = "local",
+    workers: sharding.Workers = None,
 ) -> None:
-    """Complete every row of a data set: the first 16 tokens of its text, and 50 new ones.
-
-    Killed and started again, the same command goes on where it was.
+    """Complete every row of a data set; killed and started again, go on with it.
 
     [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl
+    [dim]$[/] anthesis complete news.jsonl -o out.jsonl --num-shards 64
     \f
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
@@ -101,6 +104,7 @@ def complete(
     if len(model_and_dataset) > 2:
         raise RequestError(f"one model and one data set at most; there are {len(model_and_dataset)} names")
     model = model_and_dataset[0] if len(model_and_dataset) == 2 else None
+    sharding.check(num_shards, shard, engine, workers)
     from anthesis.dataset import Request, open_dataset
     from anthesis.dataset import complete as complete_dataset
 
@@ -121,30 +125,37 @@ def complete(
         seed=seed,
         sampling=sampling,
     )
-    dataset = open_dataset(model_and_dataset[-1], column=column, split=split, subset=subset)
+    rows: dict[str, Any] = {"name": model_and_dataset[-1], "column": column, "split": split, "subset": subset}
+    dataset = open_dataset(**rows)
     logger.warning("data set %s: %s", dataset.description, dataset.note)
+    opening: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "device": device,
+        "tp": tp,
+        "pp": pp,
+        "threads": threads,
+        "max_context": max_context,
+        "cache": cache,
+        "cache_memory": cache_memory,
+        "prefill_chunk": prefill_chunk,
+        "seed": seed or 0,
+    }
 
     def open_llm() -> LLM:
         from anthesis.llm import LLM
 
-        llm = LLM(
-            model,
-            weights=weights,
-            device=device,
-            tp=tp,
-            pp=pp,
-            threads=threads,
-            max_context=max_context,
-            cache=cache,
-            cache_memory=cache_memory,
-            prefill_chunk=prefill_chunk,
-            seed=seed or 0,
-            load=False,
-        )
+        llm = LLM(**opening, load=False)
         check_seed(llm, seed, temperature)
         return llm
 
     exit_on_sigterm()
+    if engine == "ray":
+        sharding.complete_on_ray(request, rows, output, opening, num_shards, workers)
+        return
+    if num_shards is not None:
+        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads, tp * pp)
+        return
     try:
         with CompletingBar() as bar:
             outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)

@@ -31,6 +31,17 @@ class CompletingBar:
         self._every_s = BAR_S if self._on_terminal else line_s
         self._shown_s = time.monotonic() if not self._on_terminal else 0.0
         self._bar: Bar | None = None
+        self._label = ""
+
+    def begin(self, label: str) -> None:
+        """Says what the rows belong to, from now on.
+
+        Args:
+            label: such as "shard 3, 5 of 16 finished".
+        """
+        self._label = f"{label}: "
+        if not self._on_terminal:
+            tell(f"complete: {label}")
 
     def __enter__(self) -> CompletingBar:
         return self
@@ -47,7 +58,7 @@ class CompletingBar:
         if self._on_terminal:
             self._show(progress)
         else:
-            tell(f"complete: {_text(progress)}")
+            tell(f"complete: {self._label}{_text(progress)}")
 
     def _show(self, progress: Progress) -> None:
         if self._bar is None:
@@ -58,7 +69,7 @@ class CompletingBar:
             self._bar.task_ids[0],
             completed=progress.done.rows,
             total=progress.total_rows,
-            description=_text(progress),
+            description=f"{self._label}{_text(progress)}",
         )
 
 

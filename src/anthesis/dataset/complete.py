@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import anthesis
-from anthesis.bench.machine import this_machine, versions
+from anthesis.dataset.identity import check_same, known_unopened, made_by, wanted_of, warn_of_another_computer
 from anthesis.dataset.output import OutputFile
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.dataset.run import Progress, Run
+from anthesis.dataset.shard_set import check_no_shards
 from anthesis.dataset.summary import Session, Summary, read_summary, summary_path
-from anthesis.devices.device import DeviceInfo
 from anthesis.errors import RequestError
 from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
-
-_MADE_BY = ("model", "device", "anthesis")
-"""What of a request is known only once the model is open."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +66,12 @@ def complete(
         AnthesisError: the output can't be written any more.
     """
     with OutputFile(output) as file:
-        before = _earlier(output, file)
-        wanted = _wanted(request, dataset, before)
+        if not file.size:
+            check_no_shards(output)
+        before = earlier_summary(output, file)
+        wanted = wanted_of(request, dataset, None if before is None else before.request)
         if before is not None:
-            known = {name: value for name, value in before.request.items() if name not in _MADE_BY}
-            _check_same(output, known, wanted)
+            check_same(output, known_unopened(before.request), wanted)
             file.recover(before.written)
             if file.torn_bytes:
                 logger.warning("a row that was not whole was cut off %s; it is done again", output)
@@ -86,23 +80,31 @@ def complete(
                     f"{output} holds {file.counts.rows:,} rows already, more than --limit {request.limit:,}"
                 )
         with open_llm() as llm:
-            if llm.tokenizer is None:
-                raise RequestError(f"{llm.description} has no tokenizer, so it can't read the texts of a data set")
-            wanted |= _made_by(llm)
+            wanted |= made_by(llm)
             if before is not None:
-                _check_same(output, before.request, wanted)
+                check_same(output, before.request, wanted)
                 if _is_whole(before, request, file):
                     return Outcome(before, None)
-                _warn_of_another_computer(before, llm.device_info)
+                warn_of_another_computer(before, llm.device_info)
                 logger.warning("going on after the %s rows that %s holds", f"{file.counts.rows:,}", output)
             load(llm)
-            run = Run(request, dataset, file, summary_path(output), llm, wanted, before, threads, progress)
+            run = Run(
+                request, dataset, file, summary_path(output), llm, wanted, before, threads, progress, load_s=llm.load_s
+            )
             summary = run.run()
             return Outcome(summary, summary.sessions[-1])
 
 
-def _earlier(output: Path, file: OutputFile) -> Summary | None:
-    """The summary of earlier sessions, if any of their rows are there."""
+def earlier_summary(output: Path, file: OutputFile) -> Summary | None:
+    """The summary of earlier sessions, if any of their rows are there.
+
+    Args:
+        output: the file's path.
+        file: the same, open.
+
+    Raises:
+        RequestError: there are rows and no summary, or it can't be read or written to.
+    """
     path = summary_path(output)
     try:
         is_there = path.exists()
@@ -137,80 +139,3 @@ def _is_whole(before: Summary, request: Request, file: OutputFile) -> bool:
         return True
     # a run that ended below its limit came to the end of the data set
     return before.finished and before.counts.rows == rows and (before.limit is None or rows < before.limit)
-
-
-def _warn_of_another_computer(before: Summary, device: DeviceInfo) -> None:
-    """Says that the last bits of the arithmetic may be other ones, which now and then change a token."""
-    then = _computing(before.machine.processor, before.device.description)
-    now = _computing(this_machine().processor, device.description)
-    numpy_then, numpy_now = before.versions.get("numpy"), versions()["numpy"]
-    if (then, numpy_then) != (now, numpy_now):
-        logger.warning(
-            "the rows that are there were computed on %s with NumPy %s, and this is %s with NumPy %s: "
-            "the output may differ from a run without interruption",
-            then,
-            numpy_then,
-            now,
-            numpy_now,
-        )
-
-
-def _computing(processor: str, device: str) -> str:
-    """The processor and what a device says of itself, but for its number of threads, which changes nothing."""
-    device = re.sub(r", \d+ threads?$", "", device)
-    return device if processor in device else f"{device}, {processor}"
-
-
-def _wanted(request: Request, dataset: DataSet, before: Summary | None) -> dict[str, Any]:
-    """What the rows depend on, as far as it is known before the model is loaded."""
-    sampling = asdict(request.params)
-    del sampling["seed"], sampling["logprobs"]
-    seed = None
-    if sampling["temperature"] > 0:  # else nothing depends on it
-        seed = request.seed
-        if seed is None and before is not None:
-            seed = before.request.get("seed")
-        if seed is None:
-            seed = secrets.randbits(63)
-    return {
-        "data_set": dataset.identity,
-        "prompt_tokens": request.prompt_tokens,
-        **sampling,
-        "stop": list(sampling["stop"]),
-        "seed": seed,
-    }
-
-
-def _made_by(llm: LLM) -> dict[str, Any]:
-    """What else they depend on: the model, and what computes it."""
-    return {
-        "model": {
-            "description": llm.description,
-            "sampled_sha256": llm.fingerprint,
-            "weights": "+".join(llm.loaded.weight_kinds),
-            "cache": llm.loaded.cache_dtype,
-            "max_context": llm.max_context,
-        },
-        "device": {"name": llm.device_info.name, "arithmetic": llm.device_info.arithmetic},
-        "anthesis": anthesis.__version__,
-    }
-
-
-def _check_same(output: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuses to mix the rows of two requests."""
-    differences = list(_differences("", then, now))
-    if differences:
-        raise RequestError(
-            f"{output} belongs to another request: {'; '.join(differences)}. Move it away, or name another file with -o"
-        )
-
-
-def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in {**then, **now}:
-            yield from _differences(f"{name}.{key}" if name else key, then.get(key), now.get(key))
-    elif then != now:
-        if name.endswith("sampled_sha256"):
-            yield f"the content of its {'data set' if name.startswith('data') else 'model'} is another one now"
-        else:
-            yield f"{name} was {then!r} and is {now!r} now"

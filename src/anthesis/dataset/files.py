@@ -55,10 +55,10 @@ class _LinesDataSet(ABC):
         self.column, self.note = self._find_column(column)
         self.identity = self._source.identity(self.column)
 
-    def rows(self, skip: int) -> Iterator[Row]:
+    def rows(self, skip: int, step: int = 1) -> Iterator[Row]:
         """See `DataSet.rows`."""
         with LineFile(self._source) as self._file:
-            yield from self._parsed(self._file, skip)
+            yield from self._parsed(self._file, skip, step)
 
     def check_unchanged(self) -> None:
         """See `DataSet.check_unchanged`."""
@@ -74,7 +74,7 @@ class _LinesDataSet(ABC):
     def _find_column(self, column: str | None) -> tuple[str | None, str]: ...
 
     @abstractmethod
-    def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]: ...
+    def _parsed(self, lines: LineFile, skip: int, step: int) -> Iterator[Row]: ...
 
     def _none_readable(self, errors: list[str]) -> RequestError:
         return RequestError(
@@ -111,8 +111,8 @@ class JsonFile(_LinesDataSet):
             raise self._none_readable(errors)
         return choose_column(str(self._path), column, is_text, f"its first {LOOKED_AT_ROWS} rows")
 
-    def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
-        for line in islice(_not_blank(lines), skip, None):
+    def _parsed(self, lines: LineFile, skip: int, step: int) -> Iterator[Row]:
+        for line in islice(_not_blank(lines), skip, None, step):
             where = f"line {lines.number}"
             found, error = _object(line, where)
             if error is not None:
@@ -134,8 +134,8 @@ class TextFile(_LinesDataSet):
             raise no_rows(str(self._path))
         return None, "each line of the text is a row"
 
-    def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
-        for line in islice(lines, skip, None):
+    def _parsed(self, lines: LineFile, skip: int, step: int) -> Iterator[Row]:
+        for line in islice(lines, skip, None, step):
             where = f"line {lines.number}"
             yield Row(None, f"{where} is {TOO_LONG}") if line is None else row_of_bytes(line, where)
 
@@ -185,9 +185,9 @@ class CsvFile(_LinesDataSet):
             return f"{record.where} has {counted(num_fields, 'field')} where the header has {len(self._names)}"
         return None
 
-    def _parsed(self, lines: LineFile, skip: int) -> Iterator[Row]:
+    def _parsed(self, lines: LineFile, skip: int, step: int) -> Iterator[Row]:
         place = self._names.index(self.column or "")
-        for record in islice(CsvRecords(lines, self._delimiter), 1 + skip, None):
+        for record in islice(CsvRecords(lines, self._delimiter), 1 + skip, None, step):
             error = self._error(record)
             yield Row(None, error) if error is not None else row_of_bytes(record.fields[place], record.where)
 

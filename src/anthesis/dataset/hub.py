@@ -74,14 +74,15 @@ class HubDataSet:
             "sampled_sha256": self._sampled_sha256(),
         }
 
-    def rows(self, skip: int) -> Iterator[Row]:
+    def rows(self, skip: int, step: int = 1) -> Iterator[Row]:
         """See `DataSet.rows`.
 
         Raises:
             DataSetError: the cache can't be read any more.
         """
         for first in range(skip, len(self._texts), CHUNK_ROWS):
-            yield from self._rows(first, first + CHUNK_ROWS)
+            behind = (first - skip) % step  # a row that is asked for
+            yield from self._rows(first, first + CHUNK_ROWS, -behind % step, step)
 
     def check_unchanged(self) -> None:
         """See `DataSet.check_unchanged`; what is mapped from the cache stays as it is."""
@@ -90,12 +91,12 @@ class HubDataSet:
         """See `DataSet.share_read`; the number of rows is known."""
         return None
 
-    def _rows(self, begin: int, end: int) -> Iterator[Row]:
+    def _rows(self, begin: int, end: int, skip: int = 0, step: int = 1) -> Iterator[Row]:
         try:
             cells = self._texts[begin:end].column(0)  # mapped, not copied
         except self._errors as error:
             raise DataSetError(f"{self.description}: row {begin} can't be read: {first_line(error)}") from error
-        yield from rows_of_cells(cells, begin, self.column, self.description)
+        yield from rows_of_cells(cells, begin, self.column, self.description, skip, step)
 
     def _sampled_sha256(self) -> str:
         """Of up to 256 rows, spread evenly: a commit that only changes the README leaves it as it was."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from anthesis.atomic import check_place, sync
+from anthesis.dataset.shard import WHOLE, Shard
 from anthesis.dataset.summary import Counts, Written
 from anthesis.errors import AnthesisError, RequestError
 
@@ -50,16 +51,20 @@ class OutputFile:
 
     Args:
         path: to go on with, or to make.
+        shard: whose rows these are.
+        lock: whether to lock it; of a shard nobody else can have the file, and some shared storage has no locks.
 
     Attributes:
+        shard: as given.
         torn_bytes: of a last line that was not whole, which `recover` cut off.
 
     Raises:
         RequestError: it can't be written to, or another process is writing it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shard: Shard = WHOLE, *, lock: bool = True) -> None:
         self._path = path
+        self.shard = shard
         self._rows = _Rows(Counts(), 0, hashlib.sha256())
         self.torn_bytes = 0
         try:
@@ -71,7 +76,8 @@ class OutputFile:
         except OSError as error:
             raise RequestError(f"-o {path} can't be written to: {error.strerror}; name another file") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(self._file), path.stat()):
                 raise BlockingIOError  # another process has just given it up, and taken it away
             if self._is_new:
@@ -105,6 +111,10 @@ class OutputFile:
     def _end(self) -> int:
         return self._rows.nbytes
 
+    @property
+    def _next_row(self) -> int:
+        return self.shard.row(self.counts.rows)
+
     def recover(self, noted: Written | None = None) -> None:
         """Counts the rows that are not counted yet, and cuts off what a run that was killed left of a row.
 
@@ -118,7 +128,7 @@ class OutputFile:
         with os.fdopen(os.dup(self._file), "rb", 1 << 20) as file:
             file.seek(self._end)
             while line := file.readline(_SCAN_BYTES):
-                counted = _counted(line, self.counts.rows)
+                counted = count_line(line, self._next_row)
                 if counted is None:
                     break
                 reaches_note = noted is not None and self._end < noted.nbytes <= self._end + len(line)
@@ -127,12 +137,21 @@ class OutputFile:
                     raise self._foreign(f"its first {self.counts.rows:,} rows are not what this run wrote")
             if noted is not None and self._end < noted.nbytes:
                 raise self._foreign(f"its {self.counts.rows:,} whole rows are fewer bytes than this run wrote")
-            if line and not _is_remnant(line, file, self.counts.rows):
-                raise self._foreign(f"line {self.counts.rows + 1} is not row {self.counts.rows} of this run")
+            if line and not _is_remnant(line, file, self._next_row):
+                raise self._foreign(f"line {self.counts.rows + 1} is not row {self._next_row} of this run")
         self.torn_bytes = size - self._end
         if self.torn_bytes:
             os.ftruncate(self._file, self._end)
             os.fsync(self._file)
+
+    def empty(self) -> None:
+        """Cuts off all that is there.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        os.ftruncate(self._file, 0)
+        self._rows = _Rows(Counts(), 0, hashlib.sha256())
 
     def append(self, line: bytes, counts: Counts) -> None:
         """Adds the next row.
@@ -197,7 +216,7 @@ def not_written(path: Path, error: OSError) -> AnthesisError:
     )
 
 
-def _counted(line: bytes, row: int) -> Counts | None:
+def count_line(line: bytes, row: int) -> Counts | None:
     """What a whole line of row `row` counts; None if it is not one."""
     if not line.endswith(b"}\n") or not line.startswith(_beginning(row)):
         return None

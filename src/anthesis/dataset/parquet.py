@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class ParquetDataSet:
         if not self.num_rows:
             raise no_rows(str(path))
 
-    def rows(self, skip: int) -> Iterator[Row]:
+    def rows(self, skip: int, step: int = 1) -> Iterator[Row]:
         """See `DataSet.rows`.
 
         Raises:
@@ -70,7 +71,8 @@ class ParquetDataSet:
         """
         for number, cells in self._chunks(skip):
             self._source.check_unchanged()
-            yield from rows_of_cells(cells, number, self.column, str(self._source.path))
+            behind = (number - skip) % step  # a row that is asked for
+            yield from rows_of_cells(cells, number, self.column, str(self._source.path), -behind % step, step)
 
     def check_unchanged(self) -> None:
         """See `DataSet.check_unchanged`."""
@@ -107,7 +109,9 @@ def is_text_type(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def rows_of_cells(cells: Any, first: int, column: str | None, where: str) -> Iterator[Row]:
+def rows_of_cells(
+    cells: Any, first: int, column: str | None, where: str, skip: int = 0, step: int = 1
+) -> Iterator[Row]:
     """The rows of an Arrow array, of which one text at a time becomes Python's, and no more of it than is looked at.
 
     Args:
@@ -115,13 +119,14 @@ def rows_of_cells(cells: Any, first: int, column: str | None, where: str) -> Ite
         first: the number of its first row.
         column: what messages call it.
         where: what messages call the data set.
+        skip, step: which of them, as `DataSet.rows`.
 
     Raises:
         DataSetError: a cell is damaged: a place in a dictionary that it does not have.
     """
     import pyarrow
 
-    for number, cell in enumerate(cells, first):
+    for number, cell in islice(enumerate(cells, first), skip, None, step):
         try:
             value = cell.value if isinstance(cell, pyarrow.DictionaryScalar) else cell
         except pyarrow.ArrowException as error:

@@ -60,8 +60,8 @@ class DataSet(Protocol):
     identity: dict[str, Any]
     num_rows: int | None
 
-    def rows(self, skip: int) -> Iterator[Row]:
-        """The rows, without the first `skip`.
+    def rows(self, skip: int, step: int = 1) -> Iterator[Row]:
+        """The rows skip, skip + step, skip + 2 step and so on.
 
         Raises:
             DataSetError: the data set vanished, was changed, or can't be read any more.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from anthesis.completion import Handle
 from anthesis.dataset.output import OutputFile, not_written, row_line
 from anthesis.dataset.read import DataSet, Row
 from anthesis.dataset.request import Request
+from anthesis.dataset.shard import WHOLE
 from anthesis.dataset.summary import Counts, Session, Summary
 from anthesis.errors import AnthesisError, RequestError, TokenizerError
 from anthesis.llm import LLM
@@ -95,7 +97,8 @@ class Run:
         wanted: all that the rows depend on, for the summary.
         before: the summary of the sessions before, or None.
         threads: that the model was asked to use, for the summary.
-        progress: told after rows were written, and now and then.
+        progress: told after rows were written, and now and then; what it raises ends the session.
+        load_s: loading the model took, for the summary.
 
     Raises:
         RequestError: its cache can't hold the batch.
@@ -112,6 +115,8 @@ class Run:
         before: Summary | None,
         threads: int | None,
         progress: Callable[[Progress], None],
+        *,
+        load_s: float,
     ) -> None:
         assert llm.tokenizer is not None
         self._request, self._dataset, self._file, self._llm = request, dataset, file, llm
@@ -119,6 +124,7 @@ class Run:
         self._summary_file, self._progress = summary_file, progress
         self._seed = wanted["seed"]
         self._batch = self._choose_batch()
+        self._limit = None if request.limit is None else file.shard.rows_of(request.limit)
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
         self._before = file.counts
@@ -134,13 +140,14 @@ class Run:
                 *past,
                 Session(
                     started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    load_s=llm.load_s,
+                    load_s=load_s,
                     run_s=0.0,
                     counts=Counts(),
                     batch=self._batch,
                     threads=threads,
                     process_peak_memory_bytes=process_peak_memory_bytes(),
                     ended="running",
+                    shard=None if file.shard == WHOLE else file.shard.index,
                 ),
             ),
             model=model_of(llm),
@@ -195,8 +202,9 @@ class Run:
         return batch
 
     def _complete_rows(self) -> None:
-        first, limit = self._file.counts.rows, self._request.limit
-        rows = enumerate(self._dataset.rows(first), first)
+        shard, limit = self._file.shard, self._limit
+        first = shard.row(self._file.counts.rows)
+        rows = zip(count(first, shard.count), self._dataset.rows(first, shard.count), strict=False)
         waiting: deque[_Slot] = deque()
         try:
             at_end = False
@@ -289,11 +297,11 @@ class Run:
 
     def _total_rows(self, num_read: int, at_end: bool) -> float | None:
         share = self._dataset.share_read()
-        total: float | None = num_read if at_end else self._dataset.num_rows
+        known = self._dataset.num_rows
+        total: float | None = num_read if at_end else None if known is None else self._file.shard.rows_of(known)
         if total is None and share:
             total = num_read / share
-        limit = self._request.limit
-        return total if limit is None else min(limit, total or limit)
+        return total if self._limit is None else min(self._limit, total or self._limit)
 
     def _note(self, ended: Any) -> None:
         session = replace(

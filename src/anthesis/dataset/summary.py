@@ -69,13 +69,14 @@ class Session:
 
     Attributes:
         started_at: UTC, ISO 8601.
-        load_s: loading the model.
+        load_s: loading the model; 0 for a shard whose worker had it loaded.
         run_s: from the first row to the last, or to the last note of a session that was killed.
         counts: rows written in this session.
         batch: rows at once.
         threads: asked for, or None for the device's choice.
         process_peak_memory_bytes: the most this process ever held.
         ended: "finished", "interrupted" (a signal), "failed", or "running": still, or killed.
+        shard: that it worked on, or None: on all rows.
     """
 
     started_at: str
@@ -86,6 +87,7 @@ class Session:
     threads: int | None
     process_peak_memory_bytes: int
     ended: Literal["running", "finished", "interrupted", "failed"]
+    shard: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,145 @@
+"""What the bytes of an output depend on: request, rows, model and what computes it; and whether two agree on it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import anthesis
+from anthesis.bench.machine import this_machine, versions
+from anthesis.bench.result import Device, Machine
+from anthesis.dataset.read import DataSet
+from anthesis.dataset.request import Request
+from anthesis.devices.device import DeviceInfo
+from anthesis.errors import RequestError
+from anthesis.llm import LLM
+
+logger = logging.getLogger("anthesis")
+
+_MADE_BY = ("model", "device", "anthesis")
+"""What of it is known only once the model is open."""
+
+
+class Computed(Protocol):
+    """A record of what computed some rows."""
+
+    @property
+    def device(self) -> Device:
+        """Where."""
+
+    @property
+    def machine(self) -> Machine:
+        """On which processor."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of packages, by name."""
+
+
+def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the rows depend on, as far as it is known before the model is opened.
+
+    Args:
+        request: what to do with each row.
+        dataset: the rows.
+        before: the same of rows that are there, whose seed goes on; or None.
+    """
+    sampling = asdict(request.params)
+    del sampling["seed"], sampling["logprobs"]
+    seed = None
+    if sampling["temperature"] > 0:  # else nothing depends on it
+        seed = request.seed
+        if seed is None and before is not None:
+            seed = before.get("seed")
+        if seed is None:
+            seed = secrets.randbits(63)
+    return {
+        "data_set": dataset.identity,
+        "prompt_tokens": request.prompt_tokens,
+        **sampling,
+        "stop": list(sampling["stop"]),
+        "seed": seed,
+    }
+
+
+def made_by(llm: LLM) -> dict[str, Any]:
+    """What else they depend on: the model, and what computes it.
+
+    Raises:
+        RequestError: the model can't read texts.
+    """
+    if llm.tokenizer is None:
+        raise RequestError(f"{llm.description} has no tokenizer, so it can't read the texts of a data set")
+    return {
+        "model": {
+            "description": llm.description,
+            "sampled_sha256": llm.fingerprint,
+            "weights": "+".join(llm.loaded.weight_kinds),
+            "cache": llm.loaded.cache_dtype,
+            "max_context": llm.max_context,
+        },
+        "device": {"name": llm.device_info.name, "arithmetic": llm.device_info.arithmetic},
+        "anthesis": anthesis.__version__,
+    }
+
+
+def known_unopened(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What of it can be compared before the model is open."""
+    return {name: value for name, value in wanted.items() if name not in _MADE_BY}
+
+
+def check_same(output: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to mix the rows of two requests.
+
+    Args:
+        output: where the rows are.
+        then: what they depend on.
+        now: what those depend on that are to come.
+
+    Raises:
+        RequestError: it is not the same; the message names what differs.
+    """
+    differences = list(_differences("", then, now))
+    if differences:
+        raise RequestError(
+            f"{output} belongs to another request: {'; '.join(differences)}. Move it away, or name another file with -o"
+        )
+
+
+def warn_of_another_computer(before: Computed, device: DeviceInfo) -> None:
+    """Says that the last bits of the arithmetic may be other ones, which now and then change a token."""
+    then = computer_of(before)
+    now = _computer(this_machine().processor, device.description, versions()["numpy"])
+    if then != now:
+        logger.warning(
+            "the rows that are there were computed on %s, and this is %s: the output may differ from a run without "
+            "interruption",
+            then,
+            now,
+        )
+
+
+def computer_of(computed: Computed) -> str:
+    """What may change the last bits: the processor, what a device says of itself, and NumPy's version."""
+    return _computer(computed.machine.processor, computed.device.description, computed.versions.get("numpy"))
+
+
+def _computer(processor: str, device: str, numpy: str | None) -> str:
+    device = re.sub(r", \d+ threads?$", "", device)  # which change nothing
+    return f"{device if processor in device else f'{device}, {processor}'} with NumPy {numpy}"
+
+
+def _differences(name: str, then: Any, now: Any) -> Iterator[str]:
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in {**then, **now}:
+            yield from _differences(f"{name}.{key}" if name else key, then.get(key), now.get(key))
+    elif then != now:
+        if name.endswith("sampled_sha256"):
+            yield f"the content of its {'data set' if name.startswith('data') else 'model'} is another one now"
+        else:
+            yield f"{name} was {then!r} and is {now!r} now"
