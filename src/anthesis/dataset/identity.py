@@ -83,7 +83,12 @@ def made_by(llm: LLM) -> dict[str, Any]:
             "cache": llm.loaded.cache_dtype,
             "max_context": llm.max_context,
         },
-        "device": {"name": llm.device_info.name, "arithmetic": llm.device_info.arithmetic},
+        "device": {
+            "name": llm.device_info.name,
+            "arithmetic": llm.device_info.arithmetic,
+            # sums over ranks are added in another order, stages change nothing
+            **({"tp": llm.layout.tp} if llm.layout.tp > 1 else {}),
+        },
         "anthesis": anthesis.__version__,
     }
 
