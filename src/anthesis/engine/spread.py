@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any
@@ -52,6 +53,7 @@ class SpreadModel(LoadedModel):
         cache: str,
     ) -> None:
         self._group = group
+        self._told: dict[str, Array] = {}
         super().__init__(checkpoint, config, device, cache, group.seat)
         fingerprint = model_fingerprint(checkpoint.path, checkpoint.config)
         # files of another content under the same name would give a text that nobody can explain
@@ -68,10 +70,16 @@ class SpreadModel(LoadedModel):
         Raises:
             AnthesisError: as `LoadedModel.load`, on any rank.
         """
-        self._group.tell({"do": "load"})
-        with bound_to(self.seat.cores):
-            super().load(checkpoint, on_weight)
-        self._group.gather_replies()
+
+        def on_own(loaded: int, total: int) -> None:
+            self._group.check()  # large models load for minutes
+            on_weight(loaded, total)
+
+        with self._group.together():
+            self._group.tell({"do": "load"})
+            with bound_to(self.seat.cores):
+                super().load(checkpoint, on_own)
+            self._group.gather_replies()
 
     def max_blocks(self, cache_memory: int | None) -> int:
         """As `LoadedModel.max_blocks`; of the rank that has room for fewest."""
@@ -80,13 +88,14 @@ class SpreadModel(LoadedModel):
 
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """The cache pools of all ranks; gives rank 0's."""
-        self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
-        with bound_to(self.seat.cores):
+        with self._group.together(), bound_to(self.seat.cores):
+            self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
             return super().allocate(num_blocks, old)
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program on all ranks."""
-        return SpreadExecutable(super().compile(finish, top_logprobs, cache), self._group, finish, top_logprobs)
+        own = super().compile(finish, top_logprobs, cache)
+        return SpreadExecutable(own, self._group, finish, top_logprobs, self._told)
 
     def peak_memory_bytes(self) -> tuple[int, ...]:
         """See `LoadedModel.peak_memory_bytes`."""
@@ -102,12 +111,15 @@ class SpreadExecutable:
         group: of the ranks.
         finish: how the program ends.
         top_logprobs: as the program's.
+        told: inputs that the others have from the last step, by name: block_table (S, B) int32. It is one for all
+            programs of a model, as it is on the other ranks.
     """
 
-    def __init__(self, own: Executable, group: Group, finish: Finish, top_logprobs: int | None) -> None:
-        self._own, self._group = own, group
+    def __init__(
+        self, own: Executable, group: Group, finish: Finish, top_logprobs: int | None, told: dict[str, Array]
+    ) -> None:
+        self._own, self._group, self._told = own, group, told
         self._message = {"do": "run", "finish": finish, "top_logprobs": top_logprobs}
-        self._table = np.empty((0, 0), np.int32)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step on all ranks; arrays as `Executable.run`: token (L,) int32, logits (L, V) float32.
@@ -115,14 +127,14 @@ class SpreadExecutable:
         Raises:
             AnthesisError: a rank has failed or ended.
         """
-        told = dict(inputs)
+        news = dict(inputs)
         # most steps leave the block table as it was, and it is by far the largest of them
-        if np.array_equal(self._table, inputs["block_table"]):
-            del told["block_table"]
+        if "block_table" in self._told and np.array_equal(self._told["block_table"], inputs["block_table"]):
+            del news["block_table"]
         else:
-            self._table = inputs["block_table"].copy()
-        with uninterrupted(), bound_to(self._group.seat.cores):
-            self._group.tell(self._message, told)
+            self._told["block_table"] = inputs["block_table"].copy()
+        with uninterrupted(), self._group.together(), bound_to(self._group.seat.cores):
+            self._group.tell(self._message, news)
             try:
                 outputs = self._own.run(inputs)
             except (RuntimeError, AnthesisError) as error:
@@ -194,4 +206,6 @@ def open_model(
     with bound_to(group.seat.cores):
         own_device = open_device(device, threads, group.seat)
     request = {**request, "usable_vocab_size": config.usable_vocab_size}
-    return SpreadModel(group, request, checkpoint, config, own_device, cache)
+    model = SpreadModel(group, request, checkpoint, config, own_device, cache)
+    weakref.finalize(model, group.close)  # when it is dropped, and when the script ends
+    return model

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from anthesis.errors import AnthesisError
+from anthesis.errors import AnthesisError, first_line
 from anthesis.parallel.communicator import peer_timeout_s
 from anthesis.program.ir import Array
 
@@ -90,16 +90,21 @@ class Connection:
         """The next object, and its arrays by name: (R,), (L, V), ... of float32, int32 or another of `_DTYPES`.
 
         Raises:
-            ClosedError: the other end has ended, or its machine does not answer.
+            ClosedError: the other end has ended, or its machine does not answer, or it sent something else.
         """
-        (size,) = _HEAD.unpack(self._take(_HEAD.size, spin=True))
-        message, heads = json.loads(self._take(size))
         arrays = {}
-        for name, dtype, shape in heads:
-            if dtype not in _DTYPES:
-                raise ClosedError(f"the other rank sent numbers of the type {dtype!r:.20}, which none of ours are")
-            kind = np.dtype(dtype)
-            arrays[name] = np.frombuffer(self._take(prod(shape) * kind.itemsize), kind).reshape(shape)
+        try:
+            (size,) = _HEAD.unpack(self._take(_HEAD.size, spin=True))
+            message, heads = json.loads(self._take(size))
+            for name, dtype, shape in heads:
+                if dtype not in _DTYPES:
+                    raise ClosedError(f"the other rank sent numbers of the type {dtype!r:.20}, which none of ours are")
+                kind = np.dtype(dtype)
+                arrays[name] = np.frombuffer(self._take(prod(shape) * kind.itemsize), kind).reshape(shape)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ClosedError(f"the other rank sent what is no message of ours ({first_line(error)})") from error
+        if not isinstance(message, dict):
+            raise ClosedError(f"the other rank sent {message!r:.20}, which is no message of ours")
         return message, arrays
 
     def _take(self, nbytes: int, spin: bool = False) -> bytearray:

@@ -7,14 +7,16 @@ connect in the launcher's store. What the ranks of a stage exchange within a ste
 
 from __future__ import annotations
 
+import os
 import queue
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 from anthesis.errors import ERRORS, AnthesisError, RankError
 from anthesis.parallel.communicator import (
@@ -34,6 +36,8 @@ from anthesis.parallel.shared_memory import (
 )
 from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array
+
+_T = TypeVar("_T")
 
 
 class Group:
@@ -55,6 +59,8 @@ class Group:
         self.seat = Seat(0, layout)
         self._failure: AnthesisError | None = None
         self._closing = False
+        self._keep_logs = False
+        self._process_id = os.getpid()
         self._connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
@@ -88,11 +94,14 @@ class Group:
             AnthesisError: one of them has ended.
         """
         self.check()
-        for connection in self._connections.values():
-            try:
-                connection.send(message, arrays)
-            except ClosedError as error:
-                raise self.failure_behind(error) from error
+        for rank in self._connections:
+            self._send(rank, message, arrays)
+
+    def _send(self, rank: int, message: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> None:
+        try:
+            self._connections[rank].send(message, arrays)
+        except ClosedError as error:
+            raise self.failure_behind(error) from error
 
     def ask(self, message: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         """Sends a message to all other ranks, and waits until each has done as it says.
@@ -103,8 +112,29 @@ class Group:
         Raises:
             AnthesisError: one of them failed at it, with the error that it raised, or ended.
         """
-        self.tell(message)
-        return self.gather_replies()
+        with self.together():
+            self.tell(message)
+            return self.gather_replies()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around what all ranks do: where rank 0 leaves it midway, the others can't go on either.
+
+        Raises:
+            AnthesisError: what was raised within.
+        """
+        whole = False
+        try:
+            yield
+            whole = True
+        finally:
+            if not whole:
+                self._break_off()
+
+    def _break_off(self) -> None:
+        if self._failure is None and os.getpid() == self._process_id:
+            self._failure = RankError("what the ranks did together was broken off midway; open a new LLM")
+            self._abort()
 
     def gather_replies(self) -> dict[int, dict[str, Any]]:
         """Waits until each of the other ranks has done what it was told, as `ask`.
@@ -130,8 +160,13 @@ class Group:
         """Raises what the group failed by.
 
         Raises:
-            AnthesisError: a rank failed or ended.
+            AnthesisError: a rank failed or ended, or this process was forked off.
         """
+        if os.getpid() != self._process_id:
+            raise RankError(
+                "this process was forked after the model was opened, and its ranks serve the one before; open the "
+                "model in this process"
+            )
         if self._failure is not None:
             raise self._failure
 
@@ -152,7 +187,7 @@ class Group:
 
     def close(self) -> None:
         """Ends all ranks."""
-        if self._closing:
+        if self._closing or os.getpid() != self._process_id:
             return
         self._closing = True
         for listener in self._listeners:
@@ -163,7 +198,7 @@ class Group:
             connection.close()
         self.seat.close()
         if self._local is not None:
-            self._local.close(failed=self._failure is not None)
+            self._local.close(len(self._connections) < self.layout.size - 1, self._keep_logs)
 
     # --- how they meet ------------------------------------------------------------------------------------------------
 
@@ -174,16 +209,16 @@ class Group:
                 connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
                 if connected is not None:
                     self._welcome(Connection(connected))
-            if self._local is not None and self._local.has_ended() and not self._connections:
-                why = self._local.why(missing[0]) or "the launcher failed"
-                raise RankError(f"rank {missing[0]} did not start: {why}", _text_of(self._local, missing[0]))
+            if self._local is not None and self._local.has_ended():
+                rank, why = self._local.first_end() or (missing[0], "the launcher failed")
+                raise RankError(f"rank {rank} did not start: {why}", _text_of(self._local, rank))
             if time.monotonic() > end:
                 raise RankError(f"rank {missing[0]} has not come within {START_S:g} s; is its machine up?")
 
     def _welcome(self, connection: Connection) -> None:
         try:
             hello, _ = connection.receive()
-        except (ClosedError, ValueError):
+        except ClosedError:
             return
         rank = hello.get("rank")
         if not isinstance(rank, int) or hello.get("token") != self._token:  # somebody else
@@ -194,8 +229,8 @@ class Group:
     def _seat_all(self) -> None:
         """Tells every rank its place, and finds out which of them can share memory."""
         layout = self.layout
-        for rank, connection in self._connections.items():
-            connection.send({"do": "sit", "rank": rank, "tp": layout.tp, "pp": layout.pp})
+        for rank in self._connections:
+            self._send(rank, {"do": "sit", "rank": rank, "tp": layout.tp, "pp": layout.pp})
         machines = self._machines()
         shared = self._share_memory(machines) if layout.tp > 1 else True
         if layout.pp > 1 or not shared:
@@ -238,20 +273,36 @@ class Group:
         hosts = [c.own_address for c in self._connections.values() if not c.is_local]
         host = hosts[0] if hosts else "127.0.0.1"
         groups = ProcessGroups(self.layout.size, host, None)
-        message = {"do": "connect", "host": host, "port": groups.port, "teams": not shared}
-        for connection in self._connections.values():
-            connection.send(message)
-        found = groups.connect([] if shared else teams, 0, host)
+        self.tell({"do": "connect", "host": host, "port": groups.port, "teams": not shared})
+        found = self._while_all_run(lambda: groups.connect([] if shared else teams, 0, host))
         self.seat.groups = groups
         if not shared:
             self.seat.communicator = found
         self.gather_replies()
 
+    def _while_all_run(self, work: Callable[[], _T]) -> _T:
+        """Does what would wait for a rank that has ended as long as for one that does not answer."""
+        done: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except AnthesisError as error:
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="anthesis-meeting", daemon=True).start()
+        while not wait([done], timeout=0.1).done:
+            self.check()
+        try:
+            return done.result()
+        except AnthesisError as error:
+            raise self.failure_behind(error) from error
+
     def _place_on_cores(self, machines: Mapping[int, int]) -> None:
         """Tells every rank how many share its machine, and which of them it is: it chooses its cores itself."""
-        for rank, connection in self._connections.items():
+        for rank in self._connections:
             there = sorted(other for other in machines if machines[other] == machines[rank])
-            connection.send({"do": "place", "index": there.index(rank), "sharers": len(there)})
+            self._send(rank, {"do": "place", "index": there.index(rank), "sharers": len(there)})
         self.seat.take_cores(0, sum(first == 0 for first in machines.values()))
         self.gather_replies()
 
@@ -268,7 +319,7 @@ class Group:
                 rank = ranks[fd]
                 try:
                     message, arrays = self._connections[rank].receive()
-                except (ClosedError, OSError, ValueError) as error:
+                except ClosedError as error:
                     self._fail(rank, None, error)
                     return
                 if "failed" in message:
@@ -288,7 +339,7 @@ class Group:
         return rank, told, None
 
     def _fail(self, rank: int, told: Mapping[str, str] | None, error: Exception | None) -> None:
-        if self._closing:
+        if self._closing or self._failure is not None:
             return
         if told is not None:
             kind = ERRORS.get(told["kind"])
@@ -300,15 +351,16 @@ class Group:
             )
         else:
             failure = RankError(f"rank {rank} has ended: {error}")
-        self._abort(failure)
+        self._abort()
         if told is None and self._local is not None:
-            why = self._local.why(rank)
+            rank, why = self._local.first_end() or (rank, str(error))
+            self._keep_logs = True
             log = self._local.log(rank)
-            failure = RankError(f"rank {rank} has ended: {why or error}; its log is {log}", _text_of(self._local, rank))
+            failure = RankError(f"rank {rank} has ended: {why}; its log is {log}", _text_of(self._local, rank))
         self._failure = failure
         self._replies.put(None)
 
-    def _abort(self, failure: AnthesisError) -> None:
+    def _abort(self) -> None:
         """Ends the exchanges in progress, and all ranks: those that wait in one would wait for ever."""
         fail: Callable[[], None] | None = getattr(self.seat.communicator, "fail", None)
         if fail is not None:
@@ -319,7 +371,7 @@ class Group:
 
 _CAUSE_S = 1.0
 _NOTICE_S = 8.0
-"""More than `LocalRanks.why` waits."""
+"""More than `LocalRanks.first_end` waits."""
 
 
 def _text_of(local: LocalRanks, rank: int) -> str:

@@ -6,7 +6,6 @@ of each, ends all when one fails, and tells why in a file. It ends with rank 0, 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ NAME_VARIABLE = "ANTHESIS_RANK_ZERO"
 _RANK_MODULE = "anthesis.engine.serve"
 _REPORT = "ended.json"
 _PATIENCE_S = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LOOK_S = 0.2
 
 
 class LocalRanks:
@@ -37,7 +37,7 @@ class LocalRanks:
         name: of the local socket at which they find rank 0.
 
     Attributes:
-        directory: with the log of each; gone when all went well.
+        directory: with the log of each; gone in the end, unless somebody was told to look into it.
 
     Raises:
         UnsupportedError: PyTorch is not installed.
@@ -57,8 +57,8 @@ class LocalRanks:
         """Whether none of them runs any more."""
         return self._process.poll() is not None
 
-    def why(self, rank: int) -> str | None:
-        """How a rank ended that did not say so itself, as far as the launcher knows; waits for it a while."""
+    def first_end(self) -> tuple[int, str] | None:
+        """Which rank ended first, and how, where the launcher knows of one that failed; waits for it a while."""
         end = time.monotonic() + _PATIENCE_S
         while self._process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
@@ -66,17 +66,22 @@ class LocalRanks:
             report: dict[str, str] = json.loads((self.directory / _REPORT).read_text())
         except (OSError, ValueError):
             return None
-        return report.get(str(rank))
+        return next(((int(rank), how) for rank, how in report.items()), None)
 
     def log(self, rank: int) -> Path:
         """What a rank wrote to its standard error."""
         found = sorted(self.directory.glob(f"*/attempt_0/{rank - 1}/stderr.log"))
         return found[0] if found else self.directory / "launcher.log"
 
-    def close(self, failed: bool) -> None:
-        """Waits until all have ended, which they do once rank 0 has closed its connections, or ends them."""
+    def close(self, at_once: bool, keep_logs: bool) -> None:
+        """Waits until all have ended, which they do once rank 0 has closed its connections, or ends them.
+
+        Args:
+            at_once: end them, because some have no connection yet.
+            keep_logs: leave the directory where it is.
+        """
         try:
-            self._process.wait(_PATIENCE_S)
+            self._process.wait(0 if at_once else _PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.terminate()
             try:
@@ -84,7 +89,7 @@ class LocalRanks:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-        if not failed:
+        if not keep_logs:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -103,9 +108,7 @@ def torch_distributed_is_there() -> None:
 def main(arguments: list[str]) -> int:
     """Starts ranks 1 to `count` and waits for them; exit code 0 if all ended with it."""
     count, name, directory, parent = int(arguments[0]), arguments[1], Path(arguments[2]), int(arguments[3])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before that was said
-        return 1
+    threading.Thread(target=_end_with, args=(parent, directory), name="anthesis-rank-0", daemon=True).start()
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -126,10 +129,32 @@ def main(arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", _RANK_MODULE)
     except ChildFailedError as error:
+        # in the order in which they were found: those that the launcher ended come after the one because of which
         report = {str(local_rank + 1): _ended(failure) for local_rank, failure in error.failures.items()}
-        (directory / _REPORT).write_text(json.dumps(report))
+        if directory.exists():
+            (directory / _REPORT).write_text(json.dumps(report))
         return 1
+    finally:
+        _clear_after(parent, directory)
     return 0
+
+
+def _end_with(parent: int, directory: Path) -> None:
+    """Ends this process, and with it the ranks, once rank 0 has ended without a word.
+
+    The kernel's own way, PR_SET_PDEATHSIG, goes by the thread that has started this process, which may end long before
+    rank 0 does.
+    """
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    _clear_after(parent, directory)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _clear_after(parent: int, directory: Path) -> None:
+    """Removes the logs where rank 0 can't do it, nor tell anybody of them."""
+    if os.getppid() != parent:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _ended(failure: Any) -> str:
