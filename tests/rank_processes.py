@@ -185,6 +185,7 @@ class Ranks:
             raise AssertionError(f"it has not ended within {within_s} s: {self.left()}\n{self.err}") from None
         wait_until(lambda: not processes(self.mark), begin + within_s - time.monotonic(), "all have ended")
         wait_until(lambda: not self._left_behind(), 2, "nothing is left behind")
+        assert "nanobind" not in self.err  # which tells at the end of what was not freed
         return code
 
     def left(self) -> list[str]:
