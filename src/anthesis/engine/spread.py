@@ -127,14 +127,8 @@ class SpreadExecutable:
         Raises:
             AnthesisError: a rank has failed or ended.
         """
-        news = dict(inputs)
-        # most steps leave the block table as it was, and it is by far the largest of them
-        if "block_table" in self._told and np.array_equal(self._told["block_table"], inputs["block_table"]):
-            del news["block_table"]
-        else:
-            self._told["block_table"] = inputs["block_table"].copy()
         with uninterrupted(), self._group.together(), bound_to(self._group.seat.cores):
-            self._group.tell(self._message, news)
+            self._group.tell(self._message, self._news(inputs))
             try:
                 outputs = self._own.run(inputs)
             except (RuntimeError, AnthesisError) as error:
@@ -142,6 +136,15 @@ class SpreadExecutable:
             if self._group.layout.pp > 1 and self._message["finish"] != "cache":
                 outputs = dict(self._group.next_outputs())
         return outputs
+
+    def _news(self, inputs: Arrays) -> dict[str, Array]:
+        """Without the block table where it is as it was, in most steps: it is by far the largest of them."""
+        news = dict(inputs)
+        if "block_table" in self._told and np.array_equal(self._told["block_table"], inputs["block_table"]):
+            del news["block_table"]
+        else:
+            self._told["block_table"] = inputs["block_table"].copy()
+        return news
 
     def measure(self, on: bool) -> list[InstructionTime]:
         """See `Executable.measure`; of rank 0."""
