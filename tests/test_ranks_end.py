@@ -434,27 +434,20 @@ def test_programs_take_turns(tmp_path: Path, model: Path) -> None:
     """Greedy and sampling steps run different programs, which agree with all ranks on where the cache is."""
     code = """
 import random
-def mixed(llm):
-    rng, running, found = random.Random(1), [], []
-    for number in range(40):
-        ids = [rng.randrange(3, 90) for _ in range(rng.choice([3, 70, 140]))]
-        greedy = rng.random() < 0.5
-        new = llm.submit(
-            ids, max_new_tokens=rng.randrange(2, 60), temperature=0 if greedy else 1, seed=number, ignore_eos=True
-        )
-        running.append(new)
-        found.append(new)
-        for _ in range(rng.randrange(1, 50)):
-            llm.step()
-        while rng.random() < 0.5:
+def mixed(llm, seed):
+    rng, found = random.Random(seed), []
+    for number in range(150):
+        ids = [rng.randrange(3, 90) for _ in range(rng.choice([3, 3, 62, 80, 130]))]
+        sampling = {"temperature": rng.choice([0, 1]), "max_new_tokens": rng.randrange(2, 12)}
+        found.append(llm.submit(ids, seed=number, ignore_eos=True, **sampling))
+        for _ in range(rng.choice([0, 0, 1, 2, 3, 15])):
             llm.step()
     while not all(handle.finished for handle in found):
         llm.step()
     return [handle.completion.token_ids for handle in found]
-with LLM(model) as llm:
-    expected = mixed(llm)
-with LLM(model, tp=2) as llm:
-    assert mixed(llm) == expected
+with LLM(model) as one, LLM(model, tp=2) as two:
+    for seed in range(12):
+        assert mixed(two, seed) == mixed(one, seed)
 """
     check_script(tmp_path, model, code)
 
