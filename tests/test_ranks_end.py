@@ -6,12 +6,15 @@ import os
 import random
 import re
 import signal
+import socket
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from anthesis.parallel.connection import ClosedError, Connection
 from command_line import TIMEOUT_S, command
 from rank_processes import END_S, START_S, Ranks, generating, processes, script, wait_until
 from test_light_install import RUN_CLI
@@ -488,6 +491,34 @@ gone(0.1)
 """
     (line,) = check_script(tmp_path, model, code).out.splitlines()
     assert line.startswith("this process was forked after the model was opened")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"\xff\xff",
+        b"1",
+        b"[1, []]",
+        b"[[], []]",
+        b"[{}, 1]",
+        b"[{}, [1]]",
+        b"[{}, []], []",
+        b'[{}, [["tokens", "|O", [1]]]]',
+        b'[{}, [["tokens", "<i4", "x"]]]',
+        b'[{}, [["tokens", "<i4", [-1]]]]',
+        b'[{}, [["tokens", "<i4", [1e9]]]]',
+        b'[{}, [["tokens", "<i4", [99999999999]]]]',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_message(text: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(struct.pack("<I", len(text)) + text)
+        with pytest.raises(ClosedError, match="the other rank sent"):
+            Connection(ours).receive()
+        ours.close()
 
 
 def test_without_pytorch(tmp_path: Path, model: Path) -> None:

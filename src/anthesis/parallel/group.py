@@ -160,7 +160,8 @@ class Group:
         """Raises what the group failed by.
 
         Raises:
-            AnthesisError: a rank failed or ended, or this process was forked off.
+            AnthesisError: a rank failed or ended.
+            RankError: this process was forked off the one that has the ranks.
         """
         if os.getpid() != self._process_id:
             raise RankError(
