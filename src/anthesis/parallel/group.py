@@ -24,7 +24,13 @@ from anthesis.parallel.communicator import (
 from anthesis.parallel.connection import ClosedError, Connection
 from anthesis.parallel.launch import LocalRanks
 from anthesis.parallel.layout import Layout
-from anthesis.parallel.meeting import START_S, check_launched, offer_meeting
+from anthesis.parallel.meeting import (
+    START_VARIABLE,
+    check_launched,
+    open_meeting,
+    rank_of,
+    start_timeout_s,
+)
 from anthesis.parallel.seat import Seat
 from anthesis.parallel.shared_memory import (
     SharedMemory,
@@ -58,16 +64,16 @@ class Group:
         self._connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
-        if environment is not None:
-            check_launched(environment, layout)
-        listener, self._token = local_listener()
-        self._listeners = [listener]
         self._local: LocalRanks | None = None
         if environment is None:
+            listener, self._token = local_listener()
+            self._listeners = [listener]
             self._local = LocalRanks(layout.size - 1, self._token)
         else:
-            self._listeners.append(socket.create_server(("", 0)))
-            offer_meeting(environment, self._token, self._listeners[1].getsockname()[1])
+            check_launched(environment, layout)
+            meeting = open_meeting(environment)
+            meeting.was_used = True
+            self._token, self._listeners = meeting.token, meeting.listeners
 
     def meet(self) -> None:
         """Waits for all ranks, and gives each its seat.
@@ -76,6 +82,7 @@ class Group:
             AnthesisError: a rank did not come, or ended.
         """
         self._accept_all()
+        self._close_listeners()
         threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
         self._seat_all()
 
@@ -155,8 +162,7 @@ class Group:
         if self._closing:
             return
         self._closing = True
-        for listener in self._listeners:
-            close_listener(listener)
+        self._close_listeners()
         for connection in self._connections.values():
             with suppress(ClosedError):
                 connection.send({"do": "end"})
@@ -165,31 +171,34 @@ class Group:
         if self._local is not None:
             self._local.close(failed=self._failure is not None)
 
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            close_listener(listener)
+
     # --- how they meet ------------------------------------------------------------------------------------------------
 
     def _accept_all(self) -> None:
-        end = time.monotonic() + START_S
+        end = time.monotonic() + start_timeout_s()
         while missing := [rank for rank in range(1, self.layout.size) if rank not in self._connections]:
             for listener in select.select(self._listeners, [], [], 0.1)[0]:
                 connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
                 if connected is not None:
-                    self._welcome(Connection(connected))
+                    self._welcome(connected)
             if self._local is not None and self._local.has_ended() and not self._connections:
                 why = self._local.why(missing[0]) or "the launcher failed"
                 raise RankError(f"rank {missing[0]} did not start: {why}", _text_of(self._local, missing[0]))
             if time.monotonic() > end:
-                raise RankError(f"rank {missing[0]} has not come within {START_S:g} s; is its machine up?")
+                raise RankError(
+                    f"rank {missing[0]} has not come within {start_timeout_s():g} s ({START_VARIABLE} sets that); is "
+                    "its machine up?"
+                )
 
-    def _welcome(self, connection: Connection) -> None:
-        try:
-            hello, _ = connection.receive()
-        except (ClosedError, ValueError):
-            return
-        rank = hello.get("rank")
-        if not isinstance(rank, int) or hello.get("token") != self._token:  # somebody else
-            connection.close()
-        elif 0 < rank < self.layout.size and rank not in self._connections:
-            self._connections[rank] = connection
+    def _welcome(self, connected: socket.socket) -> None:
+        rank = rank_of(connected, self._token)
+        if rank is not None and 0 < rank < self.layout.size and rank not in self._connections:
+            self._connections[rank] = Connection(connected)
+        else:
+            connected.close()
 
     def _seat_all(self) -> None:
         """Tells every rank its place, and finds out which of them can share memory."""
@@ -299,7 +308,7 @@ class Group:
                 else RankError(f"rank {rank} failed: {told['message']}", told["traceback"])
             )
         else:
-            failure = RankError(f"rank {rank} has ended: {error}")
+            failure = RankError(f"rank {rank}{self._connections[rank].place} is gone: {error}")
         self._abort(failure)
         if told is None and self._local is not None:
             why = self._local.why(rank)

@@ -46,6 +46,7 @@ class Seat:
         self.threads = max(1, usable_cores() // sharers)
 
     def close(self) -> None:
-        """Leaves the groups."""
+        """Leaves the groups, and lets go of what the ranks share."""
+        self.communicator = None
         if self.groups is not None:
             self.groups.close()
