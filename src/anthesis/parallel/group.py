@@ -7,6 +7,7 @@ connect in the launcher's store. What the ranks of a stage exchange within a ste
 
 from __future__ import annotations
 
+import os
 import queue
 import select
 import socket
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from anthesis.errors import ERRORS, AnthesisError, RankError
+from anthesis.parallel.binding import rivals
 from anthesis.parallel.communicator import (
     NoAnswerError,
     ProcessGroups,
@@ -62,6 +64,7 @@ class Group:
         self._failure: AnthesisError | None = None
         self._closing = False
         self._connections: dict[int, Connection] = {}
+        self._cores = {0: os.sched_getaffinity(0)}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
         self._local: LocalRanks | None = None
@@ -217,7 +220,9 @@ class Group:
         own_listener, own_name = local_listener()
         with_names[0] = own_name
         try:
-            with_names.update({rank: reply["name"] for rank, reply in self.ask({"do": "listen"}).items()})
+            replies = self.ask({"do": "listen"})
+            with_names.update({rank: reply["name"] for rank, reply in replies.items()})
+            self._cores.update({rank: set(reply["cores"]) for rank, reply in replies.items()})
             found = self.ask({"do": "look", "names": {str(rank): name for rank, name in with_names.items()}})
         finally:
             close_listener(own_listener)
@@ -257,11 +262,15 @@ class Group:
         self.gather_replies()
 
     def _place_on_cores(self, machines: Mapping[int, int]) -> None:
-        """Tells every rank how many share its machine, and which of them it is: it chooses its cores itself."""
-        for rank, connection in self._connections.items():
-            there = sorted(other for other in machines if machines[other] == machines[rank])
-            connection.send({"do": "place", "index": there.index(rank), "sharers": len(there)})
-        self.seat.take_cores(0, sum(first == 0 for first in machines.values()))
+        """Tells every rank how many share its machine and its cores, and which of them it is: it chooses itself."""
+        for rank in sorted(machines, reverse=True):
+            sharers = sum(machine == machines[rank] for machine in machines.values())
+            others = rivals(rank, machines, self._cores)
+            place = {"index": others.index(rank), "rivals": len(others), "sharers": sharers}
+            if rank:
+                self._connections[rank].send({"do": "place", **place})
+            else:
+                self.seat.take_cores(**place)
         self.gather_replies()
 
     # --- noticing when one ends ---------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Member:
 
     def _listen(self, message: Message) -> None:
         self._listener, name = local_listener()
-        self.reply({"name": name})
+        self.reply({"name": name, "cores": sorted(os.sched_getaffinity(0))})
 
     def _look(self, message: Message) -> None:
         names = {int(rank): name for rank, name in message["names"].items()}
@@ -164,7 +164,7 @@ class Member:
         self.reply({})
 
     def _place(self, message: Message) -> None:
-        self.seat.take_cores(message["index"], message["sharers"])
+        self.seat.take_cores(message["index"], message["rivals"], message["sharers"])
         self.reply({})
 
 
