@@ -35,14 +35,18 @@ public:
     void all_reduce(const Team& team, const float* x, float* out, std::size_t count) noexcept override {
         if (team.thread != 0) return;
         if (x != out) std::memcpy(out, x, count * sizeof(float));
-        call([&] { object_.attr("all_reduce")(nb::ndarray<nb::numpy, float, nb::ndim<1>>(out, {count}, nb::handle())); });
+        call([&] {
+            const nb::ndarray<nb::numpy, float, nb::ndim<1>> sum(out, {count}, nb::handle());
+            object_.attr("all_reduce")(nb::cast(sum, nb::rv_policy::reference)); // else it is given a copy
+        });
     }
 
     const Parts& all_gather(std::span<const std::byte> mine) noexcept override {
         parts_.assign(static_cast<std::size_t>(size_), mine);
         call([&] {
             const nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>> own(mine.data(), {mine.size()}, nb::handle());
-            const auto found = nb::cast<std::vector<nb::bytes>>(object_.attr("all_gather")(own));
+            const auto found = nb::cast<std::vector<nb::bytes>>(
+                object_.attr("all_gather")(nb::cast(own, nb::rv_policy::reference)));
             gathered_.clear();
             for (const nb::bytes& part : found) {
                 const auto* data = reinterpret_cast<const std::byte*>(part.c_str());

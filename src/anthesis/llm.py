@@ -97,7 +97,7 @@ class LLM:
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
         layout = Layout(tp, pp)
         if layout.size > 1:
-            leave_to_rank_zero()
+            leave_to_rank_zero(layout)
         begin = time.perf_counter()
         # what is open is closed in the end, or at once where something of this fails
         with ExitStack() as opened:

@@ -12,9 +12,11 @@ def leave_to_rank_zero(tp: int, pp: int) -> None:
 
     Raises:
         SystemExit: this rank has served.
-        RequestError: variables of a launcher that contradict each other.
+        RequestError: variables of a launcher that contradict each other, or another number of processes.
+        RankError: rank 0 is not to be found, or can't be.
     """
     if tp * pp > 1 and not {"WORLD_SIZE", "SLURM_PROCID"}.isdisjoint(os.environ):
         from anthesis.engine import serve
+        from anthesis.parallel.layout import Layout
 
-        serve.leave_to_rank_zero()
+        serve.leave_to_rank_zero(Layout(tp, pp))

@@ -13,6 +13,8 @@ from anthesis.devices import open_device
 from anthesis.devices.device import Cache, Executable
 from anthesis.engine.loaded import LoadedModel
 from anthesis.memory import process_peak_memory_bytes
+from anthesis.parallel.layout import Layout
+from anthesis.parallel.meeting import check_launched, open_meeting
 from anthesis.parallel.member import Member, Message, join_launched, join_local
 from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array
@@ -92,20 +94,27 @@ class Share:
             member.reply({}, outputs)
 
 
-def leave_to_rank_zero() -> None:
+def leave_to_rank_zero(layout: Layout) -> None:
     """Returns on rank 0, and where no launcher has started this process together with others for one model.
 
     On other ranks it does what rank 0 says, for as long as rank 0's model is open, and then ends the process: what a
     command or a script does with the model is done once.
 
+    Args:
+        layout: of the ranks.
+
     Raises:
         SystemExit: this rank has served.
-        RequestError: variables of a launcher that contradict each other.
-        RankError: rank 0 is not to be found.
+        RequestError: variables of a launcher that contradict each other, or another number of processes.
+        RankError: rank 0 is not to be found, or can't be.
     """
     environment = launched()
-    if environment is not None and environment.rank > 0:
+    if environment is None:
+        return
+    check_launched(environment, layout)
+    if environment.rank > 0:
         sys.exit(join_launched(environment).serve(Share().do))
+    open_meeting(environment)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,20 @@ def shares_of_cores(ranks: int, cores: set[int] | None = None, nodes: Path = NOD
     ordered = sorted(cores, key=lambda core: (node_of.get(core, 0), core))
     borders = [len(ordered) * rank // ranks for rank in range(ranks + 1)]
     return [set(ordered[first:last]) for first, last in pairwise(borders)]
+
+
+def rivals(rank: int, machines: Mapping[int, int], cores: Mapping[int, set[int]]) -> list[int]:
+    """The ranks that have to share cores with this one, which is one of them, in order.
+
+    A launcher such as Slurm's may have given each rank cores of its own; then it has no others.
+
+    Args:
+        rank: this one.
+        machines: by rank, which machine it is on.
+        cores: by rank, those that it may use there.
+    """
+    there = sorted(other for other in machines if machines[other] == machines[rank])
+    return [other for other in there if other == rank or not cores[other].isdisjoint(cores[rank])]
 
 
 @contextmanager

@@ -59,13 +59,22 @@ def peer_timeout_s() -> float:
     Raises:
         AnthesisError: the environment variable that sets it holds no such number.
     """
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    return seconds_in(TIMEOUT_VARIABLE, _TIMEOUT_S)
+
+
+def seconds_in(variable: str, default: float) -> float:
+    """The seconds that an environment variable holds; the default where it is not set.
+
+    Raises:
+        AnthesisError: it holds no such number.
+    """
+    text = os.environ.get(variable, "")
     try:
-        seconds = float(text) if text else _TIMEOUT_S
+        seconds = float(text) if text else default
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 86400:
-        raise AnthesisError(f"{TIMEOUT_VARIABLE} is {text!r:.60}; it must be a number of seconds from 1 to 86400")
+        raise AnthesisError(f"{variable} is {text!r:.60}; it must be a number of seconds from 1 to 86400")
     return seconds
 
 
@@ -205,6 +214,8 @@ def torch_distributed() -> Any:
     Raises:
         UnsupportedError: it is not installed.
     """
+    # its C++ parts warn of names that have no reverse look-up, and show their stack where a connection ends
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         import torch.distributed
     except ImportError as error:

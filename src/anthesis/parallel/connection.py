@@ -41,6 +41,9 @@ class Connection:
 
     Args:
         connected: a stream socket, of one machine or TCP.
+
+    Attributes:
+        place: where the other end is, for messages: " at ADDRESS"; nothing for this machine.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -48,6 +51,7 @@ class Connection:
         self._sending = threading.Lock()
         if connected.family != socket.AF_UNIX:
             _notice_silence(connected)
+        self.place = "" if self.is_local else _place_of(connected)
 
     @property
     def is_local(self) -> bool:
@@ -76,6 +80,17 @@ class Connection:
         try:
             with self._sending:
                 self._send_all([_HEAD.pack(len(text)) + text, *data])
+        except OSError as error:
+            raise _closed(error) from error
+
+    def greet(self, said: bytes) -> None:
+        """Sends what a rank says first, which is no message yet.
+
+        Raises:
+            ClosedError: the other end has ended.
+        """
+        try:
+            self._socket.sendall(said)
         except OSError as error:
             raise _closed(error) from error
 
@@ -123,7 +138,7 @@ class Connection:
             except OSError as error:
                 raise _closed(error) from error
             if count == 0:
-                raise ClosedError("the other rank has ended")
+                raise ClosedError("its connection was closed")
             view = view[count:]
             spin = False
         return data
@@ -157,7 +172,14 @@ def _notice_silence(connected: socket.socket) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
+def _place_of(connected: socket.socket) -> str:
+    try:
+        return f" at {connected.getpeername()[0]}"
+    except OSError:  # it has ended
+        return ""
+
+
 def _closed(error: OSError) -> ClosedError:
     if isinstance(error, TimeoutError):
-        return ClosedError(f"the machine of another rank does not answer for {peer_timeout_s():g} s")
-    return ClosedError(f"the connection to another rank has ended ({error.strerror or error})")
+        return ClosedError(f"its machine does not answer for {peer_timeout_s():g} s")
+    return ClosedError(f"its connection has ended ({error.strerror or error})")

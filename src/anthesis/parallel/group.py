@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from anthesis.errors import ERRORS, AnthesisError, RankError
+from anthesis.parallel.binding import rivals
 from anthesis.parallel.communicator import (
     NoAnswerError,
     ProcessGroups,
@@ -26,7 +27,13 @@ from anthesis.parallel.communicator import (
 from anthesis.parallel.connection import ClosedError, Connection
 from anthesis.parallel.launch import LocalRanks
 from anthesis.parallel.layout import Layout
-from anthesis.parallel.meeting import START_S, check_launched, offer_meeting
+from anthesis.parallel.meeting import (
+    START_VARIABLE,
+    check_launched,
+    open_meeting,
+    rank_of,
+    start_timeout_s,
+)
 from anthesis.parallel.seat import Seat
 from anthesis.parallel.shared_memory import (
     SharedMemory,
@@ -62,18 +69,19 @@ class Group:
         self._keep_logs = False
         self._process_id = os.getpid()
         self._connections: dict[int, Connection] = {}
+        self._cores = {0: os.sched_getaffinity(0)}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
-        if environment is not None:
-            check_launched(environment, layout)
-        listener, self._token = local_listener()
-        self._listeners = [listener]
         self._local: LocalRanks | None = None
         if environment is None:
+            listener, self._token = local_listener()
+            self._listeners = [listener]
             self._local = LocalRanks(layout.size - 1, self._token)
         else:
-            self._listeners.append(socket.create_server(("", 0)))
-            offer_meeting(environment, self._token, self._listeners[1].getsockname()[1])
+            check_launched(environment, layout)
+            meeting = open_meeting(environment)
+            meeting.was_used = True
+            self._token, self._listeners = meeting.token, meeting.listeners
 
     def meet(self) -> None:
         """Waits for all ranks, and gives each its seat.
@@ -82,6 +90,7 @@ class Group:
             AnthesisError: a rank did not come, or ended.
         """
         self._accept_all()
+        self._close_listeners()
         threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
         self._seat_all()
 
@@ -191,8 +200,7 @@ class Group:
         if self._closing or os.getpid() != self._process_id:
             return
         self._closing = True
-        for listener in self._listeners:
-            close_listener(listener)
+        self._close_listeners()
         for connection in self._connections.values():
             with suppress(ClosedError):
                 connection.send({"do": "end"})
@@ -201,31 +209,34 @@ class Group:
         if self._local is not None:
             self._local.close(len(self._connections) < self.layout.size - 1, self._keep_logs)
 
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            close_listener(listener)
+
     # --- how they meet ------------------------------------------------------------------------------------------------
 
     def _accept_all(self) -> None:
-        end = time.monotonic() + START_S
+        end = time.monotonic() + start_timeout_s()
         while missing := [rank for rank in range(1, self.layout.size) if rank not in self._connections]:
             for listener in select.select(self._listeners, [], [], 0.1)[0]:
                 connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
                 if connected is not None:
-                    self._welcome(Connection(connected))
+                    self._welcome(connected)
             if self._local is not None and self._local.has_ended():
                 rank, why = self._local.first_end() or (missing[0], "the launcher failed")
                 raise RankError(f"rank {rank} did not start: {why}", _text_of(self._local, rank))
             if time.monotonic() > end:
-                raise RankError(f"rank {missing[0]} has not come within {START_S:g} s; is its machine up?")
+                raise RankError(
+                    f"rank {missing[0]} has not come within {start_timeout_s():g} s ({START_VARIABLE} sets that); is "
+                    "its machine up?"
+                )
 
-    def _welcome(self, connection: Connection) -> None:
-        try:
-            hello, _ = connection.receive()
-        except ClosedError:
-            return
-        rank = hello.get("rank")
-        if not isinstance(rank, int) or hello.get("token") != self._token:  # somebody else
-            connection.close()
-        elif 0 < rank < self.layout.size and rank not in self._connections:
-            self._connections[rank] = connection
+    def _welcome(self, connected: socket.socket) -> None:
+        rank = rank_of(connected, self._token)
+        if rank is not None and 0 < rank < self.layout.size and rank not in self._connections:
+            self._connections[rank] = Connection(connected)
+        else:
+            connected.close()
 
     def _seat_all(self) -> None:
         """Tells every rank its place, and finds out which of them can share memory."""
@@ -244,7 +255,9 @@ class Group:
         own_listener, own_name = local_listener()
         with_names[0] = own_name
         try:
-            with_names.update({rank: reply["name"] for rank, reply in self.ask({"do": "listen"}).items()})
+            replies = self.ask({"do": "listen"})
+            with_names.update({rank: reply["name"] for rank, reply in replies.items()})
+            self._cores.update({rank: set(reply["cores"]) for rank, reply in replies.items()})
             found = self.ask({"do": "look", "names": {str(rank): name for rank, name in with_names.items()}})
         finally:
             close_listener(own_listener)
@@ -300,11 +313,15 @@ class Group:
             raise self.failure_behind(error) from error
 
     def _place_on_cores(self, machines: Mapping[int, int]) -> None:
-        """Tells every rank how many share its machine, and which of them it is: it chooses its cores itself."""
-        for rank in self._connections:
-            there = sorted(other for other in machines if machines[other] == machines[rank])
-            self._send(rank, {"do": "place", "index": there.index(rank), "sharers": len(there)})
-        self.seat.take_cores(0, sum(first == 0 for first in machines.values()))
+        """Tells every rank how many share its machine and its cores, and which of them it is: it chooses itself."""
+        for rank in sorted(machines, reverse=True):
+            sharers = sum(machine == machines[rank] for machine in machines.values())
+            others = rivals(rank, machines, self._cores)
+            place = {"index": others.index(rank), "rivals": len(others), "sharers": sharers}
+            if rank:
+                self._send(rank, {"do": "place", **place})
+            else:
+                self.seat.take_cores(**place)
         self.gather_replies()
 
     # --- noticing when one ends ---------------------------------------------------------------------------------------
@@ -351,7 +368,7 @@ class Group:
                 else RankError(f"rank {rank} failed: {told['message']}", told["traceback"])
             )
         else:
-            failure = RankError(f"rank {rank} has ended: {error}")
+            failure = RankError(f"rank {rank}{self._connections[rank].place} is gone: {error}")
         self._abort()
         if told is None and self._local is not None:
             rank, why = self._local.first_end() or (rank, str(error))

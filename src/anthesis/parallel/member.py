@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from anthesis.errors import RankError
+from anthesis.errors import AnthesisError, RankError
 from anthesis.parallel.communicator import ProcessGroups
 from anthesis.parallel.connection import ClosedError, Connection
 from anthesis.parallel.group import team_of
 from anthesis.parallel.launch import NAME_VARIABLE
 from anthesis.parallel.layout import Layout
-from anthesis.parallel.meeting import find_rank_zero
+from anthesis.parallel.meeting import find_rank_zero, hello
 from anthesis.parallel.seat import Seat
 from anthesis.parallel.shared_memory import (
     SharedMemory,
@@ -50,7 +50,7 @@ class Member:
         self._listener: socket.socket | None = None
         self._offer: SharedMemory | None = None
         self._ending = False
-        connection.send({"rank": rank, "token": token})
+        connection.greet(hello(token, rank))
         threading.Thread(target=self._watch, name="anthesis-rank-0", daemon=True).start()
 
     def serve(self, work: Callable[[Member, Message, Mapping[str, Array]], None]) -> int:
@@ -90,7 +90,10 @@ class Member:
         self.connection.send(message, arrays)
 
     def _tell_failure(self, error: Exception) -> None:
-        traceback.print_exception(error)
+        if isinstance(error, AnthesisError):  # it says all that there is to say
+            print(f"anthesis: rank {self.seat.rank}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         text = "".join(traceback.format_exception(error))
         told = {"kind": type(error).__name__, "message": str(error) or type(error).__name__, "traceback": text}
         with suppress(ClosedError):  # which is why it failed
@@ -117,7 +120,7 @@ class Member:
 
     def _listen(self, message: Message) -> None:
         self._listener, name = local_listener()
-        self.reply({"name": name})
+        self.reply({"name": name, "cores": sorted(os.sched_getaffinity(0))})
 
     def _look(self, message: Message) -> None:
         names = {int(rank): name for rank, name in message["names"].items()}
@@ -161,7 +164,7 @@ class Member:
         self.reply({})
 
     def _place(self, message: Message) -> None:
-        self.seat.take_cores(message["index"], message["sharers"])
+        self.seat.take_cores(message["index"], message["rivals"], message["sharers"])
         self.reply({})
 
 

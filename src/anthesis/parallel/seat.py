@@ -32,20 +32,23 @@ class Seat:
     cores: set[int] | None = None
     threads: int = 1
 
-    def take_cores(self, index: int, sharers: int) -> None:
+    def take_cores(self, index: int, rivals: int, sharers: int) -> None:
         """Chooses this rank's cores.
 
         Args:
-            index: its number among the ranks of its machine.
-            sharers: ranks there.
+            index: its number among its rivals.
+            rivals: ranks of its machine that may use the same cores, this one included; a launcher such as Slurm's may
+                have given each its own.
+            sharers: ranks of its machine.
         """
-        shares = shares_of_cores(sharers)
+        shares = shares_of_cores(rivals)
         self.sharers = sharers
         self.cores = None if shares is None else shares[index]
-        # what a control group grants is granted to all ranks together
-        self.threads = max(1, usable_cores() // sharers)
+        # what a control group grants is granted to all of them together
+        self.threads = max(1, usable_cores() // rivals)
 
     def close(self) -> None:
-        """Leaves the groups."""
+        """Leaves the groups, and lets go of what the ranks share."""
+        self.communicator = None
         if self.groups is not None:
             self.groups.close()

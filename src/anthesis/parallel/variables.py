@@ -12,6 +12,8 @@ from anthesis.errors import RequestError
 DEFAULT_PORT = 29500
 """torchrun's."""
 
+_ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -23,6 +25,7 @@ class Launched:
         host: of rank 0.
         port: on which rank 0, or the launcher, offers a store where ranks find each other.
         launcher_has_store: the launcher offers it.
+        attempt: how often the launcher has started them before; what an earlier start left in its store is not meant.
     """
 
     rank: int
@@ -30,6 +33,7 @@ class Launched:
     host: str
     port: int
     launcher_has_store: bool
+    attempt: int = 0
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
@@ -63,8 +67,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     if not host:
         raise RequestError("MASTER_ADDR is not set, so it is unknown where rank 0 is; set it to that machine's address")
     port = _number(environment, "MASTER_PORT") if environment.get("MASTER_PORT") else DEFAULT_PORT
+    if not 0 < port < 65536:
+        raise RequestError(f"MASTER_PORT is {port}; ports are from 1 to 65535")
     has_store = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Launched(rank, size, host, port, has_store)
+    attempt = _number(environment, _ATTEMPT) if _ATTEMPT in environment else 0
+    return Launched(rank, size, host, port, has_store, attempt)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -77,5 +84,5 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 def _first_host(environment: Mapping[str, str]) -> str | None:
     """The first of Slurm's hosts: "node[03-05,9],other" begins with node03."""
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST") or ""
-    found = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?", hosts)
-    return None if found is None else found[1] + (found[2] or "")
+    found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
+    return None if found is None else re.sub(r"\[(\d+)[^\]]*\]", r"\1", found[0])
