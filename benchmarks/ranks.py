@@ -27,7 +27,8 @@ from anthesis.bench.machine import this_machine, versions
 from anthesis.completion import Handle
 from anthesis.native import handovers
 from anthesis.parallel.binding import bound_to, shares_of_cores
-from anthesis.parallel.communicator import Communicator, ProcessGroups
+from anthesis.parallel.communicator import Communicator
+from anthesis.parallel.process_groups import ProcessGroups
 from anthesis.parallel.shared_memory import SharedMemory, join_shared_memory
 
 SIZES = [1 << power for power in range(10, 21)]

@@ -103,7 +103,7 @@ class LLM:
         with ExitStack() as opened:
             self._checkpoint = checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed))
             config = checkpoint.config
-            group = start_ranks(checkpoint, layout, opened)  # which come while the tokenizer is read
+            group = start_ranks(checkpoint, layout, device, opened)  # which come while the tokenizer is read
             with naming(checkpoint.path):
                 self.tokenizer: Tokenizer | None = open_tokenizer(
                     checkpoint.tokenizer_source, usable_vocab_size=config.vocab_size

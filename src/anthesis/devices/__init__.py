@@ -32,6 +32,7 @@ def open_device(name: str, threads: int | None = None, seat: Seat | None = None)
         UnsupportedError: a device that this version does not have, or whose extension was never built.
         RequestError: an unknown name.
     """
+    check_device(name)
     if name == "auto":
         name, why = _fastest()
         logger.warning("device auto: %s (%s)", name, why)
@@ -45,12 +46,23 @@ def open_device(name: str, threads: int | None = None, seat: Seat | None = None)
         from anthesis.devices.cpu import CpuDevice
 
         return CpuDevice(threads, seat)
+    raise AssertionError(f"{name} is one of DEVICES that nothing opens")
+
+
+def check_device(name: str) -> None:
+    """Refuses a name before anything is done for it.
+
+    Raises:
+        UnsupportedError: a device that this version does not have.
+        RequestError: an unknown name.
+    """
     if name in _COMING:
         raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device cpu is")
-    raise RequestError(
-        f"unknown device {name!r}; known are: auto, cpu, reference, reference-fp64 (and data sheets, for "
-        "`anthesis plan`)"
-    )
+    if name not in (*DEVICES, "auto"):
+        raise RequestError(
+            f"unknown device {name!r}; known are: auto, cpu, reference, reference-fp64 (and data sheets, for "
+            "`anthesis plan`)"
+        )
 
 
 def _fastest() -> tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from anthesis.checkpoint import Checkpoint, model_fingerprint
 from anthesis.config import ModelConfig
 from anthesis.cores import usable_cores
-from anthesis.devices import open_device
+from anthesis.devices import check_device, open_device
 from anthesis.devices.device import Cache, Device, Executable, InstructionTime
 from anthesis.engine.loaded import LoadedModel
 from anthesis.errors import AnthesisError, RequestError
@@ -21,6 +21,7 @@ from anthesis.models import trace
 from anthesis.parallel.binding import bound_to
 from anthesis.parallel.group import Group
 from anthesis.parallel.layout import Layout
+from anthesis.parallel.process_groups import backend_of
 from anthesis.parallel.uninterrupted import uninterrupted
 from anthesis.program.builder import Finish
 from anthesis.program.ir import Array, Arrays
@@ -151,12 +152,13 @@ class SpreadExecutable:
         return self._own.measure(on)
 
 
-def start_ranks(checkpoint: Checkpoint, layout: Layout, opened: ExitStack) -> Group | None:
+def start_ranks(checkpoint: Checkpoint, layout: Layout, device: str, opened: ExitStack) -> Group | None:
     """Starts the other ranks of a model; None where there are none.
 
     Args:
         checkpoint: of the model.
         layout: of the ranks.
+        device: of each.
         opened: ends them when it is closed.
 
     Raises:
@@ -165,10 +167,11 @@ def start_ranks(checkpoint: Checkpoint, layout: Layout, opened: ExitStack) -> Gr
     """
     if layout.size == 1:
         return None
+    check_device(device)
     traced = trace(checkpoint.config, "argmax", checkpoint.kind_of)
     for layers in choose_stages(traced, layout.pp):
         alike_ranks(stage(traced, layers), layout.tp)
-    return opened.enter_context(closing(Group(layout)))
+    return opened.enter_context(closing(Group(layout, backend_of(device))))
 
 
 def check_threads(threads: int | None, sharers: int) -> None:

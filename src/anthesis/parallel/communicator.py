@@ -1,30 +1,22 @@
-"""What the ranks of one stage exchange within a step, and the stages with each other.
+"""What the ranks of one stage exchange within a step.
 
-Ranks on one machine share memory (`anthesis._native.SharedCommunicator`, which has these methods too); for others there
-is PyTorch's distributed package, whose backend is the only thing that differs between processors, NVIDIA and Gaudi
-cards.
+Ranks on one machine share memory: `anthesis._native.SharedCommunicator` has these methods. For others, and for cards,
+there is `process_groups.py`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
-from datetime import timedelta
-from functools import reduce
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.errors import AnthesisError, UnsupportedError, first_line
+from anthesis.errors import AnthesisError
 from anthesis.program.ir import Array
 
 TIMEOUT_VARIABLE = "ANTHESIS_PEER_TIMEOUT_S"
 _TIMEOUT_S = 30.0
-_INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
-_SIOCGIFADDR = 0x8915
 
 
 class Communicator(Protocol):
@@ -76,186 +68,3 @@ def seconds_in(variable: str, default: float) -> float:
     if not 1 <= seconds <= 86400:
         raise AnthesisError(f"{variable} is {text!r:.60}; it must be a number of seconds from 1 to 86400")
     return seconds
-
-
-class ProcessGroups:
-    """PyTorch's process groups for ranks on several machines: one of all ranks, and one of each stage.
-
-    Args:
-        size: ranks in all.
-        host: where rank 0 is reached.
-        port: of its store; None on rank 0, which chooses one.
-        backend: "gloo" for processors, "nccl" for NVIDIA cards, "hccl" for Gaudi.
-
-    Raises:
-        UnsupportedError: PyTorch is not installed, or lacks the backend; or this process uses its default group
-        already.
-    """
-
-    def __init__(self, size: int, host: str, port: int | None, backend: str = "gloo") -> None:
-        self._distributed = distributed = torch_distributed()
-        if distributed.is_initialized():
-            raise UnsupportedError(
-                "this process has a default group of torch.distributed already, and ranks on several machines need it; "
-                "call torch.distributed.destroy_process_group() first, or run the model in a process of its own"
-            )
-        self._size, self._backend = size, backend
-        self._timeout = timedelta(seconds=peer_timeout_s())
-        self._store = distributed.TCPStore(
-            host, port or 0, is_master=port is None, wait_for_workers=False, timeout=self._timeout
-        )
-
-    @property
-    def port(self) -> int:
-        """Of the store, on rank 0."""
-        return int(self._store.port)
-
-    def connect(self, teams: list[list[int]], rank: int, address: str) -> TorchCommunicator | None:
-        """Joins all ranks; gives what this rank's stage exchanges by.
-
-        Args:
-            teams: the ranks of each stage, the same list on all ranks; empty where they have something better.
-            rank: this one.
-            address: of this machine, as the others reach it.
-
-        Returns:
-            None where the stage has something better, or one rank only.
-
-        Raises:
-            AnthesisError: another rank does not answer.
-        """
-        if _INTERFACE_VARIABLE not in os.environ and (interface := _interface(address)):
-            os.environ[_INTERFACE_VARIABLE] = interface  # else it is that of the host's name, which may lead anywhere
-        try:
-            self._distributed.init_process_group(
-                self._backend, store=self._store, rank=rank, world_size=self._size, timeout=self._timeout
-            )
-            groups = [self._distributed.new_group(team, timeout=self._timeout) for team in teams]
-        except RuntimeError as error:
-            raise no_answer(error) from error
-        own = next((i for i, team in enumerate(teams) if rank in team and len(team) > 1), None)
-        return None if own is None else TorchCommunicator(groups[own], teams[own].index(rank), len(teams[own]))
-
-    def send(self, x: NDArray[np.float32], to: int) -> None:
-        """Sends rows (R, E) float32 to another rank.
-
-        Raises:
-            AnthesisError: it does not answer.
-        """
-        try:
-            self._distributed.send(_tensor(x), to)
-        except RuntimeError as error:
-            raise no_answer(error) from error
-
-    def receive(self, into: NDArray[np.float32], source: int) -> None:
-        """Receives what another rank sends into an array of the same shape, (R, E) float32.
-
-        Raises:
-            AnthesisError: it does not answer.
-        """
-        try:
-            self._distributed.recv(_tensor(into), source)
-        except RuntimeError as error:
-            raise no_answer(error) from error
-
-    def close(self) -> None:
-        """Leaves the groups."""
-        if self._distributed.is_initialized():
-            self._distributed.destroy_process_group()
-
-
-class TorchCommunicator:
-    """Exchanges through a process group of PyTorch, over the arrays of the host.
-
-    Sums are added in rank order by each rank for itself, so that they have the bits that shared memory gives: a
-    library's reduction adds in an order of its own, which changes with its version and with the number of bytes.
-
-    Args:
-        group: PyTorch's, of the ranks of a stage.
-        rank: this one's number in it.
-        size: ranks W.
-    """
-
-    def __init__(self, group: Any, rank: int, size: int) -> None:
-        self._group, self.rank, self.size = group, rank, size
-        self._distributed = torch_distributed()
-
-    def all_reduce(self, x: NDArray[np.float32]) -> None:
-        """See `Communicator.all_reduce`; `x` (N,) float32.
-
-        Raises:
-            AnthesisError: another rank does not answer.
-        """
-        x[...] = reduce(np.add, self._gather(x))
-
-    def all_gather(self, mine: NDArray[np.uint8]) -> list[bytes]:
-        """See `Communicator.all_gather`; `mine` (N,) uint8.
-
-        Raises:
-            AnthesisError: another rank does not answer.
-        """
-        sizes = [int(size[0]) for size in self._gather(np.array([mine.size], np.int64))]
-        padded = np.zeros(max(sizes), np.uint8)
-        padded[: mine.size] = mine
-        return [part[:size].tobytes() for part, size in zip(self._gather(padded), sizes, strict=True)]
-
-    def _gather(self, mine: Array) -> list[Array]:
-        parts = [np.empty_like(mine) for _ in range(self.size)]
-        try:
-            self._distributed.all_gather([_tensor(part) for part in parts], _tensor(mine), group=self._group)
-        except RuntimeError as error:
-            raise no_answer(error) from error
-        return parts
-
-
-def torch_distributed() -> Any:
-    """PyTorch's distributed package.
-
-    Raises:
-        UnsupportedError: it is not installed.
-    """
-    # its C++ parts warn of names that have no reverse look-up, and show their stack where a connection ends
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    try:
-        import torch.distributed
-    except ImportError as error:
-        raise UnsupportedError(
-            "several ranks need PyTorch, which starts them and joins machines; install the extra: "
-            "pip install 'anthesis[torch]'"
-        ) from error
-    return torch.distributed
-
-
-class NoAnswerError(AnthesisError):
-    """An exchange with another machine has failed; the rank that did not answer knows more, if it still runs."""
-
-
-def no_answer(error: Exception) -> NoAnswerError:
-    """What a failed exchange with another machine is told as."""
-    return NoAnswerError(
-        f"another rank has ended, or its machine does not answer within {peer_timeout_s():g} s "
-        f"({TIMEOUT_VARIABLE} sets that): {first_line(error)}"
-    )
-
-
-def _interface(address: str) -> str | None:
-    """The name of the network interface with this IPv4 address, or None.
-
-    Source:
-        Linux, netdevice(7), SIOCGIFADDR.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            try:
-                found = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
-                continue
-            if socket.inet_ntoa(found[20:24]) == address:
-                return name
-    return None
-
-
-def _tensor(array: Array) -> Any:
-    import torch
-
-    return torch.from_numpy(array)

@@ -19,11 +19,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from anthesis.errors import ERRORS, AnthesisError, RankError
-from anthesis.parallel.binding import rivals
-from anthesis.parallel.communicator import (
-    NoAnswerError,
-    ProcessGroups,
-)
 from anthesis.parallel.connection import ClosedError, Connection
 from anthesis.parallel.launch import LocalRanks
 from anthesis.parallel.layout import Layout
@@ -34,9 +29,10 @@ from anthesis.parallel.meeting import (
     rank_of,
     start_timeout_s,
 )
+from anthesis.parallel.process_groups import PROCESSORS, NoAnswerError
 from anthesis.parallel.seat import Seat
+from anthesis.parallel.seating import seat_all
 from anthesis.parallel.shared_memory import (
-    SharedMemory,
     accept,
     close_listener,
     local_listener,
@@ -52,8 +48,11 @@ class Group:
 
     Args:
         layout: of the ranks.
+        backend: of the process groups in which they exchange what does not go through memory that they share.
 
     Attributes:
+        layout, backend: as given.
+        connections: to the others, by rank.
         seat: rank 0's own.
 
     Raises:
@@ -61,15 +60,14 @@ class Group:
         RequestError: the launcher started another number of ranks, or its ranks have served another model already.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, backend: str = PROCESSORS) -> None:
+        self.layout, self.backend = layout, backend
         self.seat = Seat(0, layout)
         self._failure: AnthesisError | None = None
         self._closing = False
         self._keep_logs = False
         self._process_id = os.getpid()
-        self._connections: dict[int, Connection] = {}
-        self._cores = {0: os.sched_getaffinity(0)}
+        self.connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
         self._local: LocalRanks | None = None
@@ -92,7 +90,7 @@ class Group:
         self._accept_all()
         self._close_listeners()
         threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
-        self._seat_all()
+        seat_all(self)
 
     # --- telling them what to do --------------------------------------------------------------------------------------
 
@@ -103,12 +101,17 @@ class Group:
             AnthesisError: one of them has ended.
         """
         self.check()
-        for rank in self._connections:
-            self._send(rank, message, arrays)
+        for rank in self.connections:
+            self.send(rank, message, arrays)
 
-    def _send(self, rank: int, message: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> None:
+    def send(self, rank: int, message: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> None:
+        """Sends a message to one rank.
+
+        Raises:
+            AnthesisError: it has ended.
+        """
         try:
-            self._connections[rank].send(message, arrays)
+            self.connections[rank].send(message, arrays)
         except ClosedError as error:
             raise self.failure_behind(error) from error
 
@@ -152,7 +155,7 @@ class Group:
             AnthesisError: one of them failed at it, or ended.
         """
         replies: dict[int, dict[str, Any]] = {}
-        while len(replies) < len(self._connections):
+        while len(replies) < len(self.connections):
             rank, reply, _ = self._next_reply()
             replies[rank] = reply
         return replies
@@ -201,13 +204,13 @@ class Group:
             return
         self._closing = True
         self._close_listeners()
-        for connection in self._connections.values():
+        for connection in self.connections.values():
             with suppress(ClosedError):
                 connection.send({"do": "end"})
             connection.close()
         self.seat.close()
         if self._local is not None:
-            self._local.close(len(self._connections) < self.layout.size - 1, self._keep_logs)
+            self._local.close(len(self.connections) < self.layout.size - 1, self._keep_logs)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -217,7 +220,7 @@ class Group:
 
     def _accept_all(self) -> None:
         end = time.monotonic() + start_timeout_s()
-        while missing := [rank for rank in range(1, self.layout.size) if rank not in self._connections]:
+        while missing := [rank for rank in range(1, self.layout.size) if rank not in self.connections]:
             for listener in select.select(self._listeners, [], [], 0.1)[0]:
                 connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
                 if connected is not None:
@@ -233,69 +236,17 @@ class Group:
 
     def _welcome(self, connected: socket.socket) -> None:
         rank = rank_of(connected, self._token)
-        if rank is not None and 0 < rank < self.layout.size and rank not in self._connections:
-            self._connections[rank] = Connection(connected)
+        if rank is not None and 0 < rank < self.layout.size and rank not in self.connections:
+            self.connections[rank] = Connection(connected)
         else:
             connected.close()
 
-    def _seat_all(self) -> None:
-        """Tells every rank its place, and finds out which of them can share memory."""
-        layout = self.layout
-        for rank in self._connections:
-            self._send(rank, {"do": "sit", "rank": rank, "tp": layout.tp, "pp": layout.pp})
-        machines = self._machines()
-        shared = self._share_memory(machines) if layout.tp > 1 else True
-        if layout.pp > 1 or not shared:
-            self._join_groups([team_of(layout, stage) for stage in range(layout.pp)], shared)
-        self._place_on_cores(machines)
+    def while_all_run(self, work: Callable[[], _T]) -> _T:
+        """Does what would wait for a rank that has ended as long as for one that does not answer.
 
-    def _machines(self) -> dict[int, int]:
-        """For each rank the first rank of those on its machine, as every one of them has tried."""
-        with_names: dict[int, str] = {}
-        own_listener, own_name = local_listener()
-        with_names[0] = own_name
-        try:
-            replies = self.ask({"do": "listen"})
-            with_names.update({rank: reply["name"] for rank, reply in replies.items()})
-            self._cores.update({rank: set(reply["cores"]) for rank, reply in replies.items()})
-            found = self.ask({"do": "look", "names": {str(rank): name for rank, name in with_names.items()}})
-        finally:
-            close_listener(own_listener)
-        self.ask({"do": "stop listening"})
-        return {0: 0, **{rank: int(reply["first"]) for rank, reply in found.items()}}
-
-    def _share_memory(self, machines: Mapping[int, int]) -> bool:
-        """Whether the ranks of every stage share memory now; none does where one stage can't."""
-        layout = self.layout
-        if any(machines[rank] != machines[layout.team(rank)[0]] for rank in machines):
-            return False
-        own = SharedMemory(layout.tp)
-        try:
-            offers = self.ask({"do": "offer memory"})
-            names = {0: own.name, **{rank: reply["name"] for rank, reply in offers.items() if reply["name"]}}
-            joined = self.ask({"do": "join memory", "names": {str(rank): name for rank, name in names.items()}})
-            self.seat.communicator = own.communicator()
-        finally:
-            own.close()
-        self.ask({"do": "end offer"})
-        failed = [rank for rank, reply in joined.items() if not reply["joined"]]
-        if failed:
-            raise RankError(f"rank {failed[0]} can't share memory with its stage, though it is on the same machine")
-        return True
-
-    def _join_groups(self, teams: list[list[int]], shared: bool) -> None:
-        hosts = [c.own_address for c in self._connections.values() if not c.is_local]
-        host = hosts[0] if hosts else "127.0.0.1"
-        groups = ProcessGroups(self.layout.size, host, None)
-        self.tell({"do": "connect", "host": host, "port": groups.port, "teams": not shared})
-        found = self._while_all_run(lambda: groups.connect([] if shared else teams, 0, host))
-        self.seat.groups = groups
-        if not shared:
-            self.seat.communicator = found
-        self.gather_replies()
-
-    def _while_all_run(self, work: Callable[[], _T]) -> _T:
-        """Does what would wait for a rank that has ended as long as for one that does not answer."""
+        Raises:
+            AnthesisError: what it raised, or what the group failed by meanwhile.
+        """
         done: Future[_T] = Future()
 
         def run() -> None:
@@ -312,23 +263,11 @@ class Group:
         except AnthesisError as error:
             raise self.failure_behind(error) from error
 
-    def _place_on_cores(self, machines: Mapping[int, int]) -> None:
-        """Tells every rank how many share its machine and its cores, and which of them it is: it chooses itself."""
-        for rank in sorted(machines, reverse=True):
-            sharers = sum(machine == machines[rank] for machine in machines.values())
-            others = rivals(rank, machines, self._cores)
-            place = {"index": others.index(rank), "rivals": len(others), "sharers": sharers}
-            if rank:
-                self._send(rank, {"do": "place", **place})
-            else:
-                self.seat.take_cores(**place)
-        self.gather_replies()
-
     # --- noticing when one ends ---------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Reads what the others say, in a thread of its own."""
-        ranks = {connection.fileno(): rank for rank, connection in self._connections.items()}
+        ranks = {connection.fileno(): rank for rank, connection in self.connections.items()}
         poll = select.poll()
         for fd in ranks:
             poll.register(fd, select.POLLIN)
@@ -336,7 +275,7 @@ class Group:
             for fd, _ in poll.poll(100):
                 rank = ranks[fd]
                 try:
-                    message, arrays = self._connections[rank].receive()
+                    message, arrays = self.connections[rank].receive()
                 except ClosedError as error:
                     self._fail(rank, None, error)
                     return
@@ -350,9 +289,9 @@ class Group:
     ) -> tuple[int, Mapping[str, str] | None, Exception | None]:
         """The rank that has ended, where another one tells only that somebody does not answer."""
         if told["kind"] == NoAnswerError.__name__:
-            others = [other for other in self._connections if other != rank]
+            others = [other for other in self.connections if other != rank]
             for other in others:
-                if self._connections[other].has_ended(_CAUSE_S / len(others)):
+                if self.connections[other].has_ended(_CAUSE_S / len(others)):
                     return other, None, RankError("its connection was closed")
         return rank, told, None
 
@@ -368,7 +307,7 @@ class Group:
                 else RankError(f"rank {rank} failed: {told['message']}", told["traceback"])
             )
         else:
-            failure = RankError(f"rank {rank}{self._connections[rank].place} is gone: {error}")
+            failure = RankError(f"rank {rank}{self.connections[rank].place} is gone: {error}")
         self._abort()
         if told is None and self._local is not None:
             rank, why = self._local.first_end() or (rank, str(error))
@@ -383,7 +322,7 @@ class Group:
         fail: Callable[[], None] | None = getattr(self.seat.communicator, "fail", None)
         if fail is not None:
             fail()
-        for connection in self._connections.values():
+        for connection in self.connections.values():
             connection.close()
 
 
@@ -397,8 +336,3 @@ def _text_of(local: LocalRanks, rank: int) -> str:
         return local.log(rank).read_text(errors="replace").strip()
     except OSError:
         return ""
-
-
-def team_of(layout: Layout, stage: int) -> list[int]:
-    """The ranks of a stage."""
-    return list(layout.team(stage * layout.tp))

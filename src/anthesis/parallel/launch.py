@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anthesis.parallel.communicator import torch_distributed
+from anthesis.parallel.process_groups import torch_distributed
 
 NAME_VARIABLE = "ANTHESIS_RANK_ZERO"
 """The local socket at which rank 0 waits for ranks that it has started."""

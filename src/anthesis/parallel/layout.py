@@ -35,5 +35,9 @@ class Layout:
         first = rank - self.share(rank)
         return range(first, first + self.tp)
 
+    def teams(self) -> list[list[int]]:
+        """The ranks of each stage, in order."""
+        return [list(self.team(stage * self.tp)) for stage in range(self.pp)]
+
     def __str__(self) -> str:
         return f"tp {self.tp}" + (f" x pp {self.pp}" if self.pp > 1 else "")

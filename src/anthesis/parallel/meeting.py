@@ -20,10 +20,10 @@ from anthesis.errors import RankError, RequestError, first_line
 from anthesis.parallel.communicator import (
     peer_timeout_s,
     seconds_in,
-    torch_distributed,
 )
 from anthesis.parallel.connection import ClosedError, Connection
 from anthesis.parallel.layout import Layout
+from anthesis.parallel.process_groups import torch_distributed
 from anthesis.parallel.shared_memory import connect_locally, local_listener
 from anthesis.parallel.variables import Launched
 

@@ -13,12 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from anthesis.errors import AnthesisError, RankError
-from anthesis.parallel.communicator import ProcessGroups
 from anthesis.parallel.connection import ClosedError, Connection
-from anthesis.parallel.group import team_of
 from anthesis.parallel.launch import NAME_VARIABLE
 from anthesis.parallel.layout import Layout
 from anthesis.parallel.meeting import find_rank_zero, hello
+from anthesis.parallel.process_groups import ProcessGroups
 from anthesis.parallel.seat import Seat
 from anthesis.parallel.shared_memory import (
     SharedMemory,
@@ -153,13 +152,11 @@ class Member:
         self.reply({})
 
     def _connect(self, message: Message) -> None:
-        layout = self.seat.layout
+        layout, teams = self.seat.layout, message["teams"]
         address = message["host"] if self.connection.is_local else self.connection.own_address
-        groups = ProcessGroups(layout.size, message["host"], message["port"])
-        self.seat.groups = groups
-        teams = [team_of(layout, stage) for stage in range(layout.pp)] if message["teams"] else []
-        found = groups.connect(teams, self.seat.rank, address)
-        if message["teams"]:
+        self.seat.groups = ProcessGroups(layout.size, message["host"], message["port"], message["backend"])
+        found = self.seat.groups.connect(teams, self.seat.rank, address)
+        if teams:
             self.seat.communicator = found
         self.reply({})
 

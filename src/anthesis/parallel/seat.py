@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from anthesis.cores import usable_cores
 from anthesis.parallel.binding import shares_of_cores
-from anthesis.parallel.communicator import Communicator, ProcessGroups
+from anthesis.parallel.communicator import Communicator
 from anthesis.parallel.layout import Layout
+from anthesis.parallel.process_groups import ProcessGroups
 
 
 @dataclass
