@@ -61,6 +61,7 @@ class Group:
         self._closing = False
         self._keep_logs = False
         self._process_id = os.getpid()
+        self._watcher = threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True)
         self._connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
@@ -82,7 +83,7 @@ class Group:
             AnthesisError: a rank did not come, or ended.
         """
         self._accept_all()
-        threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
+        self._watcher.start()
         self._seat_all()
 
     # --- telling them what to do --------------------------------------------------------------------------------------
@@ -200,6 +201,8 @@ class Group:
         self.seat.close()
         if self._local is not None:
             self._local.close(len(self._connections) < self.layout.size - 1, self._keep_logs)
+        if self._watcher.is_alive() and self._watcher is not threading.current_thread():  # which may free a model
+            self._watcher.join()
 
     # --- how they meet ------------------------------------------------------------------------------------------------
 
