@@ -67,6 +67,7 @@ class Group:
         self._closing = False
         self._keep_logs = False
         self._process_id = os.getpid()
+        self._watcher = threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True)
         self.connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
         environment = launched()
@@ -89,7 +90,7 @@ class Group:
         """
         self._accept_all()
         self._close_listeners()
-        threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True).start()
+        self._watcher.start()
         seat_all(self)
 
     # --- telling them what to do --------------------------------------------------------------------------------------
@@ -211,6 +212,8 @@ class Group:
         self.seat.close()
         if self._local is not None:
             self._local.close(len(self.connections) < self.layout.size - 1, self._keep_logs)
+        if self._watcher.is_alive() and self._watcher is not threading.current_thread():  # which may free a model
+            self._watcher.join()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
