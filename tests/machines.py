@@ -18,7 +18,7 @@ TIMEOUT_S = 120
 CABLE = "veth0"
 # a hosts file as Debian makes it: a machine's own name leads nowhere that others could follow
 _SET_UP = (
-    'hostname "$1" && printf "127.0.0.1 localhost\\n127.0.1.1 $1\\n" >"$2" && mount --bind "$2" /etc/hosts && '
+    'hostname "$1" && printf "127.0.0.1 localhost\\n127.0.1.1 $1\\n$3\\n" >"$2" && mount --bind "$2" /etc/hosts && '
     "mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo ready && exec sleep infinity"
 )
 _LAUNCHERS = re.compile(r"^(RANK|WORLD_SIZE|LOCAL_|GROUP_|MASTER_|SLURM_|TORCHELASTIC_|JOB_COMPLETION_INDEX|GLOO_)")
@@ -69,15 +69,16 @@ class Machine:
     Args:
         name: of the host.
         directory: for what its commands write, and where they run.
+        others: lines for its hosts file.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, others: str = "") -> None:
         self.name, self.directory = name, directory
         directory.mkdir()
         namespaces = ["--net", "--uts", "--mount", "--pid", "--ipc"]
         unshare = ["unshare", *namespaces, "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            [*unshare, "sh", "-c", _SET_UP, "sh", name, str(directory / "hosts")],
+            [*unshare, "sh", "-c", _SET_UP, "sh", name, str(directory / "hosts"), others],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,9 +132,11 @@ def two_machines(directory: Path, names: tuple[str, str] = ("one", "two")) -> It
     """
     with ExitStack() as stack:
         try:
-            machines = [Machine(name, directory / f"machine-{i}") for i, name in enumerate(names, start=1)]
-            for machine in machines:
-                stack.callback(machine.close)
+            machines = []
+            for number, name in enumerate(names, start=1):
+                others = f"{address(3 - number)} {names[2 - number]}" if names[0] != names[1] else ""
+                machines.append(Machine(name, directory / f"machine-{number}", others))
+                stack.callback(machines[-1].close)
             one, two = machines
             # from outside, where both have a number; within, they are the only interfaces of their machines
             link = f"ip link add {CABLE} type veth peer name {CABLE} netns {two.init}"

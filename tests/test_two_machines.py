@@ -130,13 +130,24 @@ def test_the_same_tokens_under_torchrun(machines: Machines, model: str, tp: int,
     assert token_ids(found) == expected
 
 
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)], ids=["tp 2", "pp 2"])
-def test_the_same_tokens_without_a_launcher(tmp_path: Path, machines: Machines, tp: int, pp: int) -> None:
+WITHOUT = {
+    "plain": [{"RANK": str(i), "WORLD_SIZE": "2", "MASTER_ADDR": address(1), "MASTER_PORT": PORT} for i in (0, 1)],
+    "srun": [{"SLURM_PROCID": str(i), "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "node[1-2]"} for i in (0, 1)],
+    "Indexed Job": [{"JOB_COMPLETION_INDEX": str(i), "WORLD_SIZE": "2", "MASTER_ADDR": "node1"} for i in (0, 1)],
+}
+
+
+@pytest.mark.parametrize("machines", [("node1", "node2")], indirect=True, ids=[""])
+@pytest.mark.parametrize(
+    ("launcher", "tp", "pp"), [("plain", 2, 1), ("plain", 1, 2), ("srun", 2, 1), ("Indexed Job", 2, 1)]
+)
+def test_the_same_tokens_by_variables(tmp_path: Path, machines: Machines, launcher: str, tp: int, pp: int) -> None:
     arguments = generate(tiny_model(tmp_path), "--prompt-ids", "5,17,80,33", "-n", "40", "--ignore-eos", "--json")
     expected = token_ids(succeed(*arguments))
     assert len(expected[0]) == 40
-    found = succeeded(both(machines, command(*arguments, "--tp", str(tp), "--pp", str(pp))))
-    assert token_ids(found) == expected
+    words = command(*arguments, "--tp", str(tp), "--pp", str(pp))
+    started = [machine.start(words, **place) for machine, place in zip(machines, WITHOUT[launcher], strict=True)]
+    assert token_ids(succeeded(started)) == expected
 
 
 def test_torchruns_own_meeting_place(machines: Machines, model: str) -> None:
