@@ -175,7 +175,7 @@ def start_ranks(checkpoint: Checkpoint, layout: Layout, device: str, opened: Exi
 
 
 def check_threads(threads: int | None, sharers: int) -> None:
-    """Refuses more threads than the ranks of this machine have cores for.
+    """Refuses more threads than the ranks that share this one's cores have cores for.
 
     Raises:
         RequestError: there are too few cores.
@@ -208,10 +208,11 @@ def open_model(
     if group is None:
         return LoadedModel(checkpoint, config, open_device(device, threads), cache)
     group.meet()
-    check_threads(threads, group.seat.sharers)
+    check_threads(threads, group.seat.rivals)
     with bound_to(group.seat.cores):
         own_device = open_device(device, threads, group.seat)
-    request = {**request, "usable_vocab_size": config.usable_vocab_size}
+    # which device "auto" is has been said, once
+    request = {**request, "device": own_device.info().name, "usable_vocab_size": config.usable_vocab_size}
     model = SpreadModel(group, request, checkpoint, config, own_device, cache)
     weakref.finalize(model, group.close)  # when it is dropped, and when the script ends
     return model

@@ -21,6 +21,7 @@ class Seat:
         communicator: what it exchanges by with the ranks of its stage; None where it is alone in it.
         groups: PyTorch's process groups, where ranks are on several machines or stages; else None.
         sharers: ranks on this machine, this one included.
+        rivals: those of them that may use the same cores, this one included.
         cores: to run on; None: any.
         threads: that may run a step at once.
     """
@@ -30,6 +31,7 @@ class Seat:
     communicator: Communicator | None = None
     groups: ProcessGroups | None = None
     sharers: int = 1
+    rivals: int = 1
     cores: set[int] | None = None
     threads: int = 1
 
@@ -38,12 +40,11 @@ class Seat:
 
         Args:
             index: its number among its rivals.
-            rivals: ranks of its machine that may use the same cores, this one included; a launcher such as Slurm's may
-                have given each its own.
+            rivals: of them; a launcher such as Slurm's may have given each rank cores of its own.
             sharers: ranks of its machine.
         """
         shares = shares_of_cores(rivals)
-        self.sharers = sharers
+        self.sharers, self.rivals = sharers, rivals
         self.cores = None if shares is None else shares[index]
         # what a control group grants is granted to all of them together
         self.threads = max(1, usable_cores() // rivals)
