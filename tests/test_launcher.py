@@ -17,7 +17,7 @@ from completing import arguments, fail_last, write_rows
 from text_model import text_model
 
 ARRAY = {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "7"}
-TASK = {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}
+TASK = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3"}
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_places(variables: dict[str, str], place: Place | None) -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', which is not a whole number"),
-        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', which is no whole number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is -1 and WORLD_SIZE is"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
         ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "8"}, "SLURM_ARRAY_TASK_ID is 8, and the array has 4 tasks from 1 to 7"),

@@ -6,6 +6,7 @@
 #include <exception>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <nanobind/ndarray.h>
@@ -58,22 +59,25 @@ public:
     }
 
     void check() override {
-        if (error_) std::rethrow_exception(error_);
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr)); // a Python error can be raised once
+        if (failed_) throw std::runtime_error("an earlier exchange has failed");
     }
 
 private:
     template <class Work> void call(const Work& work) noexcept {
-        if (error_) return;
+        if (failed_) return;
         nb::gil_scoped_acquire held;
         try {
             work();
         } catch (...) {
+            failed_ = true;
             error_ = std::current_exception();
         }
     }
 
     nb::object object_;
     int rank_, size_;
+    bool failed_ = false;
     std::exception_ptr error_;
     std::vector<std::vector<std::byte>> gathered_;
     Parts parts_;

@@ -113,7 +113,7 @@ std::byte* SharedCommunicator::room(int rank, std::uint32_t number) const noexce
 }
 
 bool SharedCommunicator::failed() const noexcept {
-    return reinterpret_cast<Head*>(memory_)->failed.load(std::memory_order_relaxed) != 0;
+    return reinterpret_cast<Head*>(memory_)->failed.load(std::memory_order_acquire) != 0;
 }
 
 void SharedCommunicator::fail() noexcept {
@@ -129,16 +129,16 @@ void SharedCommunicator::check() {
 bool SharedCommunicator::wait_for(int rank, std::uint32_t number) noexcept {
     Turn& turn = turn_of(rank);
     std::uint32_t seen = 0;
-    const auto there = [&] {
-        seen = turn.number.load(std::memory_order_acquire);
+    const auto there_by = [&](std::memory_order order) {
+        seen = turn.number.load(order);
         return static_cast<std::int32_t>(seen - number) >= 0;
     };
-    if (spin_until(there)) return true;
+    if (spin_until([&] { return there_by(std::memory_order_acquire); })) return true;
     // In this order, and the other one in `meet`, with sequential consistency: either this one sees the number, or is seen.
     turn.sleepers.fetch_add(1, std::memory_order_seq_cst);
-    while (!there() && !failed()) sleep_while(turn.number, seen);
+    while (!there_by(std::memory_order_seq_cst) && !failed()) sleep_while(turn.number, seen);
     turn.sleepers.fetch_sub(1, std::memory_order_relaxed);
-    return there();
+    return there_by(std::memory_order_acquire);
 }
 
 // Says that this rank's part is there, and waits for those of the others.
@@ -211,8 +211,9 @@ const Communicator::Parts& SharedCommunicator::all_gather(std::span<const std::b
             }
         }
     }
+    const bool broken = failed(); // all parts or none: they must not be more together than anyone has room for
     parts_.clear();
-    for (const auto& part : gathered_) parts_.push_back(failed() ? mine : std::span<const std::byte>(part));
+    for (const auto& part : gathered_) parts_.push_back(broken ? mine : std::span<const std::byte>(part));
     return parts_;
 }
 

@@ -19,7 +19,7 @@ inline void pause_briefly() noexcept {
 // running, on a machine with other work, or with more threads than cores.
 template <class Done> bool spin_until(const Done& done) noexcept {
     using Clock = std::chrono::steady_clock;
-    constexpr auto kSpin = std::chrono::microseconds(500); // more than a caller takes between two steps
+    constexpr auto kSpin = std::chrono::microseconds(500);
     constexpr int kPausesPerLook = 32;                     // reading the clock costs as much as a pause or two
     const auto look = [&] {
         for (int i = 0; i < kPausesPerLook; ++i) {

@@ -86,6 +86,8 @@ class RankError(AnthesisError):
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = details
+        if details and hasattr(self, "add_note"):  # from Python 3.11 on: shown below the traceback of who asked
+            self.add_note(details)
 
 
 ERRORS = {

@@ -63,6 +63,7 @@ class LLM:
 
     Raises:
         RequestError: an argument that can't be met; the message says why and what can.
+        RankError: a rank did not come, failed or ended. Under a launcher, SystemExit on ranks but 0, which serve it.
         CheckpointError: a damaged or incomplete checkpoint.
         TokenizerError: a damaged tokenizer, or one of a kind that is not read.
     """
@@ -84,14 +85,8 @@ class LLM:
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
     ) -> None:
-        check_counts(
-            tp=tp,
-            pp=pp,
-            threads=threads,
-            max_context=max_context,
-            prefill_chunk=prefill_chunk,
-            cache_memory=cache_memory,
-        )
+        counts = {"threads": threads, "max_context": max_context, "cache_memory": cache_memory}
+        check_counts(tp=tp, pp=pp, prefill_chunk=prefill_chunk, **counts)
         if threads is not None and threads > usable_cores():
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")

@@ -10,8 +10,9 @@ from itertools import product
 from anthesis.bench.machine import this_machine, versions
 from anthesis.bench.measure import Progress, Request, measure
 from anthesis.bench.result import CLOCKS, Measurement, Point, Report, Row
-from anthesis.errors import AnthesisError
+from anthesis.errors import AnthesisError, RequestError
 from anthesis.llm import LLM
+from anthesis.parallel.variables import launched
 
 
 def sweep(
@@ -31,7 +32,12 @@ def sweep(
 
     Raises:
         AnthesisError: the only point there is could not be measured.
+        RequestError: several models, and the ranks of a launcher, which serve one.
     """
+    if len(request.weights) * len(request.tp) > 1 and max(request.tp) * request.pp > 1 and launched() is not None:
+        raise RequestError(
+            "the ranks that a launcher has started serve one model; measure one kind of weights and one --tp at a time"
+        )
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = this_machine()
     alone = len(request.weights) * len(request.tp) * len(request.batch) == 1

@@ -1,8 +1,10 @@
-"""Which of how many processes this one is, as the variables of its launcher say: torchrun, Slurm, Kubernetes.
+"""Which of how many workers this process is, as the variables of its launcher say: torchrun, Slurm, Kubernetes.
+
+They are read as for the ranks of one model (`parallel/variables.py`), and besides those of job arrays, whose jobs know
+nothing of each other, and of Indexed Jobs that don't say how large they are.
 
 Source:
-    https://docs.pytorch.org/docs/stable/elastic/run.html (RANK, WORLD_SIZE); https://slurm.schedmd.com/srun.html
-    (SLURM_PROCID, SLURM_NTASKS); https://slurm.schedmd.com/job_array.html (SLURM_ARRAY_TASK_...);
+    https://slurm.schedmd.com/job_array.html (SLURM_ARRAY_TASK_...);
     https://kubernetes.io/docs/concepts/workloads/controllers/job/ (JOB_COMPLETION_INDEX).
 """
 
@@ -13,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anthesis.errors import RequestError
+from anthesis.parallel.variables import rank_and_size
+
+_ARRAY = {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"}
 
 SHARDS_PER_WORKER = 4
 """Several, so that quick workers and those that come later find something to do, and the last shard is a short wait."""
@@ -49,12 +54,9 @@ def launched_place(variables: Mapping[str, str] | None = None) -> Place | None:
         RequestError: variables that contradict each other or are no numbers.
     """
     found = os.environ if variables is None else variables
-    if "RANK" in found and "WORLD_SIZE" in found:
-        return _place("torchrun", found, "RANK", "WORLD_SIZE")
-    task = None
-    if "SLURM_PROCID" in found and "SLURM_NTASKS" in found:
-        task = _place("Slurm", found, "SLURM_PROCID", "SLURM_NTASKS")
-    if "SLURM_ARRAY_TASK_ID" in found and "SLURM_ARRAY_TASK_COUNT" in found:
+    among = rank_and_size(found)
+    task = None if among is None else Place(*among)
+    if (task is None or task.launcher == "Slurm") and _ARRAY.issubset(found):
         return _in_array(found, task)
     if task is None and "JOB_COMPLETION_INDEX" in found:
         return Place("Kubernetes", _number(found, "JOB_COMPLETION_INDEX"), None)
@@ -90,13 +92,6 @@ def _in_array(found: Mapping[str, str], task: Place | None) -> Place:
     if task is None or task.world is None:
         return Place("Slurm", index, jobs)
     return Place("Slurm", index * task.world + task.rank, jobs * task.world)
-
-
-def _place(launcher: str, found: Mapping[str, str], rank_name: str, world_name: str) -> Place:
-    rank, world = _number(found, rank_name), _number(found, world_name)
-    if rank >= world:
-        raise RequestError(f"{rank_name} is {rank} and {world_name} is {world}; unset these variables, or mend them")
-    return Place(launcher, rank, world)
 
 
 def _number(found: Mapping[str, str], name: str, otherwise: int = 0) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -113,6 +115,9 @@ def leave_to_rank_zero(layout: Layout) -> None:
         return
     check_launched(environment, layout)
     if environment.rank > 0:
+        # rank 0 says for all what there is to say
+        logging.getLogger("anthesis").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
         sys.exit(join_launched(environment).serve(Share().do))
     open_meeting(environment)
 

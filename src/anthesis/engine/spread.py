@@ -128,7 +128,7 @@ class SpreadExecutable:
         Raises:
             AnthesisError: a rank has failed or ended.
         """
-        with uninterrupted(), self._group.together(), bound_to(self._group.seat.cores):
+        with uninterrupted(self._group.break_off), self._group.together(), bound_to(self._group.seat.cores):
             self._group.tell(self._message, self._news(inputs))
             try:
                 outputs = self._own.run(inputs)

@@ -24,13 +24,15 @@ def shares_of_cores(ranks: int, cores: set[int] | None = None, nodes: Path = NOD
         One set for each rank, disjoint; None where there are fewer cores than ranks, so that they have to take turns.
 
     Source:
-        Linux, Documentation/ABI/stable/sysfs-devices-node (cpulist).
+        Linux, Documentation/ABI/stable/sysfs-devices-node (cpulist) and sysfs-devices-system-cpu
+        (thread_siblings_list).
     """
     cores = os.sched_getaffinity(0) if cores is None else cores
     if len(cores) < ranks:
         return None
     node_of = dict(_nodes(nodes))
-    ordered = sorted(cores, key=lambda core: (node_of.get(core, 0), core))
+    # two threads of one core are neighbours, whatever their numbers: ranks don't share its caches then
+    ordered = sorted(cores, key=lambda core: (node_of.get(core, 0), _first_sibling(core, nodes), core))
     borders = [len(ordered) * rank // ranks for rank in range(ranks + 1)]
     return [set(ordered[first:last]) for first, last in pairwise(borders)]
 
@@ -60,6 +62,16 @@ def bound_to(cores: set[int] | None) -> Iterator[None]:
     finally:
         if cores is not None:
             os.sched_setaffinity(0, before)
+
+
+def _first_sibling(core: int, nodes: Path) -> int:
+    """The lowest number of the threads of a core; its own where the kernel does not say."""
+    try:
+        siblings = (nodes.parent / f"cpu/cpu{core}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return core
+    found = re.match(r"\d+", siblings)
+    return core if found is None else int(found[0])
 
 
 def _nodes(directory: Path) -> Iterator[tuple[int, int]]:

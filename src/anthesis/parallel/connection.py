@@ -133,7 +133,7 @@ class Connection:
                 count = self._socket.recv_into(view, 0, socket.MSG_DONTWAIT if spin else socket.MSG_WAITALL)
             except BlockingIOError:
                 if time.perf_counter() > end:
-                    select.select([self._socket], [], [])
+                    self._wait_for(select.POLLIN)
                 continue
             except OSError as error:
                 raise _closed(error) from error
@@ -145,12 +145,15 @@ class Connection:
 
     def has_ended(self, within_s: float | None = None) -> bool:
         """Waits until the other end has ended, or so long; messages that come meanwhile stay to be received."""
-        poll = select.poll()
         try:
-            poll.register(self._socket, select.POLLRDHUP)
-            return bool(poll.poll(None if within_s is None else 1000 * within_s))
+            return self._wait_for(select.POLLRDHUP, within_s)
         except (OSError, ValueError):  # this end was closed
             return True
+
+    def _wait_for(self, event: int, within_s: float | None = None) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        return bool(poll.poll(None if within_s is None else 1000 * within_s))
 
     def close(self) -> None:
         """Ends it."""

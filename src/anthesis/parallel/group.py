@@ -142,9 +142,10 @@ class Group:
             whole = True
         finally:
             if not whole:
-                self._break_off()
+                self.break_off()
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
+        """Makes the others end, where rank 0 does not go on with what all have begun."""
         if self._failure is None and os.getpid() == self._process_id:
             self._failure = RankError("what the ranks did together was broken off midway; open a new LLM")
             self._abort()
@@ -223,11 +224,18 @@ class Group:
 
     def _accept_all(self) -> None:
         end = time.monotonic() + start_timeout_s()
+        poll = select.poll()
+        listeners = {listener.fileno(): listener for listener in self._listeners}
+        for fd, listener in listeners.items():
+            listener.settimeout(_ACCEPT_S)
+            poll.register(fd, select.POLLIN)
         while missing := [rank for rank in range(1, self.layout.size) if rank not in self.connections]:
-            for listener in select.select(self._listeners, [], [], 0.1)[0]:
-                connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
-                if connected is not None:
-                    self._welcome(connected)
+            for fd, _ in poll.poll(100):
+                with suppress(OSError):  # who wanted to connect has gone, or is of another user
+                    listener = listeners[fd]
+                    connected = accept(listener) if listener.family == socket.AF_UNIX else listener.accept()[0]
+                    if connected is not None:
+                        self._welcome(connected)
             if self._local is not None and self._local.has_ended():
                 rank, why = self._local.first_end() or (missing[0], "the launcher failed")
                 raise RankError(f"rank {rank} did not start: {why}", _text_of(self._local, rank))
@@ -238,6 +246,7 @@ class Group:
                 )
 
     def _welcome(self, connected: socket.socket) -> None:
+        connected.settimeout(None)
         rank = rank_of(connected, self._token)
         if rank is not None and 0 < rank < self.layout.size and rank not in self.connections:
             self.connections[rank] = Connection(connected)
@@ -255,7 +264,7 @@ class Group:
         def run() -> None:
             try:
                 done.set_result(work())
-            except AnthesisError as error:
+            except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
                 done.set_exception(error)
 
         threading.Thread(target=run, name="anthesis-meeting", daemon=True).start()
@@ -279,11 +288,11 @@ class Group:
                 rank = ranks[fd]
                 try:
                     message, arrays = self.connections[rank].receive()
-                except ClosedError as error:
+                    if "failed" in message:
+                        self._fail(*self._first_cause(rank, message["failed"]))
+                        return
+                except Exception as error:  # noqa: BLE001 - whatever it was, nobody would notice anything from now on
                     self._fail(rank, None, error)
-                    return
-                if "failed" in message:
-                    self._fail(*self._first_cause(rank, message["failed"]))
                     return
                 self._replies.put((rank, message, arrays))
 
@@ -322,13 +331,12 @@ class Group:
 
     def _abort(self) -> None:
         """Ends the exchanges in progress, and all ranks: those that wait in one would wait for ever."""
-        fail: Callable[[], None] | None = getattr(self.seat.communicator, "fail", None)
-        if fail is not None:
-            fail()
+        self.seat.fail()
         for connection in self.connections.values():
             connection.close()
 
 
+_ACCEPT_S = 1.0
 _CAUSE_S = 1.0
 _NOTICE_S = 8.0
 """More than `LocalRanks.first_end` waits."""

@@ -50,7 +50,8 @@ class Member:
         self._offer: SharedMemory | None = None
         self._ending = False
         connection.greet(hello(token, rank))
-        threading.Thread(target=self._watch, name="anthesis-rank-0", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="anthesis-rank-0", daemon=True)
+        self._watcher.start()
 
     def serve(self, work: Callable[[Member, Message, Mapping[str, Array]], None]) -> int:
         """Does what rank 0 says until it says that this was all; returns the exit code.
@@ -78,6 +79,9 @@ class Member:
             self._tell_failure(error)
             return 1
         finally:
+            self._ending = True
+            self.connection.close()
+            self._watcher.join()  # it holds what must be freed before the interpreter ends
             self.seat.close()
 
     def reply(self, message: Message, arrays: Mapping[str, Array] | None = None) -> None:
@@ -101,9 +105,7 @@ class Member:
     def _watch(self) -> None:
         """Ends this process when rank 0 has ended, also where it waits for somebody in an exchange."""
         self.connection.has_ended()
-        fail: Callable[[], None] | None = getattr(self.seat.communicator, "fail", None)
-        if fail is not None:
-            fail()
+        self.seat.fail()
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:
             if self._ending:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import reduce
 from typing import Any
@@ -25,6 +27,9 @@ PROCESSORS = "gloo"
 """The backend for the host's arrays."""
 
 _OF_CARDS: Mapping[str, str] = {"cuda": "nccl", "hpu": "hccl"}
+
+_STEP = timedelta(days=1)
+"""Longer than any step: a stage waits for as long as others compute, and who has ended is noticed elsewhere."""
 
 _INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
@@ -59,15 +64,18 @@ class ProcessGroups:
             raise UnsupportedError(
                 f"this PyTorch has no {backend}, by which ranks on such devices exchange; install a build that has"
             )
+        card = next((device for device, of_card in _OF_CARDS.items() if of_card == backend), None)
+        # what ranks choose, and the rows of stages, are arrays of the host on every device
+        self._backend = backend if card is None else f"cpu:{PROCESSORS},{card}:{backend}"
         if distributed.is_initialized():
             raise UnsupportedError(
                 "this process has a default group of torch.distributed already, and ranks on several machines need it; "
                 "call torch.distributed.destroy_process_group() first, or run the model in a process of its own"
             )
-        self._size, self._backend = size, backend
-        self._timeout = timedelta(seconds=peer_timeout_s())
+        self._size = size
+        self._sockets: set[int] = set()
         self._store = distributed.TCPStore(
-            host, port or 0, is_master=port is None, wait_for_workers=False, timeout=self._timeout
+            host, port or 0, is_master=port is None, wait_for_workers=False, timeout=timedelta(seconds=peer_timeout_s())
         )
 
     @property
@@ -91,13 +99,15 @@ class ProcessGroups:
         """
         if _INTERFACE_VARIABLE not in os.environ and (interface := _interface(address)):
             os.environ[_INTERFACE_VARIABLE] = interface  # else it is that of the host's name, which may lead anywhere
+        before = _tcp_sockets()
         try:
             self._distributed.init_process_group(
-                self._backend, store=self._store, rank=rank, world_size=self._size, timeout=self._timeout
+                self._backend, store=self._store, rank=rank, world_size=self._size, timeout=_STEP
             )
-            groups = [self._distributed.new_group(team, timeout=self._timeout) for team in teams]
+            groups = [self._distributed.new_group(team, timeout=_STEP) for team in teams]
         except RuntimeError as error:
             raise no_answer(error) from error
+        self._sockets = set(_tcp_sockets()) - set(before)
         own = next((i for i, team in enumerate(teams) if rank in team and len(team) > 1), None)
         return None if own is None else TorchCommunicator(groups[own], teams[own].index(rank), len(teams[own]))
 
@@ -122,6 +132,13 @@ class ProcessGroups:
             self._distributed.recv(_tensor(into), source)
         except RuntimeError as error:
             raise no_answer(error) from error
+
+    def fail(self) -> None:
+        """Makes exchanges fail, those in progress too, by any thread: who waits in one can't be told in another way."""
+        for inode, fd in _tcp_sockets().items():
+            if inode in self._sockets:
+                with suppress(OSError), socket.socket(fileno=os.dup(fd)) as found:
+                    found.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Leaves the groups."""
@@ -154,8 +171,11 @@ class TorchCommunicator:
         """
         if isinstance(x, np.ndarray):
             x[...] = reduce(np.add, self._gather(x))
-        else:
+            return
+        try:
             self._distributed.all_reduce(x, group=self._group)
+        except RuntimeError as error:
+            raise no_answer(error) from error
 
     def all_gather(self, mine: NDArray[np.uint8]) -> list[bytes]:
         """See `Communicator.all_gather`; `mine` (N,) uint8.
@@ -202,9 +222,22 @@ class NoAnswerError(AnthesisError):
 def no_answer(error: Exception) -> NoAnswerError:
     """What a failed exchange with another machine is told as."""
     return NoAnswerError(
-        f"another rank has ended, or its machine does not answer within {peer_timeout_s():g} s "
+        f"another rank has ended, or its machine does not answer for {peer_timeout_s():g} s "
         f"({TIMEOUT_VARIABLE} sets that): {first_line(error)}"
     )
+
+
+def _tcp_sockets() -> dict[int, int]:
+    """The TCP sockets of this process: by inode a file descriptor."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile, or no socket
+            status = os.stat(int(name))
+            if stat.S_ISSOCK(status.st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                        found[status.st_ino] = int(name)
+    return found
 
 
 def _interface(address: str) -> str | None:

@@ -46,8 +46,16 @@ class Seat:
         shares = shares_of_cores(rivals)
         self.sharers, self.rivals = sharers, rivals
         self.cores = None if shares is None else shares[index]
-        # what a control group grants is granted to all of them together
+        # what a control group grants is granted to all of them together; all are given as many, since all wait for the
+        # slowest
         self.threads = max(1, usable_cores() // rivals)
+
+    def fail(self) -> None:
+        """Makes exchanges fail, those in progress too; by any thread."""
+        for exchanges in (self.communicator, self.groups):
+            fail = getattr(exchanges, "fail", None)
+            if fail is not None:
+                fail()
 
     def close(self) -> None:
         """Leaves the groups, and lets go of what the ranks share."""

@@ -71,8 +71,8 @@ def _join_groups(group: Group, shared: bool) -> None:
     host = hosts[0] if hosts else "127.0.0.1"
     groups = ProcessGroups(group.layout.size, host, None, group.backend)
     group.tell({"do": "connect", "host": host, "port": groups.port, "backend": group.backend, "teams": teams})
-    found = group.while_all_run(lambda: groups.connect(teams, 0, host))
     group.seat.groups = groups
+    found = group.while_all_run(lambda: groups.connect(teams, 0, host))
     if not shared:
         group.seat.communicator = found
     group.gather_replies()

@@ -19,6 +19,8 @@ from anthesis.native import extension
 from anthesis.parallel.communicator import Communicator
 
 _WAIT_S = 10.0
+_MOST_RANKS = 4096
+"""That look for each other at once; none is answered where looking is all."""
 _CREDENTIALS = struct.Struct("iII")
 """Of a process: its number, its user's, its group's."""
 
@@ -101,7 +103,7 @@ def local_listener() -> tuple[socket.socket, str]:
     name = f"anthesis-{secrets.token_hex(16)}"
     try:
         listener.bind(_address(name))
-        listener.listen(64)
+        listener.listen(_MOST_RANKS)
     except OSError as error:
         listener.close()
         raise AnthesisError(f"ranks can't meet on this machine: no local socket ({error.strerror})") from error

@@ -46,23 +46,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     Raises:
         RequestError: variables that contradict each other, or one that is missing beside the others.
     """
-    if "WORLD_SIZE" in environment:
-        names = ("RANK", "JOB_COMPLETION_INDEX")
-        rank_name = next((name for name in names if name in environment), None)
-        if rank_name is None:
-            raise RequestError(
-                "WORLD_SIZE is set, and neither RANK nor JOB_COMPLETION_INDEX says which of them this is"
-            )
-        size_name = "WORLD_SIZE"
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
-        rank_name, size_name = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"  # SLURM_NTASKS is also set where srun is not used
-    else:
+    found = rank_and_size(environment)
+    if found is None or found[2] == 1:
         return None
-    rank, size = _number(environment, rank_name), _number(environment, size_name)
-    if size == 1:
-        return None
-    if not 0 <= rank < size:
-        raise RequestError(f"{rank_name} is {rank} and {size_name} {size}; ranks are from 0 to {size - 1}")
+    _, rank, size = found
     host = environment.get("MASTER_ADDR") or _first_host(environment)
     if not host:
         raise RequestError("MASTER_ADDR is not set, so it is unknown where rank 0 is; set it to that machine's address")
@@ -74,11 +61,36 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     return Launched(rank, size, host, port, has_store, attempt)
 
 
+def rank_and_size(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """The launcher's name, which process this is, and of how many; None where it was started by itself.
+
+    Raises:
+        RequestError: variables that contradict each other, or one that is missing beside the others.
+    """
+    if "WORLD_SIZE" in environment:
+        names = {"RANK": "torchrun", "JOB_COMPLETION_INDEX": "Kubernetes"}
+        rank_name = next((name for name in names if name in environment), None)
+        if rank_name is None:
+            raise RequestError(
+                "WORLD_SIZE is set, and neither RANK nor JOB_COMPLETION_INDEX says which of them this is"
+            )
+        launcher, size_name = names[rank_name], "WORLD_SIZE"
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
+        # SLURM_NTASKS is also set where srun is not used
+        launcher, rank_name, size_name = "Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
+    else:
+        return None
+    rank, size = _number(environment, rank_name), _number(environment, size_name)
+    if not 0 <= rank < size:
+        raise RequestError(f"{rank_name} is {rank} and {size_name} is {size}; ranks are from 0 to {size - 1}")
+    return launcher, rank, size
+
+
 def _number(environment: Mapping[str, str], name: str) -> int:
     try:
         return int(environment[name])
     except ValueError:
-        raise RequestError(f"{name} is {environment[name]!r:.60}, which is no number") from None
+        raise RequestError(f"{name} is {environment[name]!r:.60}, which is no whole number") from None
 
 
 def _first_host(environment: Mapping[str, str]) -> str | None:

@@ -136,8 +136,9 @@ class SampleOverRanks(Collective):
     """`sample` where each rank has the logits of its part of the vocabulary only.
 
     What it gives is what `sample` would of all logits. A device gets there without sending any rank's logits: ranks
-    exchange their largest ones, their masses by ranges of scores, the few tokens that may be kept, and their draws,
-    whose noise each can compute for its own tokens. The reference implementation puts the logits side by side.
+    exchange their largest ones, their masses by ranges of scores, the tokens that may be kept, few but for ties, and
+    their draws, whose noise each can compute for its own tokens. The reference implementation puts the logits side by
+    side.
 
     Attributes:
         sample: of the whole vocabulary, its `logits` being this rank's columns.
