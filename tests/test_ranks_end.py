@@ -223,6 +223,20 @@ def test_ctrl_c(tmp_path: Path, model: Path, layout: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [("--tp", "2"), ("--pp", "2")])
+def test_ctrl_c_twice_does_not_wait_for_a_rank_that_hangs(tmp_path: Path, model: Path, layout: tuple[str, ...]) -> None:
+    with generating(tmp_path, model, *layout, *LONG) as run:
+        run.wait_for_text()
+        os.kill(run.wait_for(1), signal.SIGSTOP)
+        for _ in range(2):
+            with pytest.raises(AssertionError, match="not within"):
+                wait_until(lambda: run.process.poll() is not None, 1, "it waits")
+            os.killpg(run.process.pid, signal.SIGINT)
+        assert run.end() == 130
+        assert "Traceback" not in run.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [("--tp", "2"), ("--pp", "2")])
 def test_ctrl_c_at_the_start(tmp_path: Path, model: Path, layout: tuple[str, ...]) -> None:
     for after_s in (0, 0.3, 1, 2, 3):
         with generating(tmp_path, model, *layout, *LONG) as run:

@@ -22,7 +22,6 @@ from anthesis.parallel.binding import bound_to
 from anthesis.parallel.group import Group
 from anthesis.parallel.layout import Layout
 from anthesis.parallel.process_groups import backend_of
-from anthesis.parallel.uninterrupted import uninterrupted
 from anthesis.program.builder import Finish
 from anthesis.program.ir import Array, Arrays
 from anthesis.program.partition import alike_ranks
@@ -128,7 +127,7 @@ class SpreadExecutable:
         Raises:
             AnthesisError: a rank has failed or ended.
         """
-        with uninterrupted(self._group.break_off), self._group.together(), bound_to(self._group.seat.cores):
+        with self._group.step(), bound_to(self._group.seat.cores):
             self._group.tell(self._message, self._news(inputs))
             try:
                 outputs = self._own.run(inputs)

@@ -9,6 +9,7 @@ import json
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -62,6 +63,13 @@ class Connection:
     def own_address(self) -> str:
         """The address by which this machine is reached from the other one."""
         return "127.0.0.1" if self.is_local else str(self._socket.getsockname()[0])
+
+    def process_id(self) -> int | None:
+        """Of the process at the other end, if it is on this machine and has not closed it."""
+        if not self.is_local:
+            return None
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], sys.byteorder) or None
 
     def fileno(self) -> int:
         """For `select`."""

@@ -37,6 +37,7 @@ from anthesis.parallel.shared_memory import (
     close_listener,
     local_listener,
 )
+from anthesis.parallel.uninterrupted import SIGNALS, uninterrupted
 from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array
 
@@ -67,6 +68,9 @@ class Group:
         self._closing = False
         self._keep_logs = False
         self._process_id = os.getpid()
+        self._process_ids: list[int] = []
+        self._steps = 0
+        self._signalled, self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watcher = threading.Thread(target=self._watch, name="anthesis-ranks", daemon=True)
         self.connections: dict[int, Connection] = {}
         self._replies: queue.Queue[tuple[int, dict[str, Any], Mapping[str, Array]] | None] = queue.Queue()
@@ -130,6 +134,18 @@ class Group:
             return self.gather_replies()
 
     @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step: signals wait for its end; at the second one it is broken off, for a rank that hangs, it may
+        be.
+
+        Raises:
+            AnthesisError: what was raised within, or that it was broken off.
+        """
+        self._steps += 1
+        with uninterrupted(self._wakeup), self.together():
+            yield
+
+    @contextmanager
     def together(self) -> Iterator[None]:
         """Around what all ranks do: where rank 0 leaves it midway, the others can't go on either.
 
@@ -142,13 +158,14 @@ class Group:
             whole = True
         finally:
             if not whole:
-                self.break_off()
+                self._break_off()
 
-    def break_off(self) -> None:
+    def _break_off(self) -> None:
         """Makes the others end, where rank 0 does not go on with what all have begun."""
         if self._failure is None and os.getpid() == self._process_id:
             self._failure = RankError("what the ranks did together was broken off midway; open a new LLM")
             self._abort()
+            self._replies.put(None)
 
     def gather_replies(self) -> dict[int, dict[str, Any]]:
         """Waits until each of the other ranks has done what it was told, as `ask`.
@@ -212,9 +229,12 @@ class Group:
             connection.close()
         self.seat.close()
         if self._local is not None:
-            self._local.close(len(self.connections) < self.layout.size - 1, self._keep_logs)
+            some_are_missing = len(self.connections) < self.layout.size - 1
+            self._local.close(some_are_missing, self._keep_logs, self._process_ids)
         if self._watcher.is_alive() and self._watcher is not threading.current_thread():  # which may free a model
             self._watcher.join()
+        os.close(self._signalled)
+        os.close(self._wakeup)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -249,7 +269,9 @@ class Group:
         connected.settimeout(None)
         rank = rank_of(connected, self._token)
         if rank is not None and 0 < rank < self.layout.size and rank not in self.connections:
-            self.connections[rank] = Connection(connected)
+            self.connections[rank] = connection = Connection(connected)
+            if (process_id := connection.process_id()) is not None:
+                self._process_ids.append(process_id)
         else:
             connected.close()
 
@@ -283,8 +305,16 @@ class Group:
         poll = select.poll()
         for fd in ranks:
             poll.register(fd, select.POLLIN)
+        poll.register(self._signalled, select.POLLIN)
+        step_signalled = 0
         while self._failure is None and not self._closing:
             for fd, _ in poll.poll(100):
+                if fd == self._signalled:
+                    for _ in set(SIGNALS).intersection(os.read(fd, 1)):
+                        if step_signalled == self._steps:
+                            self._break_off()
+                        step_signalled = self._steps
+                    continue
                 rank = ranks[fd]
                 try:
                     message, arrays = self.connections[rank].receive()

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +75,20 @@ class LocalRanks:
         found = sorted(self.directory.glob(f"*/attempt_0/{rank - 1}/stderr.log"))
         return found[0] if found else self.directory / "launcher.log"
 
-    def close(self, at_once: bool, keep_logs: bool) -> None:
+    def close(self, at_once: bool, keep_logs: bool, process_ids: Sequence[int]) -> None:
         """Waits until all have ended, which they do once rank 0 has closed its connections, or ends them.
 
         Args:
             at_once: end them, because some have no connection yet.
             keep_logs: leave the directory where it is.
+            process_ids: of those that have one.
         """
         try:
             self._process.wait(0 if at_once else _PATIENCE_S)
         except subprocess.TimeoutExpired:
+            for process_id in process_ids:  # one that was stopped hears of nothing else
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGKILL)
             self._process.terminate()
             try:
                 self._process.wait(_PATIENCE_S)

@@ -99,7 +99,7 @@ class ProcessGroups:
         """
         if _INTERFACE_VARIABLE not in os.environ and (interface := _interface(address)):
             os.environ[_INTERFACE_VARIABLE] = interface  # else it is that of the host's name, which may lead anywhere
-        before = _tcp_sockets()
+        before = _connections()
         try:
             self._distributed.init_process_group(
                 self._backend, store=self._store, rank=rank, world_size=self._size, timeout=_STEP
@@ -107,7 +107,7 @@ class ProcessGroups:
             groups = [self._distributed.new_group(team, timeout=_STEP) for team in teams]
         except RuntimeError as error:
             raise no_answer(error) from error
-        self._sockets = set(_tcp_sockets()) - set(before)
+        self._sockets = set(_connections()) - set(before)
         own = next((i for i, team in enumerate(teams) if rank in team and len(team) > 1), None)
         return None if own is None else TorchCommunicator(groups[own], teams[own].index(rank), len(teams[own]))
 
@@ -135,7 +135,7 @@ class ProcessGroups:
 
     def fail(self) -> None:
         """Makes exchanges fail, those in progress too, by any thread: who waits in one can't be told in another way."""
-        for inode, fd in _tcp_sockets().items():
+        for inode, fd in _connections().items():
             if inode in self._sockets:
                 with suppress(OSError), socket.socket(fileno=os.dup(fd)) as found:
                     found.shutdown(socket.SHUT_RDWR)
@@ -227,15 +227,16 @@ def no_answer(error: Exception) -> NoAnswerError:
     )
 
 
-def _tcp_sockets() -> dict[int, int]:
-    """The TCP sockets of this process: by inode a file descriptor."""
+def _connections() -> dict[int, int]:
+    """The TCP connections of this process: by inode a file descriptor."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # closed meanwhile, or no socket
             status = os.stat(int(name))
             if stat.S_ISSOCK(status.st_mode):
                 with socket.socket(fileno=os.dup(int(name))) as one:
-                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                    is_tcp = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM
+                    if is_tcp and not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                         found[status.st_ino] = int(name)
     return found
 

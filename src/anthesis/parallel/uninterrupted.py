@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def uninterrupted(give_up: Callable[[], None]) -> Iterator[None]:
+def uninterrupted(wakeup: int) -> Iterator[None]:
     """Makes Ctrl-C, and a SIGTERM that is handled in Python, wait until the end of the block.
 
     A step that only some ranks have begun would leave them waiting for each other, each in another step. Handlers run
     in the main thread only; elsewhere nothing interrupts.
 
     Args:
-        give_up: called at the second signal, by somebody who does not want to wait: for a rank that hangs, it may be.
+        wakeup: a file descriptor to which the number of each signal is written as it comes, whatever the main thread
+            waits for; somebody else may then see to it that the block ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pending: list[tuple[int, FrameType | None]] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pending.append((number, frame))
-        if len(pending) == 2:
-            give_up()
-
     before: dict[signal.Signals, Any] = {}
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if callable(handler := signal.getsignal(number)):
             before[number] = handler
-            signal.signal(number, note)
+            signal.signal(number, lambda got, frame: pending.append((got, frame)))
+    wakeup_before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
         # the stronger one of both
