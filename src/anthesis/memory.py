@@ -34,12 +34,19 @@ def available_memory_bytes(proc: Path = PROC) -> int:
     return available
 
 
-def process_peak_memory_bytes() -> int:
-    """The most memory this process ever held.
+def process_peak_memory_bytes(proc: Path = PROC) -> int:
+    """The most memory this process ever held, pages of mapped files included.
+
+    Args:
+        proc: the directory with `self/status`.
 
     Source:
-        getrusage(2), ru_maxrss: KiB on Linux, bytes on macOS.
+        Linux, Documentation/filesystems/proc.rst (VmHWM). Elsewhere getrusage(2), ru_maxrss, whose units differ, and
+        which a process has from the one that started it.
     """
+    for line in read_lines(proc / "self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -7,7 +7,7 @@ import numpy as np
 from anthesis.devices.device import Executable, InstructionTime
 from anthesis.parallel.seat import Seat
 from anthesis.program.ir import Array, Arrays, Program
-from anthesis.program.stages import arriving_name
+from anthesis.program.stages import arriving_name, leaving_name
 
 
 class StageExecutable:
@@ -26,7 +26,7 @@ class StageExecutable:
         assert seat.groups is not None, "stages hand over their rows through process groups"
         self._executable, self._groups = executable, seat.groups
         self._arriving = arriving_name(program)
-        self._leaving = next((name for name in program.outputs if program.values[name].shape[0] == "R"), None)
+        self._leaving = leaving_name(program)
         self._width = program.config.hidden_size
         self._before, self._next = seat.rank - seat.layout.tp, seat.rank + seat.layout.tp
 

@@ -135,8 +135,7 @@ class Group:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a step: signals wait for its end; at the second one it is broken off, for a rank that hangs, it may
-        be.
+        """Around a step: signals wait for its end, and a second one breaks it off, for a rank that hangs, it may be.
 
         Raises:
             AnthesisError: what was raised within, or that it was broken off.

@@ -10,6 +10,7 @@ from anthesis.plan.hardware import Hardware
 from anthesis.program.collectives import AllGather, Collective
 from anthesis.program.cost import cost
 from anthesis.program.ir import Program, Step
+from anthesis.program.stages import leaving_name
 
 Ranks = Sequence[tuple[Program, int]]
 """The fused programs of all ranks of a stage, alike ones once, each with how many ranks it stands for."""
@@ -102,10 +103,10 @@ def exchanges(program: Program, step: Step) -> tuple[Exchange, ...]:
 
 def handed_over(program: Program, step: Step) -> Exchange | None:
     """What a rank of a stage sends to the next one: rows of activations; None of the last stage."""
-    rows = [program.values[name] for name in program.outputs if program.values[name].shape[0] == "R"]
-    if not rows:
+    leaving = leaving_name(program)
+    if leaving is None:
         return None
-    nbytes = sum(value.nbytes(step.sizes()) for value in rows)
+    nbytes = program.values[leaving].nbytes(step.sizes())
     return Exchange(kind="hand_over", count=1, payload_bytes=nbytes, moved_bytes=float(nbytes))
 
 

@@ -87,6 +87,12 @@ def arriving_name(program: Program) -> str | None:
     return rows[0] if rows else None
 
 
+def leaving_name(program: Program) -> str | None:
+    """The output of a stage's program that the next stage goes on with; None for the last stage."""
+    handed = ("R", program.config.hidden_size)
+    return next((name for name in program.outputs if program.values[name].shape == handed), None)
+
+
 def _fill(sizes: Sequence[int], most: int) -> list[Layers]:
     """As few runs as possible whose sums are at most `most`."""
     stages, first, total = [], 0, 0

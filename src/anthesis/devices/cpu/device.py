@@ -19,7 +19,7 @@ from anthesis.parallel.seat import Seat
 from anthesis.program.attend import Attend
 from anthesis.program.ir import Array, Arrays, Program, Value
 from anthesis.program.ops import BIASED
-from anthesis.program.stages import arriving_name
+from anthesis.program.stages import arriving_name, leaving_name
 from anthesis.quantize import WeightTensor
 from anthesis.units import counted
 
@@ -135,7 +135,7 @@ class CpuExecutable:
         self._instructions = lowering.instructions
         self._values = lowering.program.values
         self._outputs = {name: program.values[name] for name in program.outputs}
-        self._arriving = arriving_name(program)
+        self._arriving, self._leaving = arriving_name(program), leaving_name(program)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """One step; logits (L, V) come as float32."""
@@ -149,7 +149,7 @@ class CpuExecutable:
         }
         # what goes from stage to stage has a name of its own in every program, and the same for the extension
         given = {"hidden" if name == self._arriving else name: array for name, array in inputs.items()}
-        taken = {"hidden" if self._outputs[name].shape[0] == "R" else name: array for name, array in outputs.items()}
+        taken = {"hidden" if name == self._leaving else name: array for name, array in outputs.items()}
         self._native.run(given, taken)
         return outputs
 

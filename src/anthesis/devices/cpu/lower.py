@@ -22,7 +22,7 @@ from anthesis.program.collectives import AllGather, AllReduce, AllReduceBest, Sa
 from anthesis.program.ir import Op, Program, Value
 from anthesis.program.ops import Activate, Add, Embed, Linear, Mul, Norm, Rope, SelectRows
 from anthesis.program.sample import Argmax, Sample
-from anthesis.program.stages import arriving_name
+from anthesis.program.stages import arriving_name, leaving_name
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,8 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
     arriving = arriving_name(program)
     if arriving is not None:
         first.append(Instruction(Hidden(program.values[arriving], True)))
-    last = [
-        Instruction(Hidden(program.values[name], False)) for name in program.outputs if _is_handed_on(program, name)
-    ]
+    leaving = leaving_name(program)
+    last = [] if leaving is None else [Instruction(Hidden(program.values[leaving], False))]
     for instruction in (every := [*first, *instructions, *last]):
         instruction.reads, instruction.writes = _reads_and_writes(program, instruction)
     return every
@@ -167,11 +166,6 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
 
 def _turns(rope: Rope) -> tuple[Any, ...]:
     return rope.frequencies, rope.divisors
-
-
-def _is_handed_on(program: Program, output: str) -> bool:
-    """Whether an output goes to the next stage; all others are of rows whose logits are wanted."""
-    return program.values[output].shape[0] == "R"
 
 
 def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -317,7 +311,7 @@ class Lowering:
         matrices = [self._weights[name] for name in op.weights]
         vectors = [self._vector(name) for name in biases]
         outputs = self.program.outputs
-        handed_over = [out in outputs and not _is_handed_on(self.program, out) for out in op.outs]
+        handed_over = [out in outputs and out != leaving_name(self.program) for out in op.outs]
         if op.gated:
             parts = [(*matrices, *vectors, op.wide_inputs, self._place(op.outs[0]), handed_over[0])]
         else:
