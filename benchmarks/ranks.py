@@ -57,7 +57,7 @@ def main() -> None:
             print(f"{name}: {line}", flush=True)
             document[name].append(samples)
     if arguments.output:
-        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(document, default=str) + "\n")
 
 
 # --- sums of two ranks ------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def _time_sums(shared: Communicator, gloo: Communicator) -> dict[str, dict[int, 
                 for _ in range(REPEATS):
                     begin = time.perf_counter()
                     communicator.all_reduce(x)
-                    found[name][nbytes].append(time.perf_counter() - begin)
+                    found[name][nbytes].append(round(time.perf_counter() - begin, 8))
                     x[...] = 1
     return found
 
