@@ -15,6 +15,7 @@ import pytest
 
 from anthesis.errors import UnsupportedError
 from anthesis.parallel.binding import rivals, shares_of_cores
+from anthesis.parallel.communicator import TIMEOUT_VARIABLE
 from anthesis.parallel.process_groups import NoAnswerError, ProcessGroups, TorchCommunicator, backend_of
 from rank_threads import on_ranks
 
@@ -35,6 +36,7 @@ if mode == "work":
     print([len(part) for part in team.all_gather(np.zeros(70_001, np.uint8))])
     rows = np.empty((3, 5), np.float32)
     groups.receive(rows, 0)
+    time.sleep(float(sys.argv[4]))
     groups.send(2 * rows, 0)
     groups.close()
 else:
@@ -42,18 +44,20 @@ else:
 """
 
 
-def started(mode: str) -> tuple[ProcessGroups, TorchCommunicator, subprocess.Popen[str]]:
+def started(mode: str, computing_s: float = 0) -> tuple[ProcessGroups, TorchCommunicator, subprocess.Popen[str]]:
     """This process as rank 0 beside another one."""
     groups = ProcessGroups(2, "127.0.0.1", None)
-    command = [sys.executable, "-c", OTHER, str(groups.port), mode, json.dumps(SIZES)]
+    command = [sys.executable, "-c", OTHER, str(groups.port), mode, json.dumps(SIZES), str(computing_s)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     team = groups.connect([[0, 1]], 0, "127.0.0.1")
     assert isinstance(team, TorchCommunicator)
     return groups, team, other
 
 
-def test_sums_have_the_bits_of_shared_memory_and_parts_may_differ_in_length() -> None:
-    groups, team, other = started("work")
+def test_sums_have_the_bits_of_shared_memory_and_parts_may_differ_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a stage that computes for longer than a machine may be silent is not a lost one."""
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "1")
+    groups, team, other = started("work", computing_s=2.5)
     try:
         heads = []
         for size in SIZES:
