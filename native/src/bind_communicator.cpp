@@ -120,6 +120,7 @@ void bind_communicator(nb::module_& m) {
         .def_prop_ro("size", &SharedCommunicator::size)
         .def("all_reduce", &all_reduce, nb::arg("x").noconvert())
         .def("all_gather", &all_gather, nb::arg("mine"))
+        .def_prop_ro("failed", &SharedCommunicator::failed)
         .def("fail", &SharedCommunicator::fail);
 }
 

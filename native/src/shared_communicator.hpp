@@ -33,6 +33,7 @@ public:
 
     // By any thread: makes the exchanges of all ranks fail, those in progress too.
     void fail() noexcept;
+    bool failed() const noexcept;
 
 private:
     struct Head;
@@ -40,7 +41,6 @@ private:
 
     Turn& turn_of(int rank) const noexcept;
     std::byte* room(int rank, std::uint32_t number) const noexcept;
-    bool failed() const noexcept;
     void meet(std::uint32_t number) noexcept;
     bool wait_for(int rank, std::uint32_t number) noexcept;
     void add(std::uint32_t number, float* out, std::size_t first, std::size_t last) const noexcept;

@@ -92,6 +92,8 @@ def _run(arguments: list[str]) -> int:
         _show_error(error, _usage_message(error))
         return error.exit_code
     except RankError as error:
+        if sys.stdout.isatty():  # a text may have been on its way
+            print(flush=True)
         if error.details:  # of another process, whose traceback nobody could ask for
             print(error.details, file=sys.stderr)
         _show_error(error, f"anthesis: {error}")

@@ -66,7 +66,7 @@ def tell_merged(merged: Merged, output: Path) -> None:
 
     counts = merged.summary.counts
     failed = f", {counts.failed_rows:,} of them with an error instead" if counts.failed_rows else ""
-    were = "were there already" if merged.was_there else "each there once"
+    were = "all there already" if merged.was_there else "each there once"
     tell(
         f"{counted(counts.rows, 'row')} of {counted(merged.num_shards, 'shard')} in {output}, {were}{failed}: "
         f"{counts.completion_tokens:,} tokens generated and counted; times in {summary_path(output)}"

@@ -18,6 +18,7 @@ from anthesis.memory import process_peak_memory_bytes
 from anthesis.parallel.layout import Layout
 from anthesis.parallel.meeting import check_launched, open_meeting
 from anthesis.parallel.member import Member, Message, join_launched, join_local
+from anthesis.parallel.process_groups import NoAnswerError
 from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array
 
@@ -90,7 +91,12 @@ class Share:
             self._executables[key] = self._loaded.compile(*key, self._cache)
         self._table = arrays.get("block_table", self._table)
         assert self._table is not None, "no step had a block table"
-        outputs = self._executables[key].run({**arrays, "block_table": self._table})
+        try:
+            outputs = self._executables[key].run({**arrays, "block_table": self._table})
+        except RuntimeError as error:
+            if getattr(seat.communicator, "failed", False):  # the rank that has ended knows why
+                raise NoAnswerError(str(error)) from error
+            raise
         is_last_stage = seat.layout.stage(seat.rank) == seat.layout.pp - 1
         if seat.layout.pp > 1 and outputs and is_last_stage and seat.layout.share(seat.rank) == 0:
             member.reply({}, outputs)

@@ -351,7 +351,7 @@ class Group:
             failure = RankError(f"rank {rank}{self.connections[rank].place} is gone: {error}")
         self._abort()
         if told is None and self._local is not None:
-            rank, why = self._local.first_end() or (rank, str(error))
+            rank, why = self._local.first_end(rank) or (rank, str(error))
             self._keep_logs = True
             log = self._local.log(rank)
             failure = RankError(f"rank {rank} has ended: {why}; its log is {log}", _text_of(self._local, rank))

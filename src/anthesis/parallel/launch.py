@@ -27,6 +27,7 @@ NAME_VARIABLE = "ANTHESIS_RANK_ZERO"
 
 _RANK_MODULE = "anthesis.engine.serve"
 _REPORT = "ended.json"
+_KILLED = "it was killed by"
 _PATIENCE_S = 5.0
 _LOOK_S = 0.2
 
@@ -59,8 +60,12 @@ class LocalRanks:
         """Whether none of them runs any more."""
         return self._process.poll() is not None
 
-    def first_end(self) -> tuple[int, str] | None:
-        """Which rank ended first, and how, where the launcher knows of one that failed; waits for it a while."""
+    def first_end(self, noticed: int | None = None) -> tuple[int, str] | None:
+        """Which rank ended first, and how, where the launcher knows of one that failed; waits for it a while.
+
+        Args:
+            noticed: the rank whose end was noticed first, if one was; ends soon after each other are told apart by it.
+        """
         end = time.monotonic() + _PATIENCE_S
         while self._process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
@@ -68,7 +73,10 @@ class LocalRanks:
             report: dict[str, str] = json.loads((self.directory / _REPORT).read_text())
         except (OSError, ValueError):
             return None
-        return next(((int(rank), how) for rank, how in report.items()), None)
+        first = next(((int(rank), how) for rank, how in report.items()), None)
+        if first is not None and noticed is not None and _KILLED not in first[1]:
+            return noticed, report.get(str(noticed), first[1])
+        return first
 
     def log(self, rank: int) -> Path:
         """What a rank wrote to its standard error."""
@@ -135,8 +143,9 @@ def main(arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", _RANK_MODULE)
     except ChildFailedError as error:
-        # in the order in which they were found: those that the launcher ended come after the one because of which
-        report = {str(local_rank + 1): _ended(failure) for local_rank, failure in error.failures.items()}
+        # found at one look are all that ended within it: those killed from outside, not by the launcher, come first
+        failures = sorted(error.failures.items(), key=lambda item: not _killed_from_outside(item[1]))
+        report = {str(local_rank + 1): _ended(failure) for local_rank, failure in failures}
         if directory.exists():
             (directory / _REPORT).write_text(json.dumps(report))
         return 1
@@ -163,9 +172,14 @@ def _clear_after(parent: int, directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _killed_from_outside(failure: Any) -> bool:
+    """By a signal that is not the launcher's."""
+    return bool(failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM)
+
+
 def _ended(failure: Any) -> str:
     if failure.exitcode < 0:
-        return f"it was killed by {signal.Signals(-failure.exitcode).name}"
+        return f"{_KILLED} {signal.Signals(-failure.exitcode).name}"
     return f"it ended with exit code {failure.exitcode}"
 
 

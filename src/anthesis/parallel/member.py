@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -48,7 +47,7 @@ class Member:
         self.seat = Seat(rank, Layout())
         self._listener: socket.socket | None = None
         self._offer: SharedMemory | None = None
-        self._ending = False
+        self._ending = threading.Event()
         connection.greet(hello(token, rank))
         self._watcher = threading.Thread(target=self._watch, name="anthesis-rank-0", daemon=True)
         self._watcher.start()
@@ -63,14 +62,14 @@ class Member:
             while True:
                 message, arrays = self.connection.receive()
                 if message["do"] == "end":
-                    self._ending = True
+                    self._ending.set()
                     return 0
                 if message["do"] in _SEATING:
                     _SEATING[message["do"]](self, message)
                 else:
                     work(self, message, arrays)
         except ClosedError as error:
-            self._ending = True
+            self._ending.set()
             print(f"anthesis: rank {self.seat.rank} ends: rank 0 is gone: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -79,7 +78,8 @@ class Member:
             self._tell_failure(error)
             return 1
         finally:
-            self._ending = True
+            self._ending.set()
+            self._watcher.join(_GRACE_S)  # until rank 0 has read what was said last: closed sooner, it may be lost
             self.connection.close()
             self._watcher.join()  # it holds what must be freed before the interpreter ends
             self.seat.close()
@@ -105,14 +105,12 @@ class Member:
     def _watch(self) -> None:
         """Ends this process when rank 0 has ended, also where it waits for somebody in an exchange."""
         self.connection.has_ended()
+        if self._ending.is_set():
+            return
         self.seat.fail()
-        end = time.monotonic() + _GRACE_S
-        while time.monotonic() < end:
-            if self._ending:
-                return
-            time.sleep(0.01)
-        sys.stderr.flush()
-        os._exit(1)
+        if not self._ending.wait(_GRACE_S):
+            sys.stderr.flush()
+            os._exit(1)
 
     # --- what rank 0 says about the seat; see `Group` -----------------------------------------------------------------
 
