@@ -25,10 +25,7 @@ def replace_file(path: Path, text: str, *, alone: bool = True) -> None:
     target = path.resolve()
     unfinished = target.with_name(f".{target.name}.{'unfinished' if alone else os.getpid()}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(unfinished, "w", text)
         unfinished.replace(target)
         sync(target.parent)
     finally:
@@ -52,10 +49,7 @@ def create_file(path: Path, text: str) -> None:
     """
     own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with own.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(own, "x", text)
         try:
             os.link(own, path)
         except OSError:
@@ -65,6 +59,14 @@ def create_file(path: Path, text: str) -> None:
         sync(path.parent)
     finally:
         own.unlink(missing_ok=True)
+
+
+def _write(path: Path, mode: str, text: str) -> None:
+    """A file with this text, which is on the disk then."""
+    with path.open(mode, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

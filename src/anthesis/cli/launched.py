@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from anthesis.parallel.variables import launched
 
 
 def leave_to_rank_zero(tp: int, pp: int) -> None:
@@ -15,7 +15,7 @@ def leave_to_rank_zero(tp: int, pp: int) -> None:
         RequestError: variables of a launcher that contradict each other, or another number of processes.
         RankError: rank 0 is not to be found, or can't be.
     """
-    if tp * pp > 1 and not {"WORLD_SIZE", "SLURM_PROCID"}.isdisjoint(os.environ):
+    if tp * pp > 1 and launched() is not None:
         from anthesis.engine import serve
         from anthesis.parallel.layout import Layout
 

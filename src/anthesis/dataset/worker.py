@@ -107,13 +107,11 @@ class Worker:
         wanted = wanted_of(request, dataset, None if before is None else before.request)
         if before is not None:
             self._check_same(before, known_unopened(before.request), wanted)
-        self.llm = open_llm()
-        try:
+        with ExitStack() as opened:  # what does not come to its end closes the model
+            self.llm = opened.enter_context(open_llm())
             wanted |= made_by(self.llm)
             self._wanted = self._agree(before, wanted)
-        except BaseException:
-            self.llm.close()
-            raise
+            opened.pop_all()
         self._is_loaded = False
 
     def complete_all(self, first: int = 0) -> Work:

@@ -9,7 +9,6 @@ import json
 import select
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import numpy as np
 
 from anthesis.errors import AnthesisError, first_line
 from anthesis.parallel.communicator import peer_timeout_s
+from anthesis.parallel.shared_memory import peer_of
 from anthesis.program.ir import Array
 
 _HEAD = struct.Struct("<I")
@@ -66,10 +66,7 @@ class Connection:
 
     def process_id(self) -> int | None:
         """Of the process at the other end, if it is on this machine and has not closed it."""
-        if not self.is_local:
-            return None
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(credentials[:4], sys.byteorder) or None
+        return peer_of(self._socket)[0] or None if self.is_local else None
 
     def fileno(self) -> int:
         """For `select`."""

@@ -22,8 +22,7 @@ def seat_all(group: Group) -> None:
         AnthesisError: a rank failed or ended.
     """
     layout = group.layout
-    for rank in group.connections:
-        group.send(rank, {"do": "sit", "rank": rank, "tp": layout.tp, "pp": layout.pp})
+    group.tell({"do": "sit", "tp": layout.tp, "pp": layout.pp})
     machines, cores = _machines(group)
     shared = layout.tp == 1 or (group.backend == PROCESSORS and _share_memory(group, machines))
     if layout.pp > 1 or not shared:

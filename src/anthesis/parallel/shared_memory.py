@@ -73,10 +73,12 @@ def join_shared_memory(name: str, rank: int, size: int) -> Communicator | None:
     Returns:
         None where it is on another machine.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+    connected = connect_locally(name)
+    if connected is None:
+        return None
+    with connected:
         connected.settimeout(_WAIT_S)
         try:
-            connected.connect(_address(name))
             message, fds, _, _ = socket.recv_fds(connected, 256, 1)
         except OSError:
             return None
@@ -125,10 +127,20 @@ def accept(listener: socket.socket) -> socket.socket | None:
             raise
         except OSError:
             return None
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(credentials)[1] == os.getuid():
+        if peer_of(connected)[1] == os.getuid():
             return connected
         connected.close()
+
+
+def peer_of(connected: socket.socket) -> tuple[int, int]:
+    """The process at the other end of a local connection, and its user; 0 for a process that has closed it.
+
+    Source:
+        Linux, unix(7), SO_PEERCRED.
+    """
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process_id, user_id, _ = _CREDENTIALS.unpack(credentials)
+    return process_id, user_id
 
 
 def close_listener(listener: socket.socket) -> None:

@@ -160,7 +160,7 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
     leaving = leaving_name(program)
     last = [] if leaving is None else [Instruction(Hidden(program.values[leaving], False))]
     for instruction in (every := [*first, *instructions, *last]):
-        instruction.reads, instruction.writes = _reads_and_writes(program, instruction)
+        instruction.reads, instruction.writes = _reads_and_writes(program, instruction, arriving)
     return every
 
 
@@ -168,14 +168,16 @@ def _turns(rope: Rope) -> tuple[Any, ...]:
     return rope.frequencies, rope.divisors
 
 
-def _reads_and_writes(program: Program, instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _reads_and_writes(
+    program: Program, instruction: Instruction, arriving: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(instruction.op, Angles):
         return (), (instruction.op.out,)
     if isinstance(instruction.op, Hidden):
         name = instruction.op.value.name
         return ((), (name,)) if instruction.op.is_input else ((name,), ())
-    in_arena = {arriving_name(program), *(v.name for kind in ("buffer", "output") for v in program.of_kind(kind))}
-    reads = [name for name in map(instruction.source, instruction.op.reads()) if name in in_arena]
+    names = map(instruction.source, instruction.op.reads())
+    reads = [name for name in names if name == arriving or program.values[name].kind in ("buffer", "output")]
     if instruction.angles is not None:
         reads.append(instruction.angles.out)
     # what is chosen, or gathered, goes to the caller, not into the arena
