@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anthesis.checkpoint import open_checkpoint
-from anthesis.checkpoint.random import random_weight
+from anthesis.checkpoint.random import RandomWeight
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.program.ir import Value
 from anthesis.quantize import WEIGHT_KINDS, unpack_nibbles, weight_kind
@@ -43,7 +43,7 @@ def signed(bytes_):
 
 
 def whole(name, shape, kind, seed=7):
-    return random_weight(seed, name, shape, (0,) * len(shape), shape, weight_kind(kind))
+    return RandomWeight(seed, name, shape, (0,) * len(shape), shape, weight_kind(kind)).on_host()
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "int8"])
@@ -71,10 +71,10 @@ def test_four_bits_and_vectors_are_as_described():
 def test_a_share_is_that_part_of_the_whole(kind):
     shape = (70, 384)
     full = whole("w", shape, kind)
-    share = random_weight(7, "w", shape, (11, 128), (50, 256), weight_kind(kind))
+    share = RandomWeight(7, "w", shape, (11, 128), (50, 256), weight_kind(kind)).on_host()
     np.testing.assert_array_equal(share.dequantize(), full.dequantize()[11:61, 128:384])
     if WEIGHT_KINDS[kind].bits >= 8 and WEIGHT_KINDS[kind].group_size is None:
-        odd = random_weight(7, "w", (70, 381), (3, 5), (4, 13), weight_kind(kind))
+        odd = RandomWeight(7, "w", (70, 381), (3, 5), (4, 13), weight_kind(kind)).on_host()
         np.testing.assert_array_equal(odd.dequantize(), whole("w", (70, 381), kind).dequantize()[3:7, 5:18])
 
 
@@ -105,7 +105,7 @@ def test_open_a_preset_and_a_file(tmp_path):
         value = Value("layers.0.mlp.up.weight", (8, 1024), "bf16", "weight", (), (16, 0), (4096, 1024))
         loaded = checkpoint.load(value)
         assert loaded.values.dtype == ml_dtypes.bfloat16
-        expected = random_weight(3, value.name, (4096, 1024), (16, 0), (8, 1024), weight_kind("bf16"))
+        expected = RandomWeight(3, value.name, (4096, 1024), (16, 0), (8, 1024), weight_kind("bf16")).on_host()
         np.testing.assert_array_equal(loaded.dequantize(), expected.dequantize())
     config = {"model_type": "bloom", "n_layer": 1, "n_head": 2, "hidden_size": 64, "vocab_size": 96}
     path = tmp_path / "small" / "config.json"

@@ -38,7 +38,7 @@ def two_cores():
 def test_a_seat_takes_its_share_of_what_it_may_use(two_cores):
     first, second = two_cores
     seat = Seat(1, Layout(2))
-    seat.take_cores(index=1, rivals=2, sharers=2)
+    seat.take_place(index=1, rivals=2, sharers=2, place=1)
     assert (seat.cores, seat.threads, seat.sharers) == ({second}, 1, 2)
-    seat.take_cores(index=0, rivals=1, sharers=2)
+    seat.take_place(index=0, rivals=1, sharers=2, place=1)
     assert (seat.cores, seat.sharers) == ({first, second}, 2)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
 from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
-from anthesis.checkpoint.random import RandomWeights
+from anthesis.checkpoint.random import RandomWeight, RandomWeights
 from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
 from anthesis.checkpoint.store import TensorStore
 from anthesis.checkpoint.stored import StoredWeights
@@ -91,6 +91,18 @@ class Checkpoint:
             CheckpointError: elements of the share are NaN or infinite.
         """
         return self._open().load(value)
+
+    def recipe(self, value: Value) -> RandomWeight | None:
+        """What this rank's share of a weight is made by, of random weights; None of others, which `load` gives.
+
+        Args:
+            value: as for `load`.
+
+        Raises:
+            RequestError: the share's columns cut a group.
+        """
+        weights = self._open()
+        return weights.recipe(value) if isinstance(weights, RandomWeights) else None
 
     def check(self, weights: Iterable[Value]) -> None:
         """Checks that the checkpoint holds all of the program's weights, in the right shapes, and nothing else.

@@ -25,6 +25,7 @@ Matrices then have a standard deviation of 0.017 or 0.018 and zero mean, about w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -39,11 +40,15 @@ from anthesis.quantize import WeightKind, WeightTensor, weight_kind
 
 _Decoder = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+"""Shifts and factors of `mix`, whose last shift, by 31, multiplies nothing."""
 _MASK = (1 << 64) - 1
 
 MATRIX_STEP = 2.0**-12
 FOUR_BIT_STEP = 2.0**-8
+FOUR_BIT_MINIMUM = -7.5
+"""In steps."""
 NORM_STEP = 2.0**-10
 BIAS_STEP = 2.0**-13
 
@@ -67,11 +72,15 @@ class RandomWeights:
         """See `Checkpoint.kind_of`."""
         return "fp32" if len(shape) == 1 else self._kind
 
-    def load(self, value: Value) -> WeightTensor:
-        """See `Checkpoint.load`."""
+    def recipe(self, value: Value) -> RandomWeight:
+        """See `Checkpoint.recipe`."""
         shape = value.static_shape
         full_shape, start = value.full_shape or shape, value.start or (0,) * len(shape)
-        return random_weight(self._seed, value.name, full_shape, start, shape, weight_kind(value.dtype))
+        return RandomWeight(self._seed, value.name, full_shape, start, shape, weight_kind(value.dtype))
+
+    def load(self, value: Value) -> WeightTensor:
+        """See `Checkpoint.load`."""
+        return self.recipe(value).on_host()
 
     def release(self) -> None:
         """See `Checkpoint.release`: there are no files."""
@@ -80,12 +89,11 @@ class RandomWeights:
         """See `Checkpoint.check`: every weight there may be can be made."""
 
 
-def random_weight(
-    seed: int, name: str, full_shape: tuple[int, ...], start: tuple[int, ...], shape: tuple[int, ...], kind: WeightKind
-) -> WeightTensor:
-    """A part of the random weight of this name.
+@dataclass(frozen=True)
+class RandomWeight:
+    """A part of the random weight of a name: all that is needed to make it, anywhere.
 
-    Args:
+    Attributes:
         seed: 0 .. 2**64 - 1.
         name: of the weight in the program.
         full_shape: of the whole weight, (N, K) or (N,).
@@ -96,33 +104,51 @@ def random_weight(
     Raises:
         RequestError: a width that the kind's groups don't divide, or a part that cuts a group.
     """
-    kind.check_shape(full_shape)
-    key = _key(seed, name)
-    if len(shape) == 1:
-        row = np.empty((1, shape[0]), np.int8)
-        _write_rows(key, full_shape[0], start[0], _signed, row, 0)
-        base, step = (1.0, NORM_STEP) if name.endswith(".weight") else (0.0, BIAS_STEP)
-        return WeightTensor(kind, shape, (row[0] * np.float32(step) + np.float32(base)).astype(np.float32))
 
-    kind.check_columns(start[1], start[1] + shape[1], full_shape[1])
-    result = WeightTensor.empty(kind, shape)
-    decode = _decoder(kind.name.partition("-")[0])
-    packing = 2 if kind.bits == 4 else 1
-    step = FOUR_BIT_STEP if kind.bits == 4 else MATRIX_STEP
-    if result.scales is not None:
-        result.scales[...] = step
-    if result.minimums is not None:
-        result.minimums[...] = -7.5 * step
+    seed: int
+    name: str
+    full_shape: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    kind: WeightKind
 
-    def write(part: tuple[int, int]) -> None:
-        first, last = part
-        into = result.values[first:last]
-        _write_rows(key, full_shape[1] // packing, start[1] // packing, decode, into, start[0] + first)
+    def __post_init__(self) -> None:
+        self.kind.check_shape(self.full_shape)
+        if len(self.shape) > 1:
+            self.kind.check_columns(self.start[1], self.start[1] + self.shape[1], self.full_shape[1])
 
-    per_part = max(1, _CHUNK_WORDS * 8 // max(1, result.values.shape[1]))
-    borders = [*range(0, shape[0], per_part), shape[0]]
-    on_all_cores(write, pairwise(borders))
-    return result
+    @property
+    def key(self) -> int:
+        """Of its words, unsigned."""
+        return _key(self.seed, self.name)
+
+    def on_host(self) -> WeightTensor:
+        """The part, made by the processor."""
+        kind, shape, full_shape, start, key = self.kind, self.shape, self.full_shape, self.start, self.key
+        if len(shape) == 1:
+            row = np.empty((1, shape[0]), np.int8)
+            _write_rows(key, full_shape[0], start[0], _signed, row, 0)
+            base, step = (1.0, NORM_STEP) if self.name.endswith(".weight") else (0.0, BIAS_STEP)
+            return WeightTensor(kind, shape, (row[0] * np.float32(step) + np.float32(base)).astype(np.float32))
+
+        result = WeightTensor.empty(kind, shape)
+        decode = _decoder(kind.name.partition("-")[0])
+        packing = 2 if kind.bits == 4 else 1
+        step = FOUR_BIT_STEP if kind.bits == 4 else MATRIX_STEP
+        if result.scales is not None:
+            result.scales[...] = step
+        if result.minimums is not None:
+            result.minimums[...] = FOUR_BIT_MINIMUM * step
+
+        def write(part: tuple[int, int]) -> None:
+            first, last = part
+            into = result.values[first:last]
+            _write_rows(key, full_shape[1] // packing, start[1] // packing, decode, into, start[0] + first)
+
+        per_part = max(1, _CHUNK_WORDS * 8 // max(1, result.values.shape[1]))
+        borders = [*range(0, shape[0], per_part), shape[0]]
+        on_all_cores(write, pairwise(borders))
+        return result
 
 
 def _mix(x: int) -> int:
@@ -135,7 +161,7 @@ def _key(seed: int, name: str) -> int:
     hashed = 0xCBF29CE484222325
     for byte in name.encode():
         hashed = ((hashed ^ byte) * 0x100000001B3) & _MASK
-    return _mix(hashed ^ _mix((seed + _GOLDEN) & _MASK))
+    return _mix(hashed ^ _mix((seed + GOLDEN) & _MASK))
 
 
 def _write_rows(
@@ -155,7 +181,7 @@ def _write_rows(
         end = min(at + _CHUNK_WORDS, last)
         index = np.arange(row, row + count, dtype=np.uint64)[:, None] * np.uint64(words_per_row)
         x = index + np.arange(at + 1, end + 1, dtype=np.uint64)
-        x *= np.uint64(_GOLDEN)
+        x *= np.uint64(GOLDEN)
         x += np.uint64(key)
         scratch = x >> np.uint64(30)
         x ^= scratch

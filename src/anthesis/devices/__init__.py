@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
+from pathlib import Path
 
 from anthesis.devices.device import Device
 from anthesis.errors import RequestError, UnsupportedError
@@ -12,63 +14,96 @@ from anthesis.parallel.seat import Seat
 logger = logging.getLogger("anthesis")
 
 DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
-"""All names but "auto", those that this version does not have included."""
-
-_COMING = {
-    "cuda": "the CUDA device",
-    "hpu": "the Gaudi device",
-}
+"""All names but "auto"."""
 
 
-def open_device(name: str, threads: int | None = None, seat: Seat | None = None) -> Device:
+def open_device(name: str, threads: int | None = None, seat: Seat | None = None, *, invariant: bool = False) -> Device:
     """The device of that name.
 
     Args:
-        name: "cpu", "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
-        threads: that it may use, or None for its own choice.
+        name: "cpu", "cuda", "hpu", "reference", "reference-fp64", or "auto", the fastest there is (said in the log).
+        threads: that it may use on the host's processor, or None for its own choice.
         seat: of this rank, where the model is split over several; None: it is not.
+        invariant: a device that is not batch-invariant by itself is to be, at what that costs.
 
     Raises:
-        UnsupportedError: a device that this version does not have, or whose extension was never built.
+        UnsupportedError: a device that is not there, or can't be batch-invariant; or the extension was never built.
         RequestError: an unknown name.
     """
     check_device(name)
     if name == "auto":
         name, why = _fastest()
         logger.warning("device auto: %s (%s)", name, why)
-    if name in ("reference", "reference-fp64"):
-        import numpy as np
-
-        from anthesis.devices.reference import ReferenceDevice
-
-        return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1, seat)
-    if name == "cpu":
-        from anthesis.devices.cpu import CpuDevice
-
-        return CpuDevice(threads, seat)
-    raise AssertionError(f"{name} is one of DEVICES that nothing opens")
+    device = _open(name, threads, seat, invariant)
+    if invariant and not device.info().batch_invariant:
+        raise UnsupportedError(f"the {name} device has no batch-invariant operations; leave --invariant out")
+    return device
 
 
 def check_device(name: str) -> None:
     """Refuses a name before anything is done for it.
 
     Raises:
-        UnsupportedError: a device that this version does not have.
         RequestError: an unknown name.
     """
-    if name in _COMING:
-        raise UnsupportedError(f"{_COMING[name]} ({name}) is not in this version; --device cpu is")
     if name not in (*DEVICES, "auto"):
         raise RequestError(
-            f"unknown device {name!r}; known are: auto, cpu, reference, reference-fp64 (and data sheets, for "
-            "`anthesis plan`)"
+            f"unknown device {name!r}; known are: auto, {', '.join(DEVICES)} (and data sheets, for `anthesis plan`)"
+        )
+
+
+def _open(name: str, threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    if name == "cpu":
+        from anthesis.devices.cpu import CpuDevice
+
+        return CpuDevice(threads, seat)
+    if name == "cuda":
+        need_torch(name)
+        from anthesis.devices.cuda import open_card
+
+        return open_card(seat, invariant)
+    if name == "hpu":
+        need_torch(name)
+        from anthesis.devices.hpu import open_card as open_gaudi
+
+        return open_gaudi(seat)
+    import numpy as np
+
+    from anthesis.devices.reference import ReferenceDevice
+
+    return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1, seat)
+
+
+def need_torch(device: str) -> None:
+    """Refuses a device that runs through PyTorch where that is not installed.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    if find_spec("torch") is None:
+        raise UnsupportedError(
+            f"the {device} device needs PyTorch; install the build for it, then the extra: pip install "
+            "'anthesis[torch]'"
         )
 
 
 def _fastest() -> tuple[str, str]:
     """The name of the device that "auto" means, and why it is that one."""
+    if find_spec("habana_frameworks") is not None:
+        return "hpu", "Gaudi's software is installed"
+    if _has_nvidia_card():
+        return "cuda", "an NVIDIA card is there"
     try:
         extension()
     except UnsupportedError:
         return "reference", "NumPy; correct but slow; the native extension was never built"
-    return "cpu", "the only fast device in this version"
+    return "cpu", "no accelerator is there"
+
+
+def _has_nvidia_card() -> bool:
+    """Whether PyTorch can use one; asked only where the driver is, since to import PyTorch takes seconds."""
+    if find_spec("torch") is None or not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

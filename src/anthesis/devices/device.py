@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from anthesis.checkpoint.random import RandomWeight
 from anthesis.program.ir import Array, Arrays, Op, Program, Value
 from anthesis.quantize import WeightTensor
 
@@ -35,6 +36,25 @@ class DeviceInfo:
     arithmetic: str
     batch_invariant: bool
     full_batch: int
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a device has counted since it was opened; None where it does not count.
+
+    Attributes:
+        captures: steps that were captured as graphs, or compiled.
+        capture_s: seconds that this took.
+        compilations: of graphs by the device's own compiler, those of captures included.
+        cpu_fallbacks: operations that the device had the host's processor do.
+        memory_bytes: of the device, the most that was held at once.
+    """
+
+    captures: int = 0
+    capture_s: float = 0.0
+    compilations: int | None = None
+    cpu_fallbacks: int | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,9 @@ class Device(Protocol):
                 matrix layout, and a matrix may have room for the biases that are added.
         """
 
+    def make(self, weight: RandomWeight, uses: frozenset[str]) -> PackedWeight:
+        """A random weight in the device's layout: what `pack` would make of it, made where it is fastest."""
+
     def allocate(self, program: Program, num_blocks: int, old: Cache | None = None) -> Cache:
         """A cache pool for every layer of the program.
 
@@ -108,3 +131,6 @@ class Device(Protocol):
 
     def compile(self, program: Program, weights: Mapping[str, PackedWeight], cache: Cache) -> Executable:
         """Lowers (and captures) the program; the cache is shared with the programs compiled before."""
+
+    def counters(self) -> Counters:
+        """What it has counted since it was opened."""

@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from anthesis.devices.device import DeviceInfo, InstructionTime
+from anthesis.checkpoint.random import RandomWeight
+from anthesis.devices.device import Counters, DeviceInfo, InstructionTime
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
 from anthesis.parallel.communicator import Communicator
@@ -64,6 +65,10 @@ class ReferenceDevice:
         """The weight dequantised: (N, K) or (N,) as it is, float32 or float64 as the arithmetic, whatever its uses."""
         return weight.dequantize(self.dtype)
 
+    def make(self, weight: RandomWeight, uses: frozenset[str]) -> Array:
+        """A random weight, made on the host: (N, K) or (N,), as `pack` gives it, float32 where nothing else is said."""
+        return self.pack(weight.on_host(), uses)
+
     def allocate(self, program: Program, num_blocks: int, old: dict[str, Array] | None = None) -> dict[str, Array]:
         """One array (P, 2, 64, K D) for each layer, in bfloat16 or the arithmetic's dtype, by name."""
         caches = {}
@@ -81,6 +86,10 @@ class ReferenceDevice:
         """The program over these weights and this cache."""
         names = (value.name for value in program.of_kind("weight"))
         return ReferenceExecutable(program, {name: weights[name] for name in names}, cache, self.threads, self._ranks)
+
+    def counters(self) -> Counters:
+        """Nothing is captured here."""
+        return Counters()
 
 
 class ReferenceExecutable:

@@ -103,7 +103,10 @@ class LoadedModel:
         program = self.program("argmax")
         weights, uses = program.of_kind("weight"), program.uses()
         for count, value in enumerate(weights, start=1):
-            self._weights[value.name] = self.device.pack(checkpoint.load(value), uses[value.name])
+            recipe, use = checkpoint.recipe(value), uses[value.name]
+            self._weights[value.name] = (
+                self.device.pack(checkpoint.load(value), use) if recipe is None else self.device.make(recipe, use)
+            )
             checkpoint.release()  # so that the peak is the packed weights and one tensor
             on_weight(count, len(weights))
 

@@ -161,7 +161,7 @@ class Member:
         self.reply({})
 
     def _place(self, message: Message) -> None:
-        self.seat.take_cores(message["index"], message["rivals"], message["sharers"])
+        self.seat.take_place(message["index"], message["rivals"], message["sharers"], message["place"])
         self.reply({})
 
 

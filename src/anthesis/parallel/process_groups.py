@@ -64,7 +64,7 @@ class ProcessGroups:
             raise UnsupportedError(
                 f"this PyTorch has no {backend}, by which ranks on such devices exchange; install a build that has"
             )
-        card = next((device for device, of_card in _OF_CARDS.items() if of_card == backend), None)
+        self._card = card = next((device for device, of_card in _OF_CARDS.items() if of_card == backend), None)
         # what ranks choose, and the rows of stages, are arrays of the host on every device
         self._backend = backend if card is None else f"cpu:{PROCESSORS},{card}:{backend}"
         if distributed.is_initialized():
@@ -74,6 +74,7 @@ class ProcessGroups:
             )
         self._size = size
         self._sockets: set[int] = set()
+        self._groups: list[Any] = []
         self._store = distributed.TCPStore(
             host, port or 0, is_master=port is None, wait_for_workers=False, timeout=timedelta(seconds=peer_timeout_s())
         )
@@ -104,7 +105,7 @@ class ProcessGroups:
             self._distributed.init_process_group(
                 self._backend, store=self._store, rank=rank, world_size=self._size, timeout=_STEP
             )
-            groups = [self._distributed.new_group(team, timeout=_STEP) for team in teams]
+            self._groups = groups = [self._distributed.new_group(team, timeout=_STEP) for team in teams]
         except RuntimeError as error:
             raise no_answer(error) from error
         self._sockets = set(_connections()) - set(before)
@@ -139,6 +140,15 @@ class ProcessGroups:
             if inode in self._sockets:
                 with suppress(OSError), socket.socket(fileno=os.dup(fd)) as found:
                     found.shutdown(socket.SHUT_RDWR)
+        if self._card is None:
+            return
+        import torch
+
+        for group in self._groups:  # an exchange of cards waits on the card, where no socket is looked at
+            with suppress(
+                RuntimeError, AttributeError, ValueError
+            ):  # a rank that is not in it; a backend without abort
+                group._get_backend(torch.device(self._card)).abort()
 
     def close(self) -> None:
         """Leaves the groups."""
@@ -187,6 +197,19 @@ class TorchCommunicator:
         padded = np.zeros(max(sizes), np.uint8)
         padded[: mine.size] = mine
         return [part[:size].tobytes() for part, size in zip(self._gather(padded), sizes, strict=True)]
+
+    def gather_tensors(self, mine: Any) -> Any:
+        """What each rank brings, in rank order: a tensor of a card, of any shape and dtype, gives (W, ...).
+
+        Raises:
+            AnthesisError: another rank does not answer.
+        """
+        gathered = mine.new_empty((self.size, *mine.shape))
+        try:
+            self._distributed.all_gather_into_tensor(gathered, mine, group=self._group)
+        except RuntimeError as error:
+            raise no_answer(error) from error
+        return gathered
 
     def _gather(self, mine: Array) -> list[Array]:
         parts = [np.empty_like(mine) for _ in range(self.size)]

@@ -22,6 +22,7 @@ class Seat:
         groups: PyTorch's process groups, where ranks are on several machines or stages; else None.
         sharers: ranks on this machine, this one included.
         rivals: those of them that may use the same cores, this one included.
+        place: this rank's number among the ranks on this machine, by which it takes a card.
         cores: to run on; None: any.
         threads: that may run a step at once.
     """
@@ -32,19 +33,21 @@ class Seat:
     groups: ProcessGroups | None = None
     sharers: int = 1
     rivals: int = 1
+    place: int = 0
     cores: set[int] | None = None
     threads: int = 1
 
-    def take_cores(self, index: int, rivals: int, sharers: int) -> None:
-        """Chooses this rank's cores.
+    def take_place(self, index: int, rivals: int, sharers: int, place: int) -> None:
+        """Chooses this rank's cores, and notes which of the machine's cards is its own.
 
         Args:
             index: its number among its rivals.
             rivals: of them; a launcher such as Slurm's may have given each rank cores of its own.
             sharers: ranks of its machine.
+            place: its number among those.
         """
         shares = shares_of_cores(rivals)
-        self.sharers, self.rivals = sharers, rivals
+        self.sharers, self.rivals, self.place = sharers, rivals, place
         self.cores = None if shares is None else shares[index]
         # what a control group grants is granted to all of them together; all are given as many, since all wait for the
         # slowest

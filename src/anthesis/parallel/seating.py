@@ -24,10 +24,10 @@ def seat_all(group: Group) -> None:
     layout = group.layout
     group.tell({"do": "sit", "tp": layout.tp, "pp": layout.pp})
     machines, cores = _machines(group)
+    _place(group, machines, cores)  # before groups of cards, which have to know whose card is which
     shared = layout.tp == 1 or (group.backend == PROCESSORS and _share_memory(group, machines))
     if layout.pp > 1 or not shared:
         _join_groups(group, shared)
-    _place_on_cores(group, machines, cores)
 
 
 def _machines(group: Group) -> tuple[dict[int, int], dict[int, set[int]]]:
@@ -77,14 +77,19 @@ def _join_groups(group: Group, shared: bool) -> None:
     group.gather_replies()
 
 
-def _place_on_cores(group: Group, machines: Mapping[int, int], cores: Mapping[int, set[int]]) -> None:
+def _place(group: Group, machines: Mapping[int, int], cores: Mapping[int, set[int]]) -> None:
     """Tells every rank how many share its machine and its cores, and which of them it is: it chooses itself."""
     for rank in sorted(machines, reverse=True):
-        sharers = sum(machine == machines[rank] for machine in machines.values())
+        together = sorted(other for other, machine in machines.items() if machine == machines[rank])
         others = rivals(rank, machines, cores)
-        place = {"index": others.index(rank), "rivals": len(others), "sharers": sharers}
+        place = {
+            "index": others.index(rank),
+            "rivals": len(others),
+            "sharers": len(together),
+            "place": together.index(rank),
+        }
         if rank:
             group.send(rank, {"do": "place", **place})
         else:
-            group.seat.take_cores(**place)
+            group.seat.take_place(**place)
     group.gather_replies()

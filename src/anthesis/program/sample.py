@@ -166,14 +166,14 @@ class Sample(Op):
     def _chosen(self, row: Array, i: int, arrays: Arrays) -> int:
         """The token of row i: penalty, temperature, filters, draw; `row` (usable,)."""
         scores = row.astype(np.float64)
-        penalty = _clipped(arrays[self.repetition_penalty][i])
+        penalty = clipped(arrays[self.repetition_penalty][i])
         if penalty != 1:
             seen = _ids(arrays[self.seen][i])
             seen = seen[seen < len(scores)]
             scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
         if arrays[self.temperature][i] <= 0:
             return int(scores.argmax())
-        scores /= _clipped(arrays[self.temperature][i])
+        scores /= clipped(arrays[self.temperature][i])
         tokens = all_tokens(len(scores))
         top_k = int(arrays[self.top_k][i])
         if 0 < top_k < len(scores):
@@ -189,7 +189,7 @@ class Sample(Op):
         return draw(int(arrays[self.seed][i]), int(position), tokens, scores)
 
 
-def _clipped(parameter: np.float32) -> float:
+def clipped(parameter: np.float32) -> float:
     """A parameter that rounding to fp32 made 0 or infinite, as the nearest number that can be divided by."""
     limits = np.finfo(np.float32)
     return min(max(float(parameter), float(limits.smallest_subnormal)), float(limits.max))

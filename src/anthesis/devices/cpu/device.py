@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from anthesis.checkpoint.random import RandomWeight
 from anthesis.cores import usable_cores
 from anthesis.devices.cpu.lower import Lowering
-from anthesis.devices.device import DeviceInfo, InstructionTime
+from anthesis.devices.device import Counters, DeviceInfo, InstructionTime
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes
@@ -97,6 +98,10 @@ class CpuDevice:
             BIASED in uses,
         )
 
+    def make(self, weight: RandomWeight, uses: frozenset[str]) -> Any:
+        """A random weight, made on the host: (N, K) or (N,), as `pack` gives it, float32 where nothing else is said."""
+        return self.pack(weight.on_host(), uses)
+
     def allocate(self, program: Program, num_blocks: int, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A pool of blocks for each layer, in the dtype that the program's caches have."""
         arena = self._native.Arena()
@@ -117,6 +122,10 @@ class CpuDevice:
             "a program of several ranks needs what they exchange by"
         )
         return CpuExecutable(program, weights, cache, self._pool, self._ranks)
+
+    def counters(self) -> Counters:
+        """Nothing is captured here."""
+        return Counters()
 
 
 class CpuExecutable:

@@ -8,13 +8,14 @@ token is wanted looks for it as it computes the logits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from anthesis.devices.cpu.arena import ArenaPlan, Life, Place, plan_arena
+from anthesis.devices.folding import folding, separate_gates, turns
 from anthesis.errors import UnsupportedError
 from anthesis.native import extension
 from anthesis.program.attend import Attend, alibi_slopes
@@ -79,24 +80,6 @@ class Instruction:
         return self.renamed.get(name, name)
 
 
-def separate_gates(program: Program) -> Program:
-    """The program with gated products of two kinds of weights taken apart: the kernel sums both in one format."""
-    ops: list[Op] = []
-    for op in program.ops:
-        if not isinstance(op, Linear) or not op.gated or len({program.values[name].dtype for name in op.weights}) == 1:
-            ops.append(op)
-            continue
-        assert op.activation is not None, "a gate has an activation"
-        (out,) = op.outs
-        first, second, active, product = (f"{out}.{part}" for part in ("first", "second", "active", "product"))
-        ops.append(replace(op, outs=(first, second), activation=None, gated=False, residual=None))
-        ops.append(Activate(x=first, out=active, activation=op.activation))
-        ops.append(Mul(a=active, b=second, out=out if op.residual is None else product))
-        if op.residual is not None:
-            ops.append(Add(a=op.residual, b=product, out=out))
-    return program.with_ops(ops)
-
-
 def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
     """The instructions of a program, in order.
 
@@ -104,51 +87,26 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
         program: of one rank, fused or not.
         weights: packed, by name.
     """
-    readers: dict[str, list[Op]] = {name: [] for name in program.values}
-    makers: dict[str, Op] = {}
-    for op in program.ops:
-        makers.update((name, op) for name in op.writes())
-        for name in op.reads():
-            readers[name].append(op)
-
-    def only_linear(op: Op) -> bool:
-        if not isinstance(op, Norm) or op.out in program.outputs or op.width != program.values[op.x].static_width:
-            return False
-        return all(isinstance(reader, Linear) and reader.residual != op.out for reader in readers[op.out])
-
-    def rotations(op: Attend) -> tuple[Rope, Rope] | None:
-        q, k = makers.get(op.q), makers.get(op.k)
-        if not isinstance(q, Rope) or not isinstance(k, Rope):
-            return None
-        alone = len(readers[q.out]) == 1 and len(readers[k.out]) == 1
-        return (q, k) if alone and _turns(q) == _turns(k) else None
-
-    folded = {id(op) for op in program.ops if only_linear(op)}
-    attended = {id(op): pair for op in program.ops if isinstance(op, Attend) and (pair := rotations(op))}
-    folded.update(id(rope) for pair in attended.values() for rope in pair)
-    folded.update(
-        id(op) for op in program.ops if isinstance(op, AllReduceBest)
-    )  # part of what finds the rank's own best
-
+    found = folding(program)
     angles: dict[Any, Angles] = {}
 
     def angles_of(rope: Rope) -> Angles:
         frequencies = np.array(rope.frequencies)
         if rope.divisors is not None:
             frequencies = frequencies / weights[rope.divisors].values()
-        return angles.setdefault(_turns(rope), Angles(f"angles.{len(angles)}", tuple(frequencies.tolist())))
+        return angles.setdefault(turns(rope), Angles(f"angles.{len(angles)}", tuple(frequencies.tolist())))
 
     instructions = []
     for op in program.ops:
-        if id(op) in folded:
+        # what finds the best of all ranks is part of what finds the rank's own best
+        if found.has(op) or isinstance(op, AllReduceBest):
             continue
         instruction = Instruction(op)
-        if isinstance(op, Linear) and id(makers.get(op.x)) in folded:
-            norm = makers[op.x]
-            assert isinstance(norm, Norm)
-            instruction.norm, instruction.renamed = norm, {norm.out: norm.x}
-        elif id(op) in attended:
-            instruction.ropes = q, k = attended[id(op)]
+        if isinstance(op, Linear) and op.x in found.norms:
+            instruction.norm = found.norms[op.x]
+            instruction.renamed = {op.x: instruction.norm.x}
+        elif isinstance(op, Attend) and op.out in found.rotations:
+            instruction.ropes = q, k = found.rotations[op.out]
             instruction.angles, instruction.renamed = angles_of(q), {q.out: q.x, k.out: k.x}
         elif isinstance(op, Rope):
             instruction.angles = angles_of(op)
@@ -162,10 +120,6 @@ def fold(program: Program, weights: Mapping[str, Any]) -> list[Instruction]:
     for instruction in (every := [*first, *instructions, *last]):
         instruction.reads, instruction.writes = _reads_and_writes(program, instruction, arriving)
     return every
-
-
-def _turns(rope: Rope) -> tuple[Any, ...]:
-    return rope.frequencies, rope.divisors
 
 
 def _reads_and_writes(

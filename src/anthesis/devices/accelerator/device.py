@@ -1,0 +1,99 @@
+"""What devices driven through PyTorch have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from anthesis.checkpoint.random import RandomWeight
+from anthesis.devices.accelerator.exchange import Exchange
+from anthesis.devices.accelerator.executable import AcceleratorExecutable
+from anthesis.devices.accelerator.graphs import Graphs
+from anthesis.devices.accelerator.matrices import Matrix, matrix_bytes, pack
+from anthesis.devices.accelerator.operations import Operations
+from anthesis.devices.accelerator.random import random_matrix, random_vector
+from anthesis.devices.accelerator.sizes import all_blocks
+from anthesis.devices.accelerator.step import Step
+from anthesis.devices.device import Counters
+from anthesis.parallel.seat import Seat
+from anthesis.program.ir import BLOCK_TOKENS, Array, Program, Value
+from anthesis.quantize import WeightTensor
+
+Caches = dict[str, torch.Tensor]
+_CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class AcceleratorDevice:
+    """Weights, caches and programs as tensors; a device adds what it is, its operations and its graphs.
+
+    Args:
+        device: of the tensors.
+        operations: that it runs.
+        graphs: that capture steps.
+        blocks: how many blocks attention looks at, as in `size_of`.
+        seat: of this rank, where the model is split over several; None: it is not.
+    """
+
+    pinned = False
+    """Inputs stand in memory from which the card copies by itself."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        operations: Operations,
+        graphs: Graphs,
+        blocks: Callable[[int, int], int] = all_blocks,
+        seat: Seat | None = None,
+    ) -> None:
+        self.device, self.graphs = device, graphs
+        self._operations, self._blocks = operations, blocks
+        communicator = None if seat is None else seat.communicator
+        self._ranks = None if communicator is None else Exchange(communicator)
+
+    def held_bytes(self, value: Value) -> int:
+        """Bytes of a weight in its kind, four-bit rows rounded up to whole runs; of a cache, those of one block."""
+        return value.nbytes({"P": 1}) if value.kind == "cache" else matrix_bytes(value)
+
+    def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Matrix | torch.Tensor:
+        """A matrix (N, K) of any kind as tensors, or a vector (N,) float32."""
+        if len(weight.shape) == 1:
+            return torch.from_numpy(np.array(weight.values, np.float32)).to(self.device)
+        return pack(weight, self.device)
+
+    def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
+        """A random weight, made on the device."""
+        make: Callable[[RandomWeight, torch.device], Matrix | torch.Tensor]
+        make = random_vector if len(weight.shape) == 1 else random_matrix
+        return make(weight, self.device)
+
+    def allocate(self, program: Program, num_blocks: int, old: Caches | None = None) -> Caches:
+        """One tensor (128 P, K D) for each layer: of each block 64 rows of keys, then 64 of values."""
+        caches = {}
+        for value in program.of_kind("cache"):
+            shape = num_blocks * 2 * BLOCK_TOKENS, value.static_width
+            cache = torch.zeros(shape, dtype=_CACHE_DTYPES[value.dtype], device=self.device)
+            if old is not None:
+                cache[: len(old[value.name])] = old[value.name]
+            caches[value.name] = cache
+        return caches
+
+    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> AcceleratorExecutable:
+        """The program over these weights and this cache; it is captured when it runs.
+
+        Raises:
+            UnsupportedError: an operation that accelerators don't have.
+        """
+        step = Step(program, weights, cache, self._operations, self._ranks, self.device)
+        return AcceleratorExecutable(step, self.graphs, self._blocks, self.device, self.to_host, self.pinned)
+
+    def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+        """Tensors as arrays of the host, waiting once for all of them; they are valid until the next step."""
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+    def counters(self) -> Counters:
+        """What was captured so far."""
+        captures = self.graphs.captures
+        return Counters(captures=captures.count, capture_s=captures.seconds)

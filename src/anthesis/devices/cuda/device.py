@@ -1,0 +1,129 @@
+"""The CUDA device: an NVIDIA card through PyTorch and Triton."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from anthesis.devices.accelerator.device import AcceleratorDevice
+from anthesis.devices.accelerator.graphs import Graphs, NoGraphs
+from anthesis.devices.accelerator.operations import Operations
+from anthesis.devices.cuda.graphs import CudaGraphs
+from anthesis.devices.device import Counters, DeviceInfo
+from anthesis.errors import UnsupportedError
+from anthesis.memory import available_memory_bytes
+from anthesis.parallel.seat import Seat
+from anthesis.program.ir import Array, Value
+
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which a card converts e4m3 by itself (NVIDIA Ada and Hopper)."""
+
+BF16_CAPABILITY = (8, 0)
+
+
+def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
+    """The card that this rank uses.
+
+    Args:
+        seat: of this rank, where the model is split over several: the ranks of a machine take its cards in order.
+        invariant: only kernels that compute each row alone, whatever is beside it.
+
+    Raises:
+        UnsupportedError: there is no such card, or it is too old.
+    """
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = (
+            "this PyTorch was built without CUDA" if built is None else f"PyTorch for CUDA {built} finds no NVIDIA card"
+        )
+        raise UnsupportedError(f"the cuda device can't be used: {why}; see docs/devices.md, or take --device cpu")
+    index, count = 0 if seat is None else seat.place, torch.cuda.device_count()
+    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        index = 0  # a launcher has given each rank a card of its own
+    if index >= count:
+        raise UnsupportedError(
+            f"rank {index} of this machine has no card: there are {count}; take fewer ranks a machine"
+        )
+    device = torch.device("cuda", index)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < BF16_CAPABILITY:
+        raise UnsupportedError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; the cuda "
+            "device needs 8.0 (A100) or higher"
+        )
+    torch.cuda.set_device(device)
+    from anthesis.devices.cuda.kernels import CudaOperations
+
+    return CudaDevice(device, CudaOperations(invariant), seat, invariant)
+
+
+class CudaDevice(AcceleratorDevice):
+    """A card; or, for tests, its code on the host's tensors, without graphs.
+
+    Args:
+        device: of the tensors.
+        operations: that it runs.
+        seat: of this rank, where the model is split over several; None: it is not.
+        invariant: the operations compute each row alone.
+    """
+
+    def __init__(
+        self, device: torch.device, operations: Operations, seat: Seat | None = None, invariant: bool = False
+    ) -> None:
+        self._is_card = device.type == "cuda"
+        self.pinned = self._is_card
+        self._invariant = invariant
+        graphs: Graphs = CudaGraphs(device) if self._is_card else NoGraphs()
+        super().__init__(device, operations, graphs, seat=seat)
+
+    def info(self) -> DeviceInfo:
+        """The card, and how much of its memory is free."""
+        if self._is_card:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            # what PyTorch keeps for itself and does not use now is free, too
+            free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            major, minor = torch.cuda.get_device_capability(self.device)
+            description = f"{torch.cuda.get_device_name(self.device)}, compute capability {major}.{minor}"
+        else:
+            free, description = available_memory_bytes(), "the code of the cuda device on the host"
+        return DeviceInfo(
+            name="cuda",
+            description=description,
+            memory_bytes=free,
+            arithmetic="float32 sums; inputs: those of one row float32, of several rows bf16 (fp32 for fp32 and fp16); "
+            "of the attention as the cache",
+            batch_invariant=self._invariant,
+            full_batch=64,
+        )
+
+    def held_bytes(self, value: Value) -> int:
+        """See `AcceleratorDevice.held_bytes`.
+
+        Raises:
+            UnsupportedError: fp8 on a card that can't convert it.
+        """
+        if value.dtype == "fp8" and self._is_card:
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < FP8_CAPABILITY:
+                raise UnsupportedError(
+                    f"fp8 needs compute capability 8.9, and this card has {capability[0]}.{capability[1]}; choose "
+                    "--weights int8"
+                )
+        return super().held_bytes(value)
+
+    def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+        """See `AcceleratorDevice.to_host`."""
+        if not self._is_card:
+            return super().to_host(tensors)
+        copies = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        torch.cuda.current_stream(self.device).synchronize()
+        return {name: copy.numpy() for name, copy in copies.items()}
+
+    def counters(self) -> Counters:
+        """What was captured, and the most memory that was held."""
+        counted = super().counters()
+        if not self._is_card:
+            return counted
+        return Counters(counted.captures, counted.capture_s, memory_bytes=torch.cuda.max_memory_allocated(self.device))
