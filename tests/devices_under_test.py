@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,13 @@ import torch
 from anthesis.devices import open_device
 from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.cpu import CpuDevice
-from anthesis.devices.cuda import CudaDevice
+from anthesis.devices.cuda import CudaDevice, tiles
+from anthesis.devices.cuda.operations import CudaOperations
 from anthesis.devices.device import Device
 from anthesis.devices.reference import ReferenceDevice
+
+if os.environ.get("TRITON_INTERPRET") == "1":  # which takes milliseconds for each program: few and large ones
+    tiles.PROGRAMS = 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ DEVICES = [
     marked("reference", ReferenceDevice),
     marked("reference-fp64", lambda: ReferenceDevice(np.float64)),
     marked("cuda-plain-on-host", lambda: CudaDevice(torch.device("cpu"), Operations())),
+    marked("cuda-kernels-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations())),
+    marked("cuda-invariant-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations(True), invariant=True)),
     marked("cuda", lambda: open_device("cuda"), pytest.mark.cuda),
     marked("cuda-invariant", lambda: open_device("cuda", invariant=True), pytest.mark.cuda),
     marked("hpu", lambda: open_device("hpu"), pytest.mark.hpu),

@@ -81,11 +81,11 @@ def steps(vocabulary: int, seed: int = 0) -> list[dict[str, Array]]:
         return rng.integers(0, vocabulary, count).tolist()
 
     return [
-        step_inputs([(0, 0, tokens(70)), (1, 0, tokens(3)), (2, 0, tokens(17))]),
-        step_inputs([(0, 70, tokens(1)), (1, 3, tokens(1)), (2, 17, tokens(1))]),
-        step_inputs([(0, 71, tokens(1)), (1, 4, tokens(60)), (2, 18, tokens(1))]),
-        step_inputs([(1, 64, tokens(1))], blocks_each=4),
-        step_inputs([(1, 65, tokens(1))], blocks_each=4),
+        step_inputs([(0, 0, tokens(45)), (1, 0, tokens(3)), (2, 0, tokens(9))]),
+        step_inputs([(0, 45, tokens(20)), (1, 3, tokens(1)), (2, 9, tokens(1))]),
+        step_inputs([(0, 65, tokens(1)), (1, 4, tokens(1)), (2, 10, tokens(1))]),
+        step_inputs([(0, 66, tokens(1))], blocks_each=4),
+        step_inputs([(0, 67, tokens(1))], blocks_each=4),
     ]
 
 

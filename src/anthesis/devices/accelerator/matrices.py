@@ -172,6 +172,18 @@ def matrix_bytes(value: Value) -> int:
     return kind.nbytes((shape[0], columns))
 
 
+def matrix_shapes(value: Value) -> list[tuple[tuple[int, int], torch.dtype]]:
+    """Shape and dtype of each tensor of a matrix: values, then scales and minimums where its kind has them."""
+    kind, (rows, columns) = weight_kind(value.dtype), _two(value.static_shape)
+    four = kind.bits == 4
+    shapes = [((rows, _runs(columns) * WORDS if four else columns), _DTYPES[kind.name.partition("-")[0]])]
+    if kind.scaled_by == "none":
+        return shapes
+    groups = 1 if kind.scaled_by == "row" else (_runs(columns) * RUN if four else columns) // (kind.group_size or 1)
+    scales = (rows, groups), torch.float32 if kind.name == "fp8" else torch.float16
+    return [*shapes, scales, scales] if kind.has_minimum else [*shapes, scales]
+
+
 def join(matrices: Sequence[Matrix]) -> Matrix:
     """Matrices of one kind and width as one, each becoming a view of it: no byte is held twice."""
     first = matrices[0]

@@ -54,7 +54,7 @@ def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
             "device needs 8.0 (A100) or higher"
         )
     torch.cuda.set_device(device)
-    from anthesis.devices.cuda.kernels import CudaOperations
+    from anthesis.devices.cuda.operations import CudaOperations
 
     return CudaDevice(device, CudaOperations(invariant), seat, invariant)
 

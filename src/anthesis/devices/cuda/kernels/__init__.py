@@ -1,0 +1,1 @@
+"""Triton kernels: one file for each kind of work."""
