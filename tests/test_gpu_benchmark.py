@@ -19,7 +19,7 @@ from anthesis.devices.accelerator.bandwidth import MIN_BUFFER_BYTES, of_card
 from anthesis.records import from_document
 from gpu.measure import do
 from gpu.page import DryRunError, page, step_bytes
-from gpu.profile import Event, summarise
+from gpu.profile import STEPS, Event, summarise
 from gpu.work import JOBS, LARGE, Job, tiny
 from gpu.worker import Worker, on_host
 
@@ -54,6 +54,7 @@ def measured(one_row: dict[str, Any]) -> dict[str, Any]:
         "environment": {"versions": {"torch": "2.11"}, "device": device, "read_bandwidth": bandwidth},
         "correctness": {"random_weights": [{"kind": "bf16", "equal": True}], "models": []},
         "row": one_row,
+        "profile": {},
         "peer": {"transformers": "5.17", "ways": ways},
     }
     jobs = [{"job": job.name, "result": results[job.step], "error": None, "took_s": 1.0} for job in JOBS]
@@ -90,11 +91,13 @@ def test_a_dry_run_does_every_job_without_the_extension(tmp_path: Path) -> None:
     for job in JOBS:
         found = outcome(dry, job.name)["result"]
         if job.step == "row":
+            (row,) = job.rows
             measurement = from_document(Measurement, found["measurement"], job.name)
-            assert measurement.model.weight_kinds == (job.row.weights,)
-            assert measurement.device.batch_invariant is job.row.invariant
-            assert [len(run.token_s) for run in measurement.runs] == [job.row.batch]
-            assert found["profile"]["steps"] > 0
+            assert measurement.model.weight_kinds == (row.weights,)
+            assert measurement.device.batch_invariant is row.invariant
+            assert [len(run.token_s) for run in measurement.runs] == [row.batch]
+        elif job.step == "profile":
+            assert [found[row.name]["steps"] for row in job.rows] == [STEPS] * len(job.rows)
         elif job.step == "peer":
             assert set(found["ways"]) == {"anthesis", "growing cache, eager", "static cache, compiled"}
             assert all(len(way["total_s"]) == 5 and way["error"] is None for way in found["ways"].values())
@@ -124,7 +127,10 @@ def test_the_figures_of_the_page(measured: dict[str, Any]) -> None:
     speed["total_s"]["median"], speed["tokens_per_s"]["median"] = 0.5, 200.0
     row["measurement"]["counted"] |= {"captures": 3, "capture_s": 1.25, "peak_memory_bytes": 15 * 10**9}
     top = [{"name": "matvec_kernel", "count": 121.0, "step_s": 0.004}]
-    row["profile"] |= {"graph_launches": 1.0, "kernels": 300.0, "busy_s": 0.0045, "top": top}
+    first, last = (job.name for job in JOBS if job.step == "profile")
+    launches = {"graph_launches": 1.0, "kernel_launches": 2.0, "kernels": 300.0, "busy_s": 0.0045}
+    outcome(measured, first)["result"] = {"bloomz-7b1 bf16": {**launches, "top": top}}
+    outcome(measured, last)["error"] = "given up after 5 s"
     peers = outcome(measured, "peer bloomz-7b1 bf16")["result"]["ways"]
     peers["anthesis"]["total_s"], peers["growing cache, eager"]["total_s"] = [0.5, 0.6, 0.4], [2.0, 2.0, 2.0]
     peers["static cache, compiled"] |= {"total_s": [], "error": "no\ncompiler | here"}
@@ -132,10 +138,12 @@ def test_the_figures_of_the_page(measured: dict[str, Any]) -> None:
     latency, made_of = cells(text, "bloomz-7b1 bf16")[0], cells(text, "bloomz-7b1 bf16")[2]
     floor = 100 * step_bytes(LARGE) / 2e12
     assert (latency[1], latency[3], latency[5], latency[6]) == ("0.500", "200", f"{floor:.3f}", "0.54")
+    assert latency[7] == "1.066 (1 Gaudi2)"
     assert 0.70 < floor < 0.72
     assert cells(text, "bloomz-7b1 bf16")[1] == ["bloomz-7b1 bf16", "0.500", "2.000", "growing cache, eager", "4.00"]
     assert "static cache, compiled: no compiler / here" in text
-    assert made_of[2:] == ["3", "1.25", "15.0 GB", "1.0", "300", "4.50"]
+    assert made_of[2:] == ["3", "1.25", "15.0 GB", "1.0", "2.0", "300", "4.50"]
+    assert cells(text, "bloomz-3b bf16")[1][5] == "not measured: given up after 5 s"
     assert cells(text, "`matvec_kernel`") == [["`matvec_kernel`", "121.0", "4000.0"]]
     assert cells(text, "bloomz-7b1")[0] == ["bloomz-7b1", "1 Gaudi2", "1.066"]
 
@@ -161,7 +169,7 @@ def test_without_time_every_job_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_job_that_fails_or_hangs_leaves_the_next_a_fresh_process() -> None:
-    row = Job(step="row", seconds=1, row=replace(LARGE, weights="int5"))
+    row = Job(step="row", seconds=1, rows=(replace(LARGE, weights="int5"),))
     with Worker(dry=True) as worker:
         failed = worker.do(row, 120)
         assert "int5" in failed["error"]
@@ -174,13 +182,14 @@ def test_a_job_that_fails_or_hangs_leaves_the_next_a_fresh_process() -> None:
 def test_the_figures_of_a_profile() -> None:
     step = [
         Event("cudaGraphLaunch", False, 1e-5),
+        Event("cuLaunchKernelEx", False, 1e-5),
         Event("aten::copy_", False, 1e-5),
         Event("Memcpy HtoD (Pinned -> Device)", True, 2e-6),
         *[Event("matvec", True, 3e-5)] * 4,
         Event("attend", True, 4e-5),
     ]
     found = summarise(step * 2, 2)
-    assert (found.graph_launches, found.kernels, found.transfers) == (1, 5, 1)
+    assert (found.graph_launches, found.kernel_launches, found.kernels, found.transfers) == (1, 1, 5, 1)
     assert found.busy_s == pytest.approx(2e-6 + 12e-5 + 4e-5)
     assert [(kernel.name, kernel.count) for kernel in found.top] == [("matvec", 4), ("attend", 1)]
     assert found.top[0].step_s == pytest.approx(12e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +16,10 @@ from anthesis.bench import Request, measure
 from anthesis.bench.machine import this_machine, versions
 from anthesis.devices import OPENERS, open_device
 from anthesis.devices.cuda import CudaDevice
-from anthesis.errors import RequestError
+from anthesis.errors import AnthesisError, RequestError
 from anthesis.records import to_document
 from gpu import correctness, peer
-from gpu.profile import profile
+from gpu.profile import prepare, profile
 from gpu.work import Job, Row
 
 COPIED_BYTES = 1 << 30
@@ -30,11 +30,15 @@ Found = Iterator[dict[str, Any]]
 
 def do(job: Job) -> Found:
     """Does a job."""
-    steps = {"environment": environment, "correctness": correctness.check}
-    if job.row is None:
-        yield from steps[job.step]()
+    if job.step == "environment":
+        yield from environment()
+    elif job.step == "correctness":
+        yield from correctness.check()
+    elif job.step == "profile":
+        yield from profiles(job.rows)
     else:
-        yield from {"row": row, "peer": peer.compare}[job.step](job.row)
+        (asked,) = job.rows
+        yield from row(asked) if job.step == "row" else peer.compare(asked)
     release()
 
 
@@ -64,7 +68,7 @@ def environment() -> Found:
 
 
 def row(asked: Row) -> Found:
-    """One line of the table: its measurement, then where the time of a step goes."""
+    """One line of the table."""
     request = Request(
         model=asked.source,
         prompt_tokens=asked.prompt_tokens,
@@ -75,18 +79,33 @@ def row(asked: Row) -> Found:
         warmup=asked.warmup,
         runs=asked.runs,
     )
-    found: dict[str, Any] = {}
     try:
-        with row_by_row() if asked.invariant else nullcontext():
-            llm = LLM(request.model, weights=asked.weights, device=request.device)
+        llm = opened(asked)
     except RequestError as error:  # it does not fit: the message says what is needed and what there is
         yield {"refused": str(error)}
         return
     with llm:
-        found["measurement"] = to_document(measure(llm, request, asked.batch))
+        yield {"measurement": to_document(measure(llm, request, asked.batch))}
+
+
+def profiles(rows: Sequence[Row]) -> Found:
+    """Where the time of a step goes, of each row; one that does not work says nothing of the others."""
+    found: dict[str, Any] = {}
+    prepare()
+    for asked in rows:
+        try:
+            with opened(asked) as llm:
+                found[asked.name] = asdict(profile(llm, asked.prompt_tokens, asked.batch))
+        except AnthesisError as error:
+            found[asked.name] = {"error": str(error)}
+        release()
         yield found
-        found["profile"] = asdict(profile(llm, asked.prompt_tokens, asked.batch))
-        yield found
+
+
+def opened(asked: Row) -> LLM:
+    """The model of a row, loaded."""
+    with row_by_row() if asked.invariant else nullcontext():
+        return LLM(asked.source, weights=asked.weights, device="cuda")
 
 
 def row_by_row() -> AbstractContextManager[Any]:

@@ -26,8 +26,9 @@ HOW = """
   `anthesis bench` measures it (docs/measuring.md), after warming up, median of the runs.
 - The floor is the bytes that each step must read, weights and cache, by the read bandwidth measured on the card in the
   same run; the share is how much of that bandwidth the steps after the first reached.
-- Kernels and graph launches are those of one step, seen by PyTorch's profiler after the timed runs; busy is the time in
-  which the card worked, by its own clock.
+- Kernels and launches are those of one step, seen by PyTorch's profiler in a process of its own, so that no timed run
+  has it in it; busy is the time in which the card worked, by its own clock. With several sequences a step gives a token
+  of each.
 - transformers completes the same prompt with as many tokens in turns with Anthesis in one process, by its own
   `generate`, with random bf16 weights.
 - Every figure's samples are in the JSON file beside this page.
@@ -97,7 +98,7 @@ def _bandwidth(outcomes: Mapping[str, Any]) -> float | None:
 
 
 def _rows() -> list[tuple[Job, Row]]:
-    return [(job, job.row) for job in JOBS if job.step == "row" and job.row is not None]
+    return [(job, job.rows[0]) for job in JOBS if job.step == "row"]
 
 
 def _result(outcomes: Mapping[str, Any], job: Job) -> dict[str, Any]:
@@ -109,6 +110,14 @@ def _result(outcomes: Mapping[str, Any], job: Job) -> dict[str, Any]:
 def _measurement(outcomes: Mapping[str, Any], job: Job) -> Measurement | None:
     found = _result(outcomes, job).get("measurement")
     return None if found is None else from_document(Measurement, found, job.name)
+
+
+def _profile(outcomes: Mapping[str, Any], row: Row) -> dict[str, Any] | None:
+    """Of a row's steps; with an "error" where there is none."""
+    (job,) = (job for job in JOBS if job.step == "profile" and row in job.rows)
+    seen: dict[str, Any] | None = _result(outcomes, job).get(row.name)
+    reason = (outcomes.get(job.name) or {}).get("error")
+    return {"error": reason} if seen is None and reason is not None else seen
 
 
 def _why(outcomes: Mapping[str, Any], job: Job) -> str:
@@ -133,7 +142,10 @@ def step_bytes(row: Row) -> int:
 
 def _latencies(outcomes: Mapping[str, Any]) -> str:
     lines = [
-        ["model and weights", "seconds", "ms per step", "tokens/s", "share", "floor, s", "target, s", "bytes per step"]
+        [
+            *("model and weights", "seconds", "ms per step", "tokens/s", "share", "floor, s", "target, s"),
+            *("published, s", "bytes per step"),
+        ]
     ]
     bandwidth = _bandwidth(outcomes)
     for job, row in _rows():
@@ -141,7 +153,7 @@ def _latencies(outcomes: Mapping[str, Any]) -> str:
         floor = NOT_MEASURED if bandwidth is None else f"{row.new_tokens * needed / bandwidth:.3f}"
         target = "-" if row.target_s is None else f"{row.target_s:.2f}"
         target += f" ({row.target_card})" if row.target_card else ""
-        last = [floor, target, amount(needed, "B")]
+        last = [floor, target, _best_published(row), amount(needed, "B")]
         if found is None:
             lines.append([row.name, _why(outcomes, job), "", "", "", *last])
             continue
@@ -162,6 +174,15 @@ def _latencies(outcomes: Mapping[str, Any]) -> str:
     return _markdown(lines)
 
 
+def _best_published(row: Row) -> str:
+    """The fastest of one device, else of several."""
+    found = [one for one in PUBLISHED if one.model == row.model and row.batch == 1]
+    if not found:
+        return "-"
+    best = min(found, key=lambda one: (not one.devices.startswith("1 "), one.seconds))
+    return f"{best.seconds:.3f} ({best.devices})"
+
+
 def _published() -> str:
     return _markdown(
         [["model", "on", "seconds"], *([one.model, one.devices, f"{one.seconds:.3f}"] for one in PUBLISHED)]
@@ -172,19 +193,20 @@ def _peers(outcomes: Mapping[str, Any]) -> str:
     lines = [["model", "Anthesis, s", "transformers, s", "how", "Anthesis is ... times as fast"]]
     notes = []
     for job in JOBS:
-        if job.step != "peer" or job.row is None:
+        if job.step != "peer":
             continue
+        (row,) = job.rows
         found = _result(outcomes, job)
         ways = {name: way for name, way in found.get("ways", {}).items() if way["total_s"]}
         if "anthesis" not in ways or len(ways) == 1:
-            lines.append([job.row.name, _why(outcomes, job), "", "", ""])
+            lines.append([row.name, _why(outcomes, job), "", "", ""])
         else:
             own = statistics.median(ways.pop("anthesis")["total_s"])
             for name, way in ways.items():
                 theirs = statistics.median(way["total_s"])
-                lines.append([job.row.name, f"{own:.3f}", f"{theirs:.3f}", name, f"{theirs / own:.2f}"])
+                lines.append([row.name, f"{own:.3f}", f"{theirs:.3f}", name, f"{theirs / own:.2f}"])
         notes += [
-            f"- {job.row.name}, transformers {found['transformers']}, {name}: {_line(way['error'])}"
+            f"- {row.name}, transformers {found['transformers']}, {name}: {_line(way['error'])}"
             for name, way in found.get("ways", {}).items()
             if way["error"]
         ]
@@ -193,14 +215,17 @@ def _peers(outcomes: Mapping[str, Any]) -> str:
 
 def _steps(outcomes: Mapping[str, Any]) -> str:
     lines = [
-        ["model and weights", "load, s", "captures", "capture, s", "memory", "graph launches", "kernels", "busy, ms"]
+        [
+            *("model and weights", "load, s", "captures", "capture, s", "memory"),
+            *("graph launches", "other launches", "kernels", "busy, ms"),
+        ]
     ]
     for job, row in _rows():
-        found = _measurement(outcomes, job)
+        found, seen = _measurement(outcomes, job), _profile(outcomes, row)
         if found is None:
             lines.append([row.name, NOT_MEASURED])
             continue
-        counted, seen = found.counted, _result(outcomes, job).get("profile")
+        counted = found.counted
         held = None if counted is None else counted.peak_memory_bytes
         lines.append(
             [
@@ -208,22 +233,25 @@ def _steps(outcomes: Mapping[str, Any]) -> str:
                 f"{found.load_s:.1f}",
                 *(("-", "-") if counted is None else (str(counted.captures), f"{counted.capture_s:.2f}")),
                 "-" if held is None else amount(held, "B"),
-                *(
-                    (_why(outcomes, job), "", "")
-                    if seen is None
-                    else (f"{seen['graph_launches']:.1f}", f"{seen['kernels']:.0f}", f"{1e3 * seen['busy_s']:.2f}")
-                ),
+                *_launches(seen),
             ]
         )
     return _markdown(lines)
 
 
+def _launches(seen: Mapping[str, Any] | None) -> list[str]:
+    if seen is None or "error" in seen:
+        return [NOT_MEASURED if seen is None else f"{NOT_MEASURED}: {_line(seen['error'])}"]
+    counts = [f"{seen[name]:.1f}" for name in ("graph_launches", "kernel_launches")]
+    return [*counts, f"{seen['kernels']:.0f}", f"{1e3 * seen['busy_s']:.2f}"]
+
+
 def _kernels(outcomes: Mapping[str, Any]) -> list[str]:
     """Of each row with a profile, where the time of a step goes."""
     parts = []
-    for job, row in _rows():
-        seen = _result(outcomes, job).get("profile")
-        if seen and seen["top"]:
+    for _, row in _rows():
+        seen = _profile(outcomes, row)
+        if seen and seen.get("top"):
             lines = [["kernel", "launches per step", "us per step"]]
             lines += [
                 [f"`{kernel['name'][:80].replace('`', '')}`", f"{kernel['count']:.1f}", f"{1e6 * kernel['step_s']:.1f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ SETTLING_STEPS = 4
 """Steps before: a graph is captured in the second of its size."""
 
 TOP_KERNELS = 15
-LAUNCH = "cudaGraphLaunch"
+GRAPH_LAUNCHES = ("cudaGraphLaunch", "cuGraphLaunch")
+KERNEL_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")
+"""Beginnings of the calls that launch something."""
+
 TRANSFERS = ("Memcpy", "Memset")
 
 
@@ -41,6 +45,7 @@ class Profile:
     Attributes:
         steps: that were looked at.
         graph_launches: in a step.
+        kernel_launches: one by one, outside graphs, in a step.
         kernels: run in a step, copies and fills not counted.
         transfers: copies and fills in a step.
         busy_s: time in a step in which the card is at work, all of these added up.
@@ -49,6 +54,7 @@ class Profile:
 
     steps: int
     graph_launches: float
+    kernel_launches: float
     kernels: float
     transfers: float
     busy_s: float
@@ -68,6 +74,20 @@ class Event:
     name: str
     on_card: bool
     seconds: float
+
+
+def prepare() -> None:
+    """Lets the profiler attach before any graph is captured, and stay: else it may not see into graphs, or crash.
+
+    Source:
+        torch.profiler does the same for graphs of torch.compile (`DISABLE_CUPTI_LAZY_REINIT`, `TEARDOWN_CUPTI`).
+    """
+    os.environ["DISABLE_CUPTI_LAZY_REINIT"] = "1"
+    os.environ["TEARDOWN_CUPTI"] = "0"
+    if torch.cuda.is_available():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]):
+            torch.zeros(1, device="cuda").add_(1)
+            torch.cuda.synchronize()
 
 
 def profile(llm: LLM, prompt_tokens: int, batch: int) -> Profile:
@@ -104,11 +124,13 @@ def summarise(events: Iterable[Event], steps: int) -> Profile:
         events: of all steps.
         steps: how many there were.
     """
-    launches, transfers, busy_s = 0, 0, 0.0
+    graph_launches = kernel_launches = transfers = 0
+    busy_s = 0.0
     kernels: dict[str, tuple[int, float]] = {}
     for event in events:
         if not event.on_card:
-            launches += event.name == LAUNCH
+            graph_launches += event.name.startswith(GRAPH_LAUNCHES)
+            kernel_launches += event.name.startswith(KERNEL_LAUNCHES)
             continue
         busy_s += event.seconds
         if event.name.startswith(TRANSFERS):
@@ -119,7 +141,8 @@ def summarise(events: Iterable[Event], steps: int) -> Profile:
     longest = sorted(kernels.items(), key=lambda kernel: -kernel[1][1])[:TOP_KERNELS]
     return Profile(
         steps=steps,
-        graph_launches=launches / steps,
+        graph_launches=graph_launches / steps,
+        kernel_launches=kernel_launches / steps,
         kernels=sum(count for count, _ in kernels.values()) / steps,
         transfers=transfers / steps,
         busy_s=busy_s / steps,

@@ -10,7 +10,7 @@ from typing import Literal
 PROMPT_TOKENS = 7
 NEW_TOKENS = 100
 
-Step = Literal["environment", "correctness", "row", "peer"]
+Step = Literal["environment", "correctness", "row", "profile", "peer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +60,17 @@ class Job:
     Attributes:
         step: what it does.
         seconds: that it takes, roughly.
-        row: that it measures, or that the peer is measured beside.
+        rows: that it measures, or that the peer is measured beside.
     """
 
     step: Step
     seconds: float
-    row: Row | None = None
+    rows: tuple[Row, ...] = ()
 
     @property
     def name(self) -> str:
         """For people, and the same for no two jobs."""
-        return self.step if self.row is None else f"{self.step} {self.row.name}"
+        return " ".join([self.step, "; ".join(row.name for row in self.rows)]).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +104,32 @@ LARGE = Row(model="bloomz-7b1", weights="bf16", target_s=0.54)
 SMALL = Row(model="bloomz-560m", weights="bf16", target_s=0.08)
 HUGE = Row(model="bloomz-176b", weights="int4-g128", target_s=2.6, target_card="H200", warmup=3, runs=3)
 
+LARGE_INT4 = replace(LARGE, weights="int4-g128", target_s=0.20)
+LARGE_FP8 = replace(LARGE, weights="fp8", target_s=0.30)
+LARGE_INT8 = replace(LARGE, weights="int8", target_s=None)
+EIGHT, MANY = (replace(LARGE, batch=batch, target_s=None) for batch in (8, 32))
+SMALL_INT4 = replace(SMALL, weights="int4-g128", target_s=None)
+INVARIANT = replace(LARGE, invariant=True, target_s=None)
+MIDDLE = Row(model="bloomz-3b", weights="bf16")
+
 JOBS = (
     Job(step="environment", seconds=10),
     Job(step="correctness", seconds=60),
-    Job(step="row", seconds=30, row=LARGE),
-    Job(step="row", seconds=20, row=replace(LARGE, weights="int4-g128", target_s=0.20)),
-    Job(step="row", seconds=20, row=replace(LARGE, weights="fp8", target_s=0.30)),
-    Job(step="row", seconds=15, row=SMALL),
-    Job(step="row", seconds=60, row=HUGE),
-    Job(step="peer", seconds=60, row=SMALL),
-    Job(step="peer", seconds=90, row=LARGE),
-    Job(step="row", seconds=20, row=replace(LARGE, weights="int8", target_s=None)),
-    Job(step="row", seconds=25, row=replace(LARGE, batch=8, target_s=None)),
-    Job(step="row", seconds=25, row=replace(LARGE, batch=32, target_s=None)),
-    Job(step="row", seconds=15, row=replace(SMALL, weights="int4-g128", target_s=None)),
-    Job(step="row", seconds=25, row=replace(LARGE, invariant=True, target_s=None)),
-    Job(step="row", seconds=20, row=Row(model="bloomz-3b", weights="bf16")),
+    Job(step="row", seconds=30, rows=(LARGE,)),
+    Job(step="row", seconds=20, rows=(LARGE_INT4,)),
+    Job(step="row", seconds=20, rows=(LARGE_FP8,)),
+    Job(step="row", seconds=15, rows=(SMALL,)),
+    Job(step="profile", seconds=40, rows=(LARGE, LARGE_INT4, LARGE_FP8, SMALL)),
+    Job(step="row", seconds=60, rows=(HUGE,)),
+    Job(step="peer", seconds=50, rows=(SMALL,)),
+    Job(step="peer", seconds=80, rows=(LARGE,)),
+    Job(step="row", seconds=20, rows=(LARGE_INT8,)),
+    Job(step="row", seconds=20, rows=(EIGHT,)),
+    Job(step="row", seconds=20, rows=(MANY,)),
+    Job(step="row", seconds=15, rows=(SMALL_INT4,)),
+    Job(step="row", seconds=20, rows=(INVARIANT,)),
+    Job(step="row", seconds=15, rows=(MIDDLE,)),
+    Job(step="profile", seconds=40, rows=(LARGE_INT8, EIGHT, MANY, SMALL_INT4, INVARIANT, MIDDLE, HUGE)),
 )
 
 TINY = {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 2, "vocab_size": 300}
@@ -134,4 +144,4 @@ def tiny(directory: Path) -> tuple[Job, ...]:
     path = directory / "config.json"
     path.write_text(json.dumps(TINY))
     small = {"config": str(path), "new_tokens": 5, "warmup": 1, "runs": 1}
-    return tuple(replace(job, seconds=1, row=None if job.row is None else replace(job.row, **small)) for job in JOBS)
+    return tuple(replace(job, seconds=1, rows=tuple(replace(row, **small) for row in job.rows)) for job in JOBS)

@@ -18,7 +18,7 @@ Outcome = dict[str, Any]
 
 
 class Worker:
-    """Started when there is a job, ended with the context; after a failure the next job has a fresh one.
+    """Started when there is a job, ended with the context; after a failure, or a profiler, the next has a fresh one.
 
     Args:
         dry: the code of the cuda device runs on the host's tensors.
@@ -59,7 +59,7 @@ class Worker:
         except EOFError:
             self._process.join()
             outcome["error"] = f"the process ended with code {self._process.exitcode}"
-        if outcome["error"] is not None:
+        if outcome["error"] is not None or job.step == "profile":
             self._end()
         outcome["took_s"] = time.monotonic() - begin
         return outcome
