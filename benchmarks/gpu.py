@@ -55,10 +55,10 @@ def main() -> None:
         jobs = tiny(Path(directory)) if asked.dry_run else JOBS
         run(jobs, asked.seconds, asked.output, dry=asked.dry_run)
     if not asked.dry_run:
-        write_page(asked.output)
+        print(write_page(asked.output))
 
 
-def write_page(results: Path) -> None:
+def write_page(results: Path) -> str:
     """Writes the page beside a file of results, or the page of what is yet to be measured where that is not there."""
     found = json.loads(results.read_text()) if results.is_file() else None
     try:
@@ -66,6 +66,7 @@ def write_page(results: Path) -> None:
     except DryRunError as error:
         sys.exit(f"gpu: {results}: {error}")
     replace_file(results.with_suffix(".md"), text)
+    return text
 
 
 def run(jobs: Sequence[Job], seconds: float, output: Path, *, dry: bool) -> None:

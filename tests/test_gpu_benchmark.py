@@ -16,6 +16,7 @@ import torch
 
 from anthesis.bench.result import Measurement
 from anthesis.devices.accelerator.bandwidth import MIN_BUFFER_BYTES, of_card
+from anthesis.devices.cuda.device import driver_version
 from anthesis.records import from_document
 from gpu.measure import do
 from gpu.page import DryRunError, page, step_bytes
@@ -208,3 +209,11 @@ def test_a_card_is_read_in_the_faster_of_two_ways() -> None:
     little = of_card(torch.device("cpu"), MIN_BUFFER_BYTES, seconds_of)
     assert little.samples == ()
     assert "too little" in little.note
+
+
+def test_the_version_of_the_driver() -> None:
+    proprietary = (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023"
+    )
+    is_open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 13"
+    assert [driver_version(text) for text in (proprietary, is_open, "")] == ["535.129.03", "580.95.05", None]

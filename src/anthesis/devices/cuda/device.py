@@ -165,9 +165,9 @@ class CudaDevice(AcceleratorDevice):
         found = dict(super().versions())
         if self._is_card:
             found["cuda"] = str(torch.version.cuda)
-            driver = re.search(r"Kernel Module[^\n]*?\s(\d+\.[\d.]+)", DRIVER.read_text() if DRIVER.is_file() else "")
+            driver = driver_version(DRIVER.read_text() if DRIVER.is_file() else "")
             if driver is not None:
-                found["nvidia driver"] = driver[1]
+                found["nvidia driver"] = driver
             if "triton" in sys.modules:
                 found["triton"] = str(sys.modules["triton"].__version__)
         return found
@@ -177,3 +177,9 @@ class CudaDevice(AcceleratorDevice):
         if not self._is_card:
             return 0
         return max(self._peak_bytes, int(torch.cuda.max_memory_allocated(self.device)))
+
+
+def driver_version(text: str) -> str | None:
+    """The version of the driver, from what its kernel module tells about itself; None where that says nothing."""
+    found = re.search(r"Kernel Module[^\n]*?\s(\d+\.[\d.]+)", text)
+    return None if found is None else found[1]
