@@ -212,8 +212,6 @@ def test_a_card_is_read_in_the_faster_of_two_ways() -> None:
 
 
 def test_the_version_of_the_driver() -> None:
-    proprietary = (
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023"
-    )
+    proprietary = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023"
     is_open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 13"
     assert [driver_version(text) for text in (proprietary, is_open, "")] == ["535.129.03", "580.95.05", None]
