@@ -116,6 +116,15 @@ def test_it_tells_about_itself(device: Device) -> None:
     assert info.memory_bytes > 0
     assert info.full_batch >= 1
     assert device.counters().captures >= 0
+    assert set(device.multiply_add_peaks()) <= {"bf16", "int8"}
+    assert all(device.versions().values())
+
+
+def test_it_measures_how_fast_its_memory_is_read(device: Device) -> None:
+    found = device.read_bandwidth()
+    assert found.note
+    assert found.median is not None
+    assert 1e8 < found.median < 1e14
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "traced"])

@@ -307,6 +307,64 @@ def test_docstrings_say_what_is_needed() -> None:
     _expect_none(c for path, source in sources.items() for c in docstring_complaints(path, source, elsewhere))
 
 
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+DEVICE_NAMES = frozenset({"cpu", "cuda", "hpu", "reference", "reference-fp64"})
+
+
+def device_complaints(path: str, source: str) -> list[str]:
+    """Comparisons with a device's name: what differs between devices, a device says of itself."""
+    complaints = []
+    node: Any
+    for node in ast.walk(ast.parse(source)):
+        parts: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            # a collection of names, to be asked later whether a device is in it
+            parts = [node.value] if isinstance(node.value, ast.Tuple | ast.List | ast.Set) else []
+        names = {constant.value for part in parts for constant in _constants(part)} & DEVICE_NAMES
+        complaints += [f"{path}:{node.lineno}: asks for the device {name!r} by name" for name in sorted(names)]
+    return complaints
+
+
+def _constants(node: ast.expr) -> Iterator[ast.Constant]:
+    """Those that stand in an expression as they are, or in a collection in it."""
+    if isinstance(node, ast.Constant):
+        yield node
+    elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+        for element in node.elts:
+            yield from _constants(element)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'if device == "cuda":\n    pass',
+        'if "cpu" != info.name:\n    pass',
+        'x = 1 if name in ("cpu", f()) else 2',
+        'HOSTS = ("auto", "reference")',
+        'CARDS: frozenset[str] = {"hpu"}',
+        'match name:\n    case "reference-fp64":\n        pass',
+    ],
+)
+def test_the_device_check_finds(source: str) -> None:
+    (complaint,) = device_complaints("bench/measure.py", source)
+    assert complaint.startswith("bench/measure.py:")
+
+
+def test_the_device_check_lets_names_pass() -> None:
+    source = 'open_device("cpu")\nif kind == "bf16" or device in DATASHEETS:\n    note = {"weights": "cpu"}'
+    assert device_complaints("bench/measure.py", source) == []
+
+
+def test_only_devices_know_their_names() -> None:
+    modules = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] != "devices"]
+    _expect_none(c for path in modules for c in device_complaints(str(path.relative_to(PACKAGE)), path.read_text()))
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 # Directories of some one machine. A path that starts with a variable, a host or a letter is another matter.

@@ -6,15 +6,19 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from anthesis import native
+from anthesis.devices import DEVICES, OPENERS
+from anthesis.devices.bandwidth import ReadBandwidth
 from anthesis.devices.datasheets import DATASHEETS
+from anthesis.devices.device import DeviceInfo
+from anthesis.devices.reference import ReferenceDevice
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.plan import find_hardware, make_plan
-from anthesis.plan.hardware import THIS_MACHINE
 from anthesis.plan.plan import NEW_TOKENS, PROMPT_TOKENS
 from anthesis.program.ir import BLOCK_TOKENS
 
@@ -269,8 +273,28 @@ def test_a_device_that_is_not_there_is_no_plan(tmp_path: Path, monkeypatch: pyte
         native.extension.cache_clear()
 
 
+def test_a_card_of_this_machine_has_memory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card(ReferenceDevice):
+        def info(self) -> DeviceInfo:
+            return replace(super().info(), name="cuda", description="a card", uses_host_memory=False)
+
+        def read_bandwidth(self) -> ReadBandwidth:
+            return ReadBandwidth((1e12, 2e12, 4e12), "by itself")
+
+        def multiply_add_peaks(self) -> dict[str, float]:
+            return {"bf16": 1e14}
+
+    monkeypatch.setitem(OPENERS, "cuda", lambda threads, seat, invariant: Card())
+    plan = make_plan(model(tmp_path), device="cuda", tp=2)
+    hardware = plan.hardware
+    assert (hardware.name, hardware.description, hardware.memory_is_shared) == ("cuda", "a card", False)
+    assert (hardware.read_bytes_per_s, hardware.bf16_flops_per_s, hardware.int8_flops_per_s) == (2e12, 2e14, None)
+    assert "measured, median of 3 samples (by itself)" in hardware.figures
+    assert plan.rank_memory.weight_bytes > plan.kinds_weight_bytes / 2  # as this device holds them
+
+
 def test_data_sheets_are_plausible() -> None:
-    assert not set(DATASHEETS) & set(THIS_MACHINE)
+    assert not set(DATASHEETS) & {"auto", *DEVICES}
     for name, sheet in DATASHEETS.items():
         assert name == sheet.name
         assert 16e9 <= sheet.memory_bytes <= 300e9

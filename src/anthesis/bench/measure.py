@@ -6,23 +6,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anthesis.bench.counted import intrusions, warming_up
 from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.operations import measure_operations
 from anthesis.bench.result import Configuration, Measurement, Run, Warmup
 from anthesis.completion import Completion
+from anthesis.devices.device import Counters
 from anthesis.engine.blocks import check_batch
-from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check_counts
-from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
+from anthesis.errors import AnthesisError, RequestError, check_counts
 from anthesis.llm import LLM, PREFILL_CHUNK
 from anthesis.quantize import weight_kind
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
 DEFAULT_PROMPT_TOKENS = 7
 """Of a model without a tokenizer: as many as BLOOM's tokenizer makes of the default prompt."""
-
-HOST_DEVICES = ("cpu", "reference", "reference-fp64")
-"""Devices that read the memory whose bandwidth can be measured here."""
 
 Progress = Callable[[str], None]
 
@@ -87,7 +85,13 @@ class Request:
             raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
 
 
-def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda text: None) -> Measurement:
+def measure(
+    llm: LLM,
+    request: Request,
+    batch: int,
+    progress: Progress = lambda text: None,
+    since: Counters | None = None,
+) -> Measurement:
     """Measures a loaded model at one batch size.
 
     Args:
@@ -95,6 +99,10 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         request: what to run; its sweep is not looked at.
         batch: sequences B, all with the same prompt.
         progress: told what begins.
+        since: what the device had counted when what belongs to this measurement began; None: it was just opened.
+
+    Returns:
+        The measurement; one whose timed runs held something else is kept, and says so (`Measurement.invalid`).
 
     Raises:
         RequestError: a prompt the model can't take, or more tokens than fit its context.
@@ -122,18 +130,26 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         progress("once with counters")
         operations = measure_operations(llm, prompt_ids, batch, request.max_new_tokens)
 
+    device = llm.loaded.device
+    warm = device.counters()
     note = ""
     runs: list[Run] = []
+    counted: list[tuple[Counters, Counters]] = []
+    device_peak: int | None = None
     fingerprints: list[str] = []
     peak: tuple[int, ...] = ()
     for number in range(1, request.runs + 1):
         progress(f"run {number} of {request.runs}")
+        before = device.counters()
         total_s, completions = once()
-        peak = peak or llm.loaded.peak_memory_bytes()  # before a buffer of ours is in it
-        bandwidth, note = _read_bandwidth(llm.device_info.name)
-        runs.append(
-            Run(total_s=total_s, token_s=tuple(c.timing.token_s for c in completions), read_bytes_per_s=bandwidth)
-        )
+        after = device.counters()
+        counted.append((before, after))
+        if number == 1:  # before a buffer of ours is in it
+            peak, device_peak = llm.loaded.peak_memory_bytes(), after.memory_bytes
+        bandwidth = device.read_bandwidth()
+        note = bandwidth.note
+        token_s = tuple(c.timing.token_s for c in completions)
+        runs.append(Run(total_s=total_s, token_s=token_s, read_bytes_per_s=bandwidth.samples))
         fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
 
     return Measurement(
@@ -161,6 +177,8 @@ def measure(llm: LLM, request: Request, batch: int, progress: Progress = lambda 
         process_peak_memory_bytes=peak[0],
         ranks_peak_memory_bytes=peak,
         operations=operations,
+        counted=warming_up(since or Counters(), warm, device_peak),
+        invalid=intrusions(counted),
     )
 
 
@@ -194,16 +212,3 @@ def _check_count(completions: list[Completion], wanted: int) -> None:
                 f"a run generated {count} tokens instead of {wanted} (it ended by: {completion.finish_reason}), so its "
                 "time is of something else; ask for fewer tokens, or more context"
             )
-
-
-def _read_bandwidth(device: str) -> tuple[tuple[float, ...], str]:
-    """Samples of the memory's bandwidth in bytes per second, and how they were taken, or why there are none."""
-    if device not in HOST_DEVICES:
-        return (), f"not measured: the memory of device {device} is not the host's"
-    try:
-        found = memory_bandwidth()
-    except UnsupportedError as error:
-        return (), f"not measured: {error}"
-    return found.samples, (
-        f"{found.threads} threads reading {found.buffer_bytes >> 20} MiB for {BANDWIDTH_SECONDS} s after each run"
-    )

@@ -24,7 +24,8 @@ CLOCKS: Mapping[str, str] = {
     "between_tokens_s": "differences of neighbouring token_s, of every sequence of every run",
     "prefill_s": "until the last sequence of the run had its first token",
     "decode_s": "from then until the last token of the run",
-    "read_bandwidth": "reading a buffer in memory with all usable cores, right after each timed run",
+    "capture_s": "capturing steps as graphs, or compiling them, before the timed runs, within those of the warm-up",
+    "read_bandwidth": "reading a buffer in the memory that holds the weights, right after each timed run",
 }
 """What is inside each clock; stored in every result."""
 
@@ -125,6 +126,26 @@ class Warmup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What the device counted before the timed runs, and its memory; of rank 0.
+
+    Attributes:
+        captures: steps that were captured as graphs, or compiled, while loading and warming up.
+        capture_s: seconds that this took.
+        compilations: of graphs by the device's own compiler meanwhile; None where it does not count them.
+        cpu_fallbacks: operations that the host's processor did for the device meanwhile; None where it does not count.
+        peak_memory_bytes: of the device, the most that was held at once until the end of the first timed run; None
+            where it does not count.
+    """
+
+    captures: int
+    capture_s: float
+    compilations: int | None
+    cpu_fallbacks: int | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The samples of one timed run.
 
@@ -206,6 +227,8 @@ class Measurement:
         operations: where a decode step's time goes, counted in a run of its own after the timed ones; None unless asked
             for. Of rank 0.
         ranks_peak_memory_bytes: the same as `process_peak_memory_bytes` of the process of every rank, in rank order.
+        counted: by the device; None in results of versions that did not ask.
+        invalid: why the figures must not be used: what a timed run held besides the work; nothing where they may.
     """
 
     model: Model
@@ -221,6 +244,8 @@ class Measurement:
     process_peak_memory_bytes: int
     operations: tuple[OperationKind, ...] | None = None
     ranks_peak_memory_bytes: tuple[int, ...] = ()
+    counted: Counted | None = None
+    invalid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +290,7 @@ class Report:
         started_at: UTC, ISO 8601.
         request: as it was made.
         machine: the computer.
-        versions: of anthesis, Python and NumPy.
+        versions: of anthesis, Python and NumPy, and of what else the device computes with.
         clocks: what is inside each of them.
         rows: one for each point.
         schema_version: of this document.

@@ -10,6 +10,7 @@ from itertools import product
 from anthesis.bench.machine import this_machine, versions
 from anthesis.bench.measure import Progress, Request, measure
 from anthesis.bench.result import CLOCKS, Measurement, Point, Report, Row
+from anthesis.devices.device import Counters
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.llm import LLM
 from anthesis.parallel.variables import launched
@@ -42,6 +43,7 @@ def sweep(
     machine = this_machine()
     alone = len(request.weights) * len(request.tp) * len(request.batch) == 1
     rows: list[Row] = []
+    software = versions()
     for weights, tp in product(request.weights, request.tp):
         points = [Point(batch=batch, weights=weights, tp=tp) for batch in request.batch]
         try:
@@ -53,18 +55,23 @@ def sweep(
             rows += [_failed(point, error) for point in points]
             continue
         with llm:
+            device = llm.loaded.device
+            software |= device.versions()
+            counted: Counters | None = None
             for point in points:
                 try:
-                    rows.append(_measured(point, measure(llm, request, point.batch, _labelled(point, progress))))
+                    found = measure(llm, request, point.batch, _labelled(point, progress), counted)
+                    rows.append(_measured(point, found))
                 except (AnthesisError, MemoryError) as error:
                     if alone:
                         raise
                     rows.append(_failed(point, error))
+                counted = device.counters()
     return Report(
         started_at=started_at,
         request=asdict(request),
         machine=machine,
-        versions=versions(),
+        versions=software,
         clocks=dict(CLOCKS),
         rows=tuple(rows),
     )

@@ -131,7 +131,7 @@ def bench(
         _print_table(report)
     if output is not None:
         write_json(report.document(), output)
-    if any(row.error is not None for row in report.rows):
+    if any(row.error is not None or _invalid(row) for row in report.rows):
         raise typer.Exit(1)
 
 
@@ -158,7 +158,9 @@ def _print_table(report: Report) -> None:
         print(line)
     for row in report.rows:
         if row.error is not None:
-            print(f"failed: batch {row.point.batch}, weights {row.point.weights}, tp {row.point.tp}: {row.error}")
+            print(f"failed: {_named(row.point)}: {row.error}")
+        for reason in _invalid(row):
+            print(f"invalid: {_named(row.point)}: {reason}")
     for row in report.rows:
         if row.measurement is not None and row.measurement.operations is not None:
             for line in _operations(row.point, row.measurement.operations):
@@ -166,8 +168,20 @@ def _print_table(report: Report) -> None:
     measured = [row.measurement for row in report.rows if row.measurement is not None]
     for line in _explanation(measured[0]) if measured else []:
         print(line)
+    for row in report.rows:
+        for line in _captures(row):
+            print(line)
     for line in _warnings(report):
         print(line)
+
+
+def _named(point: Point) -> str:
+    return f"batch {point.batch}, weights {point.weights}, tp {point.tp}"
+
+
+def _invalid(row: Row) -> tuple[str, ...]:
+    """Why a row's figures must not be used."""
+    return () if row.measurement is None else row.measurement.invalid
 
 
 def _table_lines(report: Report) -> list[str]:
@@ -228,6 +242,9 @@ def _explanation(measured: Measurement) -> list[str]:
     loading = f"loading took {duration(measured.load_s)}"
     peaks = measured.ranks_peak_memory_bytes or (measured.process_peak_memory_bytes,)
     peak = f"peak memory {' + '.join(amount(nbytes, 'B') for nbytes in peaks)}"
+    held = measured.counted.peak_memory_bytes if measured.counted is not None else None
+    if held is not None:
+        peak += f", {amount(held, 'B')} of the device"
     lines = [
         f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
         f"medians of {counted(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
@@ -244,13 +261,22 @@ def _explanation(measured: Measurement) -> list[str]:
     return lines
 
 
+def _captures(row: Row) -> list[str]:
+    """What capturing took, where steps are captured."""
+    found = None if row.measurement is None else row.measurement.counted
+    if found is None or not found.captures:
+        return []
+    took = f"{counted(found.captures, 'step')} captured in {duration(found.capture_s)}, before the timed runs"
+    return [f"{_named(row.point)}: {took}"]
+
+
 def _warnings(report: Report) -> list[str]:
     """What to beware of, each thing once, with the rows that it is about unless it is about all."""
     measured = [(row.point, row.measurement) for row in report.rows if row.measurement is not None]
     about: dict[str, list[str]] = {}
     for point, measurement in measured:
         for message in _doubts(measurement):
-            about.setdefault(message, []).append(f"batch {point.batch}, weights {point.weights}, tp {point.tp}")
+            about.setdefault(message, []).append(_named(point))
     return [
         f"warning: {message}" if len(rows) == len(measured) else f"warning: {'; '.join(rows)}: {message}"
         for message, rows in about.items()

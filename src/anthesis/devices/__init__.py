@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from anthesis.parallel.seat import Seat
 
 logger = logging.getLogger("anthesis")
 
-DEVICES = ("cpu", "cuda", "hpu", "reference", "reference-fp64")
-"""All names but "auto"."""
+Opener = Callable[[int | None, Seat | None, bool], Device]
+"""What opens a device, given threads, seat and invariant as `open_device` explains them."""
 
 
 def open_device(name: str, threads: int | None = None, seat: Seat | None = None, *, invariant: bool = False) -> Device:
@@ -34,7 +35,7 @@ def open_device(name: str, threads: int | None = None, seat: Seat | None = None,
     if name == "auto":
         name, why = _fastest()
         logger.warning("device auto: %s (%s)", name, why)
-    device = _open(name, threads, seat, invariant)
+    device = OPENERS[name](threads, seat, invariant)
     if invariant and not device.info().batch_invariant:
         raise UnsupportedError(f"the {name} device has no batch-invariant operations; leave --invariant out")
     return device
@@ -50,28 +51,6 @@ def check_device(name: str) -> None:
         raise RequestError(
             f"unknown device {name!r}; known are: auto, {', '.join(DEVICES)} (and data sheets, for `anthesis plan`)"
         )
-
-
-def _open(name: str, threads: int | None, seat: Seat | None, invariant: bool) -> Device:
-    if name == "cpu":
-        from anthesis.devices.cpu import CpuDevice
-
-        return CpuDevice(threads, seat)
-    if name == "cuda":
-        need_torch(name)
-        from anthesis.devices.cuda import open_card
-
-        return open_card(seat, invariant)
-    if name == "hpu":
-        need_torch(name)
-        from anthesis.devices.hpu import open_card as open_gaudi
-
-        return open_gaudi(seat)
-    import numpy as np
-
-    from anthesis.devices.reference import ReferenceDevice
-
-    return ReferenceDevice(np.float32 if name == "reference" else np.float64, threads or 1, seat)
 
 
 def need_torch(device: str) -> None:
@@ -107,3 +86,48 @@ def _has_nvidia_card() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _cpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    from anthesis.devices.cpu import CpuDevice
+
+    return CpuDevice(threads, seat)
+
+
+def _cuda(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    need_torch("cuda")
+    from anthesis.devices.cuda import open_card
+
+    return open_card(seat, invariant)
+
+
+def _hpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    need_torch("hpu")
+    from anthesis.devices.hpu import open_card
+
+    return open_card(seat)
+
+
+def _reference(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    import numpy as np
+
+    from anthesis.devices.reference import ReferenceDevice
+
+    return ReferenceDevice(np.float32, threads or 1, seat)
+
+
+def _reference_fp64(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
+    import numpy as np
+
+    from anthesis.devices.reference import ReferenceDevice
+
+    return ReferenceDevice(np.float64, threads or 1, seat)
+
+
+OPENERS: dict[str, Opener] = {
+    "cpu": _cpu, "cuda": _cuda, "hpu": _hpu, "reference": _reference, "reference-fp64": _reference_fp64
+}  # fmt: skip
+"""What opens the device of each name, without "auto"; a test or a benchmark may put another in its place."""
+
+DEVICES = tuple(OPENERS)
+"""All names but "auto"."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from anthesis.checkpoint.random import RandomWeight
+from anthesis.devices.bandwidth import ReadBandwidth
 from anthesis.program.ir import Array, Arrays, Op, Program, Value
 from anthesis.quantize import WeightTensor
 
@@ -28,6 +29,7 @@ class DeviceInfo:
         arithmetic: dtype in which products are summed, and the inputs they take.
         batch_invariant: a prompt's logits are the same bits alone, in any batch and in chunks of any size.
         full_batch: sequences completed at once beyond which a step takes longer by nearly as much as it does more.
+        uses_host_memory: its memory is the host's, which all ranks of a machine share.
     """
 
     name: str
@@ -36,6 +38,7 @@ class DeviceInfo:
     arithmetic: str
     batch_invariant: bool
     full_batch: int
+    uses_host_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,3 +137,12 @@ class Device(Protocol):
 
     def counters(self) -> Counters:
         """What it has counted since it was opened."""
+
+    def read_bandwidth(self) -> ReadBandwidth:
+        """Measures how fast the memory that holds the weights is read, in a fraction of a second."""
+
+    def multiply_add_peaks(self) -> Mapping[str, float]:
+        """Most multiply-adds per second, measured, by the kind of their inputs: bf16, int8; empty where unknown."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Of what it computes with, by name, besides NumPy and this package."""

@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from anthesis.checkpoint.random import RandomWeight
+from anthesis.devices.bandwidth import ReadBandwidth, of_host
 from anthesis.devices.device import Counters, DeviceInfo, InstructionTime
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
@@ -54,6 +55,7 @@ class ReferenceDevice:
             arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
             batch_invariant=True,
             full_batch=16,  # docs/log.md
+            uses_host_memory=True,
         )
 
     def held_bytes(self, value: Value) -> int:
@@ -90,6 +92,18 @@ class ReferenceDevice:
     def counters(self) -> Counters:
         """Nothing is captured here."""
         return Counters()
+
+    def read_bandwidth(self) -> ReadBandwidth:
+        """That of the host's memory."""
+        return of_host()
+
+    def multiply_add_peaks(self) -> Mapping[str, float]:
+        """Unknown: NumPy's products are made by a library."""
+        return {}
+
+    def versions(self) -> Mapping[str, str]:
+        """Only NumPy computes here."""
+        return {}
 
 
 class ReferenceExecutable:

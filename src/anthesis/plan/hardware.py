@@ -6,20 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from anthesis.cores import usable_cores
-from anthesis.devices import open_device
+from anthesis.devices import DEVICES, open_device
 from anthesis.devices.datasheets import DATASHEETS, Datasheet
-from anthesis.errors import RequestError, UnsupportedError
-from anthesis.host import memory_bandwidth
-from anthesis.memory import available_memory_bytes
-from anthesis.native import multiply_add_peak
+from anthesis.devices.device import Device
+from anthesis.errors import RequestError
 from anthesis.program.cost import kind_bytes
 from anthesis.program.ir import Value
 from anthesis.units import counted
 
-PEAK_S = 0.02
-
-THIS_MACHINE = ("auto", "cpu", "reference", "reference-fp64")
-"""Devices that live in this machine's own memory."""
+THIS_MACHINE = ("auto", *DEVICES)
+"""What names a device of this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +70,21 @@ def find_hardware(device: str | None) -> Hardware:
     """The hardware that `--device` names.
 
     Args:
-        device: the name of a data sheet, or of a device in this machine's memory, whose bandwidth is measured, which
-            takes about a second; None for the fastest of these.
+        device: the name of a data sheet, or of a device of this machine, whose bandwidth is measured, which takes
+            about a second; None for the fastest of these.
 
     Raises:
         RequestError: neither; the message lists the names.
-        UnsupportedError: a device that this version does not have.
+        UnsupportedError: a device that is not there.
     """
-    if device is None or device in THIS_MACHINE:
-        return _this_machine(open_device(device or "auto").info().name)
-    if device not in DATASHEETS:
+    if device is not None and device in DATASHEETS:
+        return _from_datasheet(DATASHEETS[device])
+    if device is not None and device not in THIS_MACHINE:
         raise RequestError(
             f"unknown device {device!r}; a plan knows this machine ({', '.join(THIS_MACHINE)}) and by data sheet: "
             f"{', '.join(DATASHEETS)}"
         )
-    return _from_datasheet(DATASHEETS[device])
+    return _of_this_machine(open_device(device or "auto"))
 
 
 def _from_datasheet(sheet: Datasheet) -> Hardware:
@@ -112,30 +108,24 @@ def holding(hardware: Hardware) -> Callable[[Value], int]:
 
     A device of this machine says it itself; of a data sheet's one it is taken that it keeps the kinds as they are.
     """
-    if hardware.memory_is_shared:
-        return open_device(hardware.name).held_bytes
-    return kind_bytes
+    return kind_bytes if hardware.name in DATASHEETS else open_device(hardware.name).held_bytes
 
 
-def _this_machine(device: str) -> Hardware:
-    cores = usable_cores()
-    bandwidth = None
-    try:
-        found = memory_bandwidth()
-        bandwidth, figures = found.median, f"measured, {found}"
-    except UnsupportedError as error:
-        figures = f"unknown: {error}"
-    bf16 = int8 = None
-    if device == "cpu":
-        bf16, int8 = (multiply_add_peak(kind, cores, PEAK_S) for kind in ("bf16", "int8"))
+def _of_this_machine(device: Device) -> Hardware:
+    info, bandwidth, peaks = device.info(), device.read_bandwidth(), device.multiply_add_peaks()
+    known = "unknown" if bandwidth.median is None else f"measured, median of {len(bandwidth.samples)} samples"
+    bf16, int8 = (peaks.get(kind) for kind in ("bf16", "int8"))
     return Hardware(
-        name=device,
-        description=f"this machine, {counted(cores, 'usable core')}",
-        figures=f"memory: available now; bandwidth: {figures}; arithmetic: {'unknown' if bf16 is None else 'measured'}",
-        memory_bytes=available_memory_bytes(),
-        memory_is_shared=True,
-        read_bytes_per_s=bandwidth,
+        name=info.name,
+        description=f"this machine, {counted(usable_cores(), 'usable core')}"
+        if info.uses_host_memory
+        else info.description,
+        figures=f"memory: available now; bandwidth: {known} ({bandwidth.note}); "
+        f"arithmetic: {'measured' if peaks else 'unknown'}",
+        memory_bytes=info.memory_bytes,
+        memory_is_shared=info.uses_host_memory,
+        read_bytes_per_s=bandwidth.median,
         bf16_flops_per_s=None if bf16 is None else 2 * bf16,
         int8_flops_per_s=None if int8 is None else 2 * int8,
-        devices_per_machine=1,
+        devices_per_machine=1 if info.uses_host_memory else None,
     )

@@ -47,6 +47,7 @@ class Line:
         finished: a data set is whole.
         peak_memory_bytes: of the process.
         error: why there is no measurement.
+        invalid: why its figures must not be used.
     """
 
     source: str
@@ -78,6 +79,7 @@ class Line:
     finished: bool | None = None
     peak_memory_bytes: int | None = None
     error: str | None = None
+    invalid: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -147,6 +149,7 @@ def _of_measurement(measured: Measurement) -> dict[str, Any]:
         "tokens_per_s": speed.tokens_per_s.median,
         "share_of_bandwidth": None if share is None else share.median,
         "peak_memory_bytes": measured.process_peak_memory_bytes,
+        "invalid": "; ".join(measured.invalid) or None,
     }
 
 

@@ -77,6 +77,7 @@ _COLUMNS = (
     _Column("memory", _of("peak_memory_bytes", lambda value: amount(value, "B"))),
     _Column("source", _of("source"), left=True),
     _Column("error", _of("error"), left=True),
+    _Column("invalid", _of("invalid"), left=True),
 )
 _SHARED = ("kind", "model", "processor", "device", "weights", "cache", "tp", "source")
 """Columns that are said once where they are the same in every line."""
@@ -89,6 +90,7 @@ _NOTES = {
     "in all": "one call of generate, median; a data set: all sessions without loading, to a killed one's last note",
     "share": "of the read bandwidth that was measured in the same run",
     "memory": "the most that the process ever held",
+    "invalid": "why this line's figures must not be used",
 }
 
 

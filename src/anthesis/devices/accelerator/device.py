@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 
 from anthesis.checkpoint.random import RandomWeight
+from anthesis.devices.accelerator.bandwidth import of_card
 from anthesis.devices.accelerator.exchange import Exchange
 from anthesis.devices.accelerator.executable import AcceleratorExecutable
 from anthesis.devices.accelerator.graphs import Graphs
@@ -17,7 +20,8 @@ from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.accelerator.random import random_matrix, random_vector
 from anthesis.devices.accelerator.sizes import all_blocks
 from anthesis.devices.accelerator.step import Step
-from anthesis.devices.device import Counters
+from anthesis.devices.bandwidth import ReadBandwidth, of_host
+from anthesis.devices.device import Counters, DeviceInfo
 from anthesis.parallel.seat import Seat
 from anthesis.program.ir import BLOCK_TOKENS, Array, Program, Value
 from anthesis.quantize import WeightTensor
@@ -26,7 +30,7 @@ Caches = dict[str, torch.Tensor]
 _CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class AcceleratorDevice:
+class AcceleratorDevice(ABC):
     """Weights, caches and programs as tensors; a device adds what it is, its operations and its graphs.
 
     Args:
@@ -52,6 +56,10 @@ class AcceleratorDevice:
         self._operations, self._blocks = operations, blocks
         communicator = None if seat is None else seat.communicator
         self._ranks = None if communicator is None else Exchange(communicator)
+
+    @abstractmethod
+    def info(self) -> DeviceInfo:
+        """What it is and what it can do."""
 
     def held_bytes(self, value: Value) -> int:
         """Bytes of a weight in its kind, four-bit rows rounded up to whole runs; of a cache, those of one block."""
@@ -97,3 +105,23 @@ class AcceleratorDevice:
         """What was captured so far."""
         captures = self.graphs.captures
         return Counters(captures=captures.count, capture_s=captures.seconds)
+
+    def read_bandwidth(self) -> ReadBandwidth:
+        """That of the card's memory; of the host's where its tensors are the host's."""
+        if self.device.type == "cpu":
+            return of_host()
+        return of_card(self.device, self.info().memory_bytes, self.seconds_of)
+
+    def seconds_of(self, call: Callable[[], Any]) -> float:
+        """How long the device takes for a call that gives a tensor, as the host sees it."""
+        begin = time.perf_counter()
+        call().view(-1)[:1].cpu()
+        return time.perf_counter() - begin
+
+    def multiply_add_peaks(self) -> Mapping[str, float]:
+        """Unknown."""
+        return {}
+
+    def versions(self) -> Mapping[str, str]:
+        """PyTorch's."""
+        return {"torch": str(torch.__version__)}

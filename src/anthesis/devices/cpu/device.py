@@ -9,12 +9,13 @@ import numpy as np
 
 from anthesis.checkpoint.random import RandomWeight
 from anthesis.cores import usable_cores
+from anthesis.devices.bandwidth import ReadBandwidth, of_host
 from anthesis.devices.cpu.lower import Lowering
 from anthesis.devices.device import Counters, DeviceInfo, InstructionTime
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes
-from anthesis.native import extension
+from anthesis.native import extension, multiply_add_peak
 from anthesis.parallel.communicator import Communicator
 from anthesis.parallel.seat import Seat
 from anthesis.program.attend import Attend
@@ -23,6 +24,8 @@ from anthesis.program.ops import BIASED
 from anthesis.program.stages import arriving_name, leaving_name
 from anthesis.quantize import WeightTensor
 from anthesis.units import counted
+
+PEAK_S = 0.02
 
 
 class CpuDevice:
@@ -59,6 +62,7 @@ class CpuDevice:
             "of the attention as the cache",
             batch_invariant=True,
             full_batch=64,  # docs/log.md
+            uses_host_memory=True,
         )
 
     def held_bytes(self, value: Value) -> int:
@@ -126,6 +130,19 @@ class CpuDevice:
     def counters(self) -> Counters:
         """Nothing is captured here."""
         return Counters()
+
+    def read_bandwidth(self) -> ReadBandwidth:
+        """That of the host's memory."""
+        return of_host()
+
+    def multiply_add_peaks(self) -> Mapping[str, float]:
+        """Those of all usable cores, with the instructions that the kernels use."""
+        peaks = {kind: multiply_add_peak(kind, usable_cores(), PEAK_S) for kind in ("bf16", "int8")}
+        return {kind: peak for kind, peak in peaks.items() if peak is not None}
+
+    def versions(self) -> Mapping[str, str]:
+        """The kernels are this package's."""
+        return {}
 
 
 class CpuExecutable:

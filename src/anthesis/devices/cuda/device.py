@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from anthesis.devices.accelerator.device import AcceleratorDevice
 from anthesis.devices.accelerator.graphs import Graphs, NoGraphs
 from anthesis.devices.accelerator.operations import Operations
+from anthesis.devices.bandwidth import ReadBandwidth
 from anthesis.devices.cuda.graphs import CudaGraphs
 from anthesis.devices.device import Counters, DeviceInfo
 from anthesis.errors import UnsupportedError
@@ -21,6 +26,8 @@ FP8_CAPABILITY = (8, 9)
 """Compute capability from which a card converts e4m3 by itself (NVIDIA Ada and Hopper)."""
 
 BF16_CAPABILITY = (8, 0)
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
@@ -75,6 +82,9 @@ class CudaDevice(AcceleratorDevice):
         self._is_card = device.type == "cuda"
         self.pinned = self._is_card
         self._invariant = invariant
+        self._peak_bytes = 0
+        if self._is_card:
+            torch.cuda.reset_peak_memory_stats(device)
         graphs: Graphs = CudaGraphs(device) if self._is_card else NoGraphs()
         super().__init__(device, operations, graphs, seat=seat)
 
@@ -96,6 +106,7 @@ class CudaDevice(AcceleratorDevice):
             "of the attention as the cache",
             batch_invariant=self._invariant,
             full_batch=64,
+            uses_host_memory=not self._is_card,
         )
 
     def held_bytes(self, value: Value) -> int:
@@ -126,4 +137,49 @@ class CudaDevice(AcceleratorDevice):
         counted = super().counters()
         if not self._is_card:
             return counted
-        return Counters(counted.captures, counted.capture_s, memory_bytes=torch.cuda.max_memory_allocated(self.device))
+        return Counters(counted.captures, counted.capture_s, memory_bytes=self._peak())
+
+    def read_bandwidth(self) -> ReadBandwidth:
+        """See `AcceleratorDevice.read_bandwidth`; the buffer that is read counts for no peak of memory."""
+        self._peak_bytes = self._peak()
+        found = super().read_bandwidth()
+        if self._is_card:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return found
+
+    def seconds_of(self, call: Callable[[], Any]) -> float:
+        """How long the card takes for a call, by its own clock."""
+        if not self._is_card:
+            return super().seconds_of(call)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        call()  # is still at work when what follows is queued, so that no waiting for the host is in the time
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds / 1e3
+
+    def versions(self) -> Mapping[str, str]:
+        """PyTorch's, and on a card those of CUDA, of its driver, and of Triton once that is used."""
+        found = dict(super().versions())
+        if self._is_card:
+            found["cuda"] = str(torch.version.cuda)
+            driver = driver_version(DRIVER.read_text() if DRIVER.is_file() else "")
+            if driver is not None:
+                found["nvidia driver"] = driver
+            if "triton" in sys.modules:
+                found["triton"] = str(sys.modules["triton"].__version__)
+        return found
+
+    def _peak(self) -> int:
+        """The most bytes that were held at once since this device was opened."""
+        if not self._is_card:
+            return 0
+        return max(self._peak_bytes, int(torch.cuda.max_memory_allocated(self.device)))
+
+
+def driver_version(text: str) -> str | None:
+    """The version of the driver, from what its kernel module tells about itself; None where that says nothing."""
+    found = re.search(r"Kernel Module[^\n]*?\s(\d+\.[\d.]+)", text)
+    return None if found is None else found[1]
