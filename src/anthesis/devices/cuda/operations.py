@@ -93,7 +93,8 @@ class CudaOperations(Operations):
         """See `Operations.attend`: (R, H D) float32."""
         op, heads, kv_heads, head = attention.op, attention.heads, attention.kv_heads, attention.op.head_dim
         rows = size.rows
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        # columns of one product, it may be: only each row has to be in one piece
+        q_stride, k_stride, v_stride = (x.stride(0) for x in (q, k, v))
         out = torch.empty((rows, heads * head), device=q.device)
         nothing = q  # where a kernel reads none
         angles = nothing if attention.angles is None else inputs[attention.angles]
@@ -102,13 +103,14 @@ class CudaOperations(Operations):
         flags = attention.slopes is not None, op.window or 0, is_turned
         if size.tiles:
             store_rows[(rows,)](
-                k, v, cache, inputs["key_rows"], angles, kv_heads, _power(kv_heads), head, power, is_turned
+                k, v, k_stride, v_stride, cache, inputs["key_rows"], angles, kv_heads, _power(kv_heads), head, power,
+                is_turned,
             )  # fmt: skip
         if size.tiles and not self._invariant:
             out.zero_()  # rows that only fill the step up are in no tile
             attend_tiles[(size.tiles, heads)](
-                q, cache, inputs["tile_first"], inputs["tile_count"], inputs["tile_position"], inputs["tile_blocks"],
-                angles, slopes, attention.kv_head_of, out, op.scale, heads, kv_heads, head, power, size.blocks, TILE,
+                q, q_stride, cache, inputs["tile_first"], inputs["tile_count"], inputs["tile_position"],
+                inputs["tile_blocks"], angles, slopes, attention.kv_head_of, out, op.scale, heads, kv_heads, head, power, size.blocks, TILE,
                 *flags,
             )  # fmt: skip
             return out
@@ -116,8 +118,8 @@ class CudaOperations(Operations):
         parts = torch.empty((rows, heads, chunks, head + 2), device=q.device) if chunks > 1 else nothing
         tiles = inputs["row_places"] // TILE if size.tiles else inputs["key_rows"]
         attend_rows[(chunks, heads, rows)](
-            q, k, v, cache, inputs["positions"], inputs["key_rows"], inputs["tile_blocks"], tiles, angles, slopes,
-            attention.kv_head_of, parts, self._zeros(rows * heads, q.device), out, op.scale, heads, kv_heads, head,
+            q, k, v, q_stride, k_stride, v_stride, cache, inputs["positions"], inputs["key_rows"],
+            inputs["tile_blocks"], tiles, angles, slopes, attention.kv_head_of, parts, self._zeros(rows * heads, q.device), out, op.scale, heads, kv_heads, head,
             power, size.blocks, CHUNK_BLOCKS, chunks, *flags, not size.tiles, bool(size.tiles),
         )  # fmt: skip
         return out
@@ -172,10 +174,10 @@ class CudaOperations(Operations):
             return out
         dtype = torch.float32 if matrix.kind.name in _EXACT else torch.bfloat16
         x = x.to(dtype).contiguous() if norm is None else self._normalised(x, norm, dtype)
-        tiles = several_rows_tiles(matrix.kind, 16 if self._invariant else rows)
-        several_rows[(_parts(columns, tiles.outputs), _parts(rows, tiles.rows))](
-            x, *_pointers(matrix), *follow, rows, columns, width, *kind, *after, tiles.rows, tiles.outputs,
-            tiles.columns, num_warps=tiles.warps, num_stages=tiles.stages,
+        many = several_rows_tiles(matrix.kind, 16 if self._invariant else rows)
+        several_rows[(_parts(columns, many.outputs), _parts(rows, many.rows))](
+            x, *_pointers(matrix), *follow, rows, columns, width, *kind, *after, many.rows, many.outputs,
+            many.columns, num_warps=many.warps, num_stages=many.stages,
         )  # fmt: skip
         return out
 

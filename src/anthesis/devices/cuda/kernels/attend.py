@@ -31,14 +31,14 @@ def rotated(x, at, d, angles, D: tl.constexpr, ROTATED: tl.constexpr):
 
 @triton.jit
 def store_rows(
-    k, v, cache, key_rows, angles, KV: tl.constexpr, KV_POWER: tl.constexpr, D: tl.constexpr, D_POWER: tl.constexpr,
-    ROTATED: tl.constexpr,
+    k, v, k_stride, v_stride, cache, key_rows, angles,
+    KV: tl.constexpr, KV_POWER: tl.constexpr, D: tl.constexpr, D_POWER: tl.constexpr, ROTATED: tl.constexpr,
 ):  # fmt: skip
     """Writes the keys and values of one row into the cache."""
     row = tl.program_id(0).to(tl.int64)
     heads, d = tl.arange(0, KV_POWER)[:, None], tl.arange(0, D_POWER)[None, :]
     inside = (heads < KV) & (d < D)
-    at = row * (KV * D) + heads * D
+    at = row * k_stride + heads * D
     into = cache + tl.load(key_rows + row).to(tl.int64) * (KV * D) + heads * D + d
     key = tl.load(k + at + d, mask=inside, other=0.0)
     if ROTATED:
@@ -48,21 +48,22 @@ def store_rows(
         sin = tl.load(angles + row * D + HALF + d % HALF)
         key = key * cos + tl.where(d < HALF, -other, other) * sin
     tl.store(into, key.to(cache.dtype.element_ty), mask=inside)
-    value = tl.load(v + at + d, mask=inside, other=0.0)
+    value = tl.load(v + row * v_stride + heads * D + d, mask=inside, other=0.0)
     tl.store(into + BLOCK * KV * D, value.to(cache.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def attend_rows(
-    q, k, v, cache, positions, key_rows, blocks, row_tiles, angles, slopes, kv_head_of, parts, arrived, out, scale,
+    q, k, v, q_stride, k_stride, v_stride, cache, positions, key_rows, blocks, row_tiles, angles, slopes, kv_head_of,
+    parts, arrived, out, scale,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, D_POWER: tl.constexpr, TABLE: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ALIBI: tl.constexpr, WINDOW: tl.constexpr, ROTATED: tl.constexpr,
     STORES: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """One query head of one row over one chunk of its context.
 
-    q (R, H D), k and v (R, K D), out (R, H D) float32; cache (128 P, K D); positions, key_rows (R,) int32; blocks
-    (T, TABLE) int32; kv_head_of (H,) int64. STORES: rows are of different sequences, and their keys and values, which
+    q (R, H D), k and v (R, K D) float32, whose rows stand so many strides apart; out (R, H D) float32; cache
+    (128 P, K D); positions, key_rows (R,) int32; blocks (T, TABLE) int32; kv_head_of (H,) int64. STORES: rows are of different sequences, and their keys and values, which
     are not in the cache yet, are stored on the way. TILED: row_tiles (R,) int32 says which line of `blocks` is a row's;
     else each row has its own. parts (R, H, CHUNKS, D + 2) float32 and arrived (R, H) int32, which is zero before and
     after, are scratch memory of more chunks than one.
@@ -76,14 +77,13 @@ def attend_rows(
         kv_head = tl.load(kv_head_of + head)
         number = cache.dtype.element_ty
         own_angles = angles + row * D
-        query = rotated(q, (row * HEADS + head) * D, d, own_angles, D, ROTATED) * scale
+        query = rotated(q, row * q_stride + head * D, d, own_angles, D, ROTATED) * scale
         query = query.to(number).to(tl.float32)
         own_key = tl.zeros([D_POWER], tl.float32)
         own_value = tl.zeros([D_POWER], tl.float32)
         if STORES:
-            own = (row * KV + kv_head) * D
-            own_key = rotated(k, own, d, own_angles, D, ROTATED).to(number).to(tl.float32)
-            own_value = tl.load(v + own + d, mask=d < D, other=0.0).to(number).to(tl.float32)
+            own_key = rotated(k, row * k_stride + kv_head * D, d, own_angles, D, ROTATED).to(number).to(tl.float32)
+            own_value = tl.load(v + row * v_stride + kv_head * D + d, mask=d < D, other=0.0).to(number).to(tl.float32)
             # of the heads that share it the first one stores it, where the row's chunk ends
             is_first = True
             if head > 0:
@@ -174,7 +174,7 @@ def _combine(
 
 @triton.jit
 def attend_tiles(
-    q, cache, tile_first, tile_count, tile_position, blocks, angles, slopes, kv_head_of, out, scale,
+    q, q_stride, cache, tile_first, tile_count, tile_position, blocks, angles, slopes, kv_head_of, out, scale,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, D_POWER: tl.constexpr, TABLE: tl.constexpr,
     TILE: tl.constexpr, ALIBI: tl.constexpr, WINDOW: tl.constexpr, ROTATED: tl.constexpr,
 ):  # fmt: skip
@@ -188,7 +188,7 @@ def attend_tiles(
         kv_head = tl.load(kv_head_of + head)
         has_row = t < count
         rows = first_row + tl.where(has_row, t, 0)
-        at = (rows * HEADS + head)[:, None] * D
+        at = rows[:, None] * q_stride + head * D
         inside = has_row[:, None] & (d < D)[None, :]
         query = tl.load(q + at + d[None, :], mask=inside, other=0.0)
         if ROTATED:
@@ -232,4 +232,4 @@ def attend_tiles(
             weighted = dot(weights.to(number), value, weighted)
             largest = new_largest
         result = weighted / tl.where(has_row, total, 1.0)[:, None]
-        tl.store(out + at + d[None, :], result, mask=inside)
+        tl.store(out + (rows * HEADS + head)[:, None] * D + d[None, :], result, mask=inside)
