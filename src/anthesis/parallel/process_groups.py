@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from anthesis.errors import AnthesisError, UnsupportedError, first_line
 from anthesis.parallel.communicator import TIMEOUT_VARIABLE, peer_timeout_s
 from anthesis.program.ir import Array
+
+if TYPE_CHECKING:
+    from anthesis.parallel.gaudi import LocalRank
 
 PROCESSORS = "gloo"
 """The backend for the host's arrays."""
@@ -52,14 +55,22 @@ class ProcessGroups:
         host: where rank 0 is reached.
         port: of its store; None on rank 0, which chooses one.
         backend: "gloo" for processors, "nccl" for NVIDIA cards, "hccl" for Gaudi.
+        ranks: which one this is, which Gaudi's software has to know before there is a backend.
 
     Raises:
         UnsupportedError: PyTorch is not installed, or lacks the backend; or this process uses its default group
             already.
+        RequestError: variables of the environment that Gaudi's software reads can't be right.
     """
 
-    def __init__(self, size: int, host: str, port: int | None, backend: str = PROCESSORS) -> None:
+    def __init__(
+        self, size: int, host: str, port: int | None, backend: str = PROCESSORS, ranks: LocalRank | None = None
+    ) -> None:
         self._distributed = distributed = torch_distributed()
+        if backend == _OF_CARDS["hpu"] and ranks is not None:
+            from anthesis.parallel.gaudi import load_gaudi
+
+            load_gaudi(ranks)
         if not distributed.is_backend_available(backend):
             raise UnsupportedError(
                 f"this PyTorch has no {backend}, by which ranks on such devices exchange; install a build that has"

@@ -17,7 +17,7 @@ from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.accelerator.random import random_matrix, random_vector
 from anthesis.devices.accelerator.sizes import all_blocks
 from anthesis.devices.accelerator.step import Step
-from anthesis.devices.device import Counters
+from anthesis.devices.device import Counters, Executable
 from anthesis.parallel.seat import Seat
 from anthesis.program.ir import BLOCK_TOKENS, Array, Program, Value
 from anthesis.quantize import WeightTensor
@@ -39,6 +39,9 @@ class AcceleratorDevice:
 
     pinned = False
     """Inputs stand in memory from which the card copies by itself."""
+
+    separate_inputs = False
+    """Each input is a tensor of its own on the device: it can't look at bytes as at other numbers."""
 
     def __init__(
         self,
@@ -80,14 +83,16 @@ class AcceleratorDevice:
             caches[value.name] = cache
         return caches
 
-    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> AcceleratorExecutable:
+    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> Executable:
         """The program over these weights and this cache; it is captured when it runs.
 
         Raises:
             UnsupportedError: an operation that accelerators don't have.
         """
         step = Step(program, weights, cache, self._operations, self._ranks, self.device)
-        return AcceleratorExecutable(step, self.graphs, self._blocks, self.device, self.to_host, self.pinned)
+        return AcceleratorExecutable(
+            step, self.graphs, self._blocks, self.device, self.to_host, self.pinned, self.separate_inputs
+        )
 
     def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
         """Tensors as arrays of the host, waiting once for all of them; they are valid until the next step."""

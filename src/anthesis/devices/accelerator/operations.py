@@ -46,6 +46,7 @@ class Product:
         norm: of the input, before.
         activation: of the first result.
         gated: the one result is the activated first half of the columns times the second.
+        gives_logits: the results are logits.
     """
 
     matrices: tuple[Matrix, ...]
@@ -54,6 +55,7 @@ class Product:
     norm: NormWeights | None
     activation: Activation | None
     gated: bool
+    gives_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Operations:
         for matrix, bias in zip(product.matrices, product.biases, strict=True):
             part = self.multiply(x, matrix)
             parts.append(part if bias is None else part + bias)
-        results = list(parts[0].split(product.widths, 1)) if len(parts) == 1 else parts
+        # the one result of one matrix is no view of itself: ranks add theirs up in place
+        results = list(parts[0].split(product.widths, 1)) if len(parts) < len(product.widths) else parts
         if product.activation is not None:
             results[0] = self.activate(results[0], product.activation)
         if product.gated:
