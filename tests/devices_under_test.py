@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,30 @@ from anthesis.devices.cpu import CpuDevice
 from anthesis.devices.cuda import CudaDevice
 from anthesis.devices.device import Device
 from anthesis.devices.reference import ReferenceDevice
+from gaudi_software import installed
 
 
 @dataclass(frozen=True)
 class Opened:
-    """How a device is opened."""
+    """How a device is opened: `with opened.device() as device`."""
 
-    open: Callable[[], Device]
+    device: Callable[[], AbstractContextManager[Device]]
 
 
 def marked(name: str, open_it: Callable[[], Device], *marks: Any) -> Any:
     """A parameter of tests."""
-    return pytest.param(Opened(open_it), id=name, marks=marks)
+    return pytest.param(Opened(lambda: nullcontext(open_it())), id=name, marks=marks)
+
+
+def gaudi(mode: str) -> Any:
+    """The same for the code of the Gaudi device over a stand-in for Gaudi's software."""
+
+    @contextmanager
+    def opened() -> Iterator[Device]:
+        with installed(mode):
+            yield open_device("hpu")
+
+    return pytest.param(Opened(opened), id=f"hpu-{mode}-stand-in")
 
 
 DEVICES = [
@@ -37,5 +50,7 @@ DEVICES = [
     marked("cuda-plain-on-host", lambda: CudaDevice(torch.device("cpu"), Operations())),
     marked("cuda", lambda: open_device("cuda"), pytest.mark.cuda),
     marked("cuda-invariant", lambda: open_device("cuda", invariant=True), pytest.mark.cuda),
+    gaudi("lazy"),
+    gaudi("eager"),
     marked("hpu", lambda: open_device("hpu"), pytest.mark.hpu),
 ]
