@@ -16,7 +16,9 @@ from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.cpu import CpuDevice
 from anthesis.devices.cuda import CudaDevice
 from anthesis.devices.device import Device
+from anthesis.devices.hpu import HpuDevice
 from anthesis.devices.reference import ReferenceDevice
+from anthesis.parallel.gaudi import Mode
 from gaudi_software import installed
 
 
@@ -32,13 +34,17 @@ def marked(name: str, open_it: Callable[[], Device], *marks: Any) -> Any:
     return pytest.param(Opened(lambda: nullcontext(open_it())), id=name, marks=marks)
 
 
-def gaudi(mode: str) -> Any:
-    """The same for the code of the Gaudi device over a stand-in for Gaudi's software."""
+def gaudi(mode: Mode) -> Any:
+    """The same for the code of the Gaudi device over a stand-in for Gaudi's software.
+
+    PyTorch compiles steps over tensors that it knows only, so in eager mode they are the host's.
+    """
 
     @contextmanager
     def opened() -> Iterator[Device]:
         with installed(mode):
-            yield open_device("hpu")
+            device = open_device("hpu")
+            yield device if mode == "lazy" else HpuDevice(torch.device("cpu"), mode)
 
     return pytest.param(Opened(opened), id=f"hpu-{mode}-stand-in")
 

@@ -215,12 +215,12 @@ class TorchCommunicator:
         Raises:
             AnthesisError: another rank does not answer.
         """
-        gathered = mine.new_empty((self.size, *mine.shape))
+        gathered = mine.new_empty(self.size * mine.numel())  # in one dimension, on which all libraries agree
         try:
-            self._distributed.all_gather_into_tensor(gathered, mine, group=self._group)
+            self._distributed.all_gather_into_tensor(gathered, mine.reshape(-1), group=self._group)
         except RuntimeError as error:
             raise no_answer(error) from error
-        return gathered
+        return gathered.view(self.size, *mine.shape)
 
     def _gather(self, mine: Array) -> list[Array]:
         parts = [np.empty_like(mine) for _ in range(self.size)]

@@ -61,6 +61,7 @@ class HpuDevice(AcceleratorDevice):
         graphs: Graphs = LazyGraphs() if mode == "lazy" else EagerGraphs(whole=is_alone)
         self._hpu: Any = torch.hpu
         self._mode = mode
+        self._before = {name: _counted(name) for name in ("graph_compilation", "cpu_fallback")}
         super().__init__(device, HpuOperations(), graphs, needed_blocks, seat)
 
     def info(self) -> DeviceInfo:
@@ -108,10 +109,14 @@ class HpuDevice(AcceleratorDevice):
         return Counters(
             counted.captures,
             counted.capture_s,
-            compilations=_counted("graph_compilation"),
-            cpu_fallbacks=_counted("cpu_fallback"),
+            compilations=self._since_opened("graph_compilation"),
+            cpu_fallbacks=self._since_opened("cpu_fallback"),
             memory_bytes=int(self._hpu.max_memory_allocated()),
         )
+
+    def _since_opened(self, name: str) -> int | None:
+        now, before = _counted(name), self._before[name]
+        return None if now is None or before is None else now - before
 
 
 def _counted(name: str) -> int | None:

@@ -26,6 +26,10 @@ class Stream:
     """A queue of operations; there is one."""
 
 
+class Event:
+    """A place in a queue; PyTorch's compiler asks for the class."""
+
+
 _STREAM = Stream()
 card.lazy_collectives = ENVIRONMENT.get("PT_HPU_ENABLE_LAZY_COLLECTIVES", "false").lower() in ("true", "1")
 
