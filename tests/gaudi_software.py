@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed
 
 from anthesis.parallel import gaudi
 
@@ -47,4 +48,8 @@ def _forget() -> None:
             del sys.modules[name]
     if hasattr(torch, "hpu"):
         del torch.hpu
+    backends = torch.distributed.Backend
+    if "hccl" in backends.backend_list:
+        backends.backend_list.remove("hccl")
+        del backends._plugins["HCCL"]
     gaudi._loaded = gaudi._Loaded()

@@ -14,7 +14,10 @@ from anthesis.errors import RequestError, UnsupportedError
 from anthesis.parallel import gaudi
 from anthesis.parallel.gaudi import LocalRank, chosen_mode, load_gaudi, module_of
 from anthesis.parallel.launch import NAME_VARIABLE
+from anthesis.parallel.layout import Layout
+from anthesis.parallel.seat import Seat
 from gaudi_software import installed
+from rank_threads import communicators
 
 SECOND = LocalRank(rank=1, size=2, place=1, sharers=2)
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -98,6 +101,17 @@ def test_several_ranks_need_an_import_that_knew_of_them() -> None:
         load_gaudi()
         with pytest.raises(UnsupportedError, match="open the model in a process of its own"):
             load_gaudi(SECOND)
+
+
+def test_ranks_exchange_in_lazy_mode_only() -> None:
+    """What they exchange by is not looked at before."""
+    with installed("eager"):
+        load_gaudi(SECOND)
+        seat = Seat(1, Layout(2), communicators(2)[1], place=1, sharers=2)
+        with pytest.raises(UnsupportedError, match="set ANTHESIS_HPU_MODE=lazy, or take --tp 1"):
+            open_device("hpu", seat=seat)
+        seat.communicator = None  # stages exchange between their steps
+        assert open_device("hpu", seat=seat).info().name == "hpu"
 
 
 def test_collectives_that_are_forbidden_are_told() -> None:

@@ -26,16 +26,15 @@ from gaudi_software import STAND_IN
 from programs import config_of
 from rank_processes import script
 from rank_threads import communicators
-from text_model import text_model
 
 CPU = torch.device("cpu")
-BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "n_kv_head": 4}
+BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4}
 
 COMPLETING = """
 import json, sys
 from anthesis import LLM
 sampling = json.loads(sys.argv[2])
-with LLM(sys.argv[1], tp=2, device="hpu", cache="fp32", cache_memory=2**26) as llm:
+with LLM(sys.argv[1], tp=2, device="hpu", weights="fp32", cache_memory=2**26) as llm:
     results = llm.generate([[5, 6, 7], [8] * 20], max_new_tokens=12, ignore_eos=True, **sampling)
     counters = llm.loaded.device.counters()
 print(json.dumps([[result.token_ids for result in results], counters.captures, counters.compilations]))
@@ -45,11 +44,12 @@ print(json.dumps([[result.token_ids for result in results], counters.captures, c
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "seed": 4, "logprobs": 2}], ids=str)
 def test_two_ranks_give_the_tokens_of_one_processor(tmp_path: Path, sampling: dict[str, Any]) -> None:
     """Of a model with ALiBi: each rank attends with its own heads' slopes."""
-    model = text_model(tmp_path / "model", num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    with LLM(str(model), device="cpu", cache="fp32") as llm:
+    (tmp_path / "config.json").write_text(json.dumps({**BLOOM, "vocab_size": 500}))
+    model = f"random:{tmp_path / 'config.json'}"
+    with LLM(model, device="cpu", weights="fp32") as llm:
         expected = llm.generate([[5, 6, 7], [8] * 20], max_new_tokens=12, ignore_eos=True, **sampling)
     variables = {"PYTHONPATH": str(STAND_IN), "GAUDI_STAND_IN_LOG": str(tmp_path), LAZY_VARIABLE: "1"}
-    with script(tmp_path, COMPLETING, str(model), json.dumps(sampling), **variables) as ranks:
+    with script(tmp_path, COMPLETING, model, json.dumps(sampling), **variables) as ranks:
         assert ranks.end(within_s=120) == 0, ranks.err
         tokens, captures, compilations = json.loads(ranks.out)
     assert tokens == [result.token_ids for result in expected]

@@ -18,12 +18,12 @@ from anthesis.devices.hpu.graphs import EagerGraphs, LazyGraphs
 from anthesis.devices.hpu.operations import HpuOperations
 from anthesis.devices.hpu.sampling import SamplingExecutable, without_sampling
 from anthesis.errors import UnsupportedError
-from anthesis.parallel.gaudi import Mode, load_gaudi
+from anthesis.parallel.gaudi import MODE_VARIABLE, Mode, load_gaudi
 from anthesis.parallel.seat import Seat
 from anthesis.program.ir import Program, Value
 
 KINDS = ("bf16", "fp32")
-"""Of weights, that this device has."""
+"""Of matrices, that this device has; vectors are float32 on it, however they are stored."""
 
 
 def open_card(seat: Seat | None = None) -> HpuDevice:
@@ -33,7 +33,8 @@ def open_card(seat: Seat | None = None) -> HpuDevice:
         seat: of this rank, where the model is split over several: the ranks of a machine take its cards in order.
 
     Raises:
-        UnsupportedError: Gaudi's software or a card is not there, or the software was set up in another way before.
+        UnsupportedError: Gaudi's software or a card is not there, or the software was set up in another way before; or
+            layers are split over ranks in eager mode.
         RequestError: variables of the environment that can't be right.
     """
     mode = load_gaudi(None if seat is None else seat.local_rank)
@@ -41,6 +42,11 @@ def open_card(seat: Seat | None = None) -> HpuDevice:
         raise UnsupportedError(
             "the hpu device can't be used: Gaudi's software is installed and finds no card; see docs/devices.md, or "
             "take --device cpu"
+        )
+    if mode == "eager" and seat is not None and seat.communicator is not None:
+        raise UnsupportedError(
+            "in eager mode Gaudi's software keeps exchanges of ranks out of compiled steps, so the hpu device splits "
+            f"layers over ranks in lazy mode only; set {MODE_VARIABLE}=lazy, or take --tp 1"
         )
     return HpuDevice(torch.device("hpu"), mode, seat)
 
@@ -57,8 +63,7 @@ class HpuDevice(AcceleratorDevice):
     separate_inputs = True
 
     def __init__(self, device: torch.device, mode: Mode, seat: Seat | None = None) -> None:
-        is_alone = seat is None or seat.communicator is None
-        graphs: Graphs = LazyGraphs() if mode == "lazy" else EagerGraphs(whole=is_alone)
+        graphs: Graphs = LazyGraphs() if mode == "lazy" else EagerGraphs()
         self._hpu: Any = torch.hpu
         self._mode = mode
         self._before = {name: _counted(name) for name in ("graph_compilation", "cpu_fallback")}
@@ -83,14 +88,14 @@ class HpuDevice(AcceleratorDevice):
         Raises:
             UnsupportedError: a kind of weights that this device does not have.
         """
-        if value.kind == "weight" and value.dtype not in KINDS:
+        if value.kind == "weight" and len(value.shape) > 1 and value.dtype not in KINDS:
             raise UnsupportedError(
                 f"the hpu device has no {value.dtype} weights, only {' and '.join(KINDS)}; choose --weights bf16"
             )
         return super().held_bytes(value)
 
     def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
-        """A random weight, made on the host: its numbers are hashes of 64 bits, which Gaudi can't compute."""
+        """A random weight, (N, K) or (N,) float32, made on the host: Gaudi can't compute its hashes of 64 bits."""
         return self.pack(weight.on_host(), uses)
 
     def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> Executable:

@@ -36,7 +36,7 @@ class LazyGraphs:
         return _Captured(self, run)
 
     def capture(self, run: Run) -> tuple[Any, Mapping[str, torch.Tensor]]:
-        """The graph of a step, and its outputs, which hold something once it was replayed."""
+        """The graph of a step, and its outputs: (L,) int32, (L, V) float32, ..., which a replay fills."""
         begin = time.perf_counter()
         self._mark_step()  # what was asked for before is no part of the graph
         graph = self._hpu.HPUGraph()
@@ -63,17 +63,13 @@ class _Captured:
 
 
 class EagerGraphs:
-    """Has PyTorch compile each step for Gaudi.
-
-    Args:
-        whole: a step has to become one graph; exchanges of ranks, which Gaudi's software keeps out of them, cut it.
+    """Has PyTorch compile each step for Gaudi, as one graph: where it would have to be cut, PyTorch raises.
 
     Attributes:
         captures: steps that were compiled so far.
     """
 
-    def __init__(self, whole: bool) -> None:
-        self._whole = whole
+    def __init__(self) -> None:
         self.captures = Captures()
 
     def prepare(self, run: Run) -> Run:
@@ -81,7 +77,7 @@ class EagerGraphs:
         compiled = torch.compile(
             _with_code_of_its_own(run),
             backend="hpu_backend",
-            fullgraph=self._whole,
+            fullgraph=True,
             dynamic=False,
             options={"force_static_compile": True, "keep_input_mutations": True},
         )
