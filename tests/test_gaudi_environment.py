@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 
-from anthesis.devices import open_device
+from anthesis.devices import device_of, open_device
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.parallel import gaudi
 from anthesis.parallel.gaudi import LocalRank, chosen_mode, load_gaudi, module_of
 from anthesis.parallel.launch import NAME_VARIABLE
 from anthesis.parallel.layout import Layout
+from anthesis.parallel.process_groups import backend_of
 from anthesis.parallel.seat import Seat
 from gaudi_software import installed
 from rank_threads import communicators
@@ -66,6 +67,12 @@ def test_an_import_in_another_mode_is_told() -> None:
             open_device("hpu")
         os.environ["ANTHESIS_HPU_MODE"] = "eager"
         assert open_device("hpu").info().name == "hpu"
+
+
+def test_ranks_on_whatever_there_is_exchange_by_what_that_has() -> None:
+    with installed("lazy"):
+        assert backend_of(device_of("auto")) == "hccl"
+    assert device_of("reference") == "reference"
 
 
 def test_a_machine_without_the_software_or_without_a_card_is_told() -> None:

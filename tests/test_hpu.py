@@ -222,6 +222,15 @@ def test_a_compiled_step_is_one_graph() -> None:
             executable.run(decode(0))
 
 
+def test_matrices_that_are_joined_are_not_held_twice_for_long(lazy: HpuDevice) -> None:
+    """In lazy mode the parts live until the joining is done, and that would be with the first step."""
+    card = importlib.import_module("gaudi_card").card
+    program = program_of(LLAMA)
+    before = card.mark_steps
+    compiled(lazy, program, random_weights(program, np.float32))
+    assert card.mark_steps - before >= 2 * program.config.num_layers, "for q/k/v and gate/up of each layer"
+
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,8 @@ import torch
 from anthesis import LLM
 from anthesis.devices.accelerator.exchange import Exchange
 from anthesis.devices.accelerator.matrices import Matrix
-from anthesis.devices.accelerator.operations import Attention
+from anthesis.devices.accelerator.operations import Attention, Operations
 from anthesis.devices.accelerator.step import Step
-from anthesis.devices.hpu.operations import HpuOperations
 from anthesis.models import trace
 from anthesis.parallel.gaudi import LAZY_VARIABLE
 from anthesis.program.attend import alibi_slopes
@@ -64,7 +63,7 @@ def test_two_ranks_give_the_tokens_of_one_processor(tmp_path: Path, sampling: di
     ]  # fmt: skip
 
 
-class Recording(HpuOperations):
+class Recording(Operations):
     """Notes what attention is given."""
 
     def __init__(self) -> None:

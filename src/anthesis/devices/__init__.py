@@ -40,6 +40,11 @@ def open_device(name: str, threads: int | None = None, seat: Seat | None = None,
     return device
 
 
+def device_of(name: str) -> str:
+    """The device that a name means: for "auto" the fastest there is."""
+    return _fastest()[0] if name == "auto" else name
+
+
 def check_device(name: str) -> None:
     """Refuses a name before anything is done for it.
 

@@ -182,7 +182,9 @@ class TorchCommunicator:
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self._group, self.rank, self.size = group, rank, size
-        self._distributed = torch_distributed()
+        self._distributed = distributed = torch_distributed()
+        # PyTorch 2.13 has given it another name
+        self._gather_tensors = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
     def all_reduce(self, x: Any) -> None:
         """See `Communicator.all_reduce`; `x` (N,) float32, an array, or a tensor of any shape on the group's device.
@@ -217,7 +219,7 @@ class TorchCommunicator:
         """
         gathered = mine.new_empty(self.size * mine.numel())  # in one dimension, on which all libraries agree
         try:
-            self._distributed.all_gather_into_tensor(gathered, mine.reshape(-1), group=self._group)
+            self._gather_tensors(gathered, mine.reshape(-1), group=self._group)
         except RuntimeError as error:
             raise no_answer(error) from error
         return gathered.view(self.size, *mine.shape)

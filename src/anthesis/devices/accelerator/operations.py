@@ -82,6 +82,9 @@ class Attention:
 class Operations:
     """What a device does for each kind of operation; a device with kernels of its own overrides some."""
 
+    def settle(self) -> None:
+        """Has what was asked for so far done, where a device gathers it and holds on to what it needs for it."""
+
     def embed(self, ids: torch.Tensor, matrix: Matrix, offset: int) -> torch.Tensor:
         """Rows of a table for ids (R,) int32: (R, E) float32; zeros where it has none."""
         rows = ids + offset

@@ -166,6 +166,7 @@ class Step:
         widths = tuple(matrix.shape[0] for matrix in matrices)
         if can_join(matrices):
             matrices = [join(matrices)]
+            self._operations.settle()  # so that no more than these are there twice
             if any(vector is not None for vector in vectors):
                 zeros = (torch.zeros(width, device=self._device) for width in widths)
                 vectors = [torch.cat([next(zeros) if v is None else v for v in vectors])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 
 from anthesis.devices.accelerator.matrices import Matrix
@@ -17,6 +19,10 @@ class HpuOperations(Operations):
     added to a float32 residual stream; logits, of which the largest decides and some of which lie close together, are
     computed from weights turned to float32 instead.
     """
+
+    def settle(self) -> None:
+        """See `Operations.settle`; in lazy mode nothing is done before it has to be."""
+        import_module("habana_frameworks.torch.core").mark_step()
 
     def linear(self, x: torch.Tensor, product: Product, residual: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """See `Operations.linear`; x (R, K) float32 gives (R, N) float32."""
