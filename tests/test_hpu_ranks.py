@@ -31,11 +31,13 @@ BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4}
 
 COMPLETING = """
 import json, sys
+import numpy as np
 from anthesis import LLM
 sampling = json.loads(sys.argv[2])
 with LLM(sys.argv[1], tp=2, device="hpu", weights="fp32", cache_memory=2**26) as llm:
     results = llm.generate([[5, 6, 7], [8] * 20], max_new_tokens=12, ignore_eos=True, **sampling)
     counters = llm.loaded.device.counters()
+    np.save(sys.argv[3], llm.logits(list(range(80))))
 print(json.dumps([[result.token_ids for result in results], counters.captures, counters.compilations]))
 """
 
@@ -47,12 +49,14 @@ def test_two_ranks_give_the_tokens_of_one_processor(tmp_path: Path, sampling: di
     model = f"random:{tmp_path / 'config.json'}"
     with LLM(model, device="cpu", weights="fp32") as llm:
         expected = llm.generate([[5, 6, 7], [8] * 20], max_new_tokens=12, ignore_eos=True, **sampling)
+        logits = llm.logits(list(range(80)))
     variables = {"PYTHONPATH": str(STAND_IN), "GAUDI_STAND_IN_LOG": str(tmp_path), LAZY_VARIABLE: "1"}
-    with script(tmp_path, COMPLETING, model, json.dumps(sampling), **variables) as ranks:
+    with script(tmp_path, COMPLETING, model, json.dumps(sampling), str(tmp_path / "logits.npy"), **variables) as ranks:
         assert ranks.end(within_s=120) == 0, ranks.err
         tokens, captures, compilations = json.loads(ranks.out)
     assert tokens == [result.token_ids for result in expected]
     assert captures == compilations > 0
+    assert np.abs(np.load(tmp_path / "logits.npy") - logits).max() < 1e-5 * np.abs(logits).max()
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert told == [
         {

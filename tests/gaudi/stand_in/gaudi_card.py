@@ -2,7 +2,7 @@
 
 What it keeps of the contract, and raises where code under test does not:
 
-- A tensor of the card mixes with none of the host, but for scalars; there is no float64.
+- A tensor of the card mixes with none of the host, but for scalars; there is no float64, and no view as another dtype.
 - A captured graph is the list of the operations that were called, with the tensors and Python values they were called
   with. A replay calls them again and writes the results where those of the capture stood. What a capture computed is
   nothing to be read: it is overwritten with nonsense when the capture ends.
@@ -124,6 +124,8 @@ def _check(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> None:
     of_host = [tensor for tensor in tensors if not isinstance(tensor, CardTensor)]
     if name not in COPIES and any(tensor.dim() for tensor in of_host):
         raise CardError(f"{func}: tensors of the card and of the host")
+    if str(func) == "aten.view.dtype":
+        raise CardError("nothing says that the card can look at a tensor as at one of another dtype")
     if card.recording is None:
         return
     if name in COPIES and (of_host or _CPU in tree_leaves((args, kwargs))):

@@ -41,7 +41,7 @@ class AcceleratorDevice:
     """Inputs stand in memory from which the card copies by itself."""
 
     separate_inputs = False
-    """Each input is a tensor of its own on the device: it can't look at bytes as at other numbers."""
+    """Each input is a tensor of its own on the device, which need not look at bytes as at other numbers."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class AcceleratorDevice:
         return pack(weight, self.device)
 
     def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
-        """A random weight, made on the device."""
+        """A random weight, a matrix (N, K) of any kind or a vector (N,) float32, made on the device."""
         make: Callable[[RandomWeight, torch.device], Matrix | torch.Tensor]
         make = random_vector if len(weight.shape) == 1 else random_matrix
         return make(weight, self.device)

@@ -43,8 +43,8 @@ class StepInputs:
         arriving: name and width E of the rows that come from the stage before, or None.
         device: where the step runs.
         pinned: the host's copy stands in memory from which a card copies by itself.
-        separate: each input is a tensor of its own on the device, not a part of one block of bytes, since some devices
-            can't look at bytes as at other numbers.
+        separate: each input is a tensor of its own on the device, not a part of one block of bytes, for devices that
+            may not look at bytes as at other numbers.
 
     Attributes:
         tensors: by name: tokens, positions, key_rows (R,) int32: the cache's row of each row's key; tile_first,

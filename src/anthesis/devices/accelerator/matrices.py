@@ -68,7 +68,7 @@ class Matrix:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there are, each with N rows."""
+        """All there are: values (N, ...) of the kind's dtype, then scales and minimums (N, ...) of theirs."""
         return tuple(t for t in (self.values, self.scales, self.minimums) if t is not None)
 
     @property
@@ -147,11 +147,11 @@ def from_nibbles(
     Args:
         kind: of the matrix.
         shape: (N, K).
-        packed: (first row, row after the last) -> (rows, K / 2) uint8 in the order of `quantize`, on the device.
+        packed: (first row, row after the last) -> (R, K / 2) uint8, R rows, in the order of `quantize`, on the device.
         device: where they are.
 
     Returns:
-        (N, 32 runs) int32.
+        (N, 32 * runs) int32, that is (N, ...).
     """
     assert kind.bits == 4
     words = torch.empty((shape[0], _runs(shape[1]) * WORDS), dtype=torch.int32, device=device)
@@ -184,8 +184,7 @@ def join(matrices: Sequence[Matrix]) -> Matrix:
         return first
     if first.whole is not None and _is_joined(first.whole[0], matrices):
         return first.whole[0]
-    parts = [torch.cat(tensors) for tensors in zip(*(_joinable(m) for m in matrices), strict=True)]
-    tensors = [part.view(own.dtype) for part, own in zip(parts, first.tensors, strict=True)]
+    tensors = [_below_each_other(parts) for parts in zip(*(m.tensors for m in matrices), strict=True)]
     joined = Matrix(first.kind, (sum(m.shape[0] for m in matrices), first.shape[1]), *tensors)
     at = 0
     for matrix in matrices:
@@ -211,9 +210,11 @@ def _is_joined(whole: Matrix, matrices: Sequence[Matrix]) -> bool:
     return at == whole.shape[0]
 
 
-def _joinable(matrix: Matrix) -> list[torch.Tensor]:
-    """Its tensors; float8, which has no concatenation, as bytes."""
-    return [t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t for t in matrix.tensors]
+def _below_each_other(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    dtype = parts[0].dtype
+    if dtype != torch.float8_e4m3fn:
+        return torch.cat([*parts])
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)  # float8 has no concatenation
 
 
 def _bytes(array: object) -> object:

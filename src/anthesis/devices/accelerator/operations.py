@@ -144,13 +144,14 @@ class Operations:
 
         Args:
             attention: what to do.
-            q, k, v: (R, H D), (R, K D), (R, K D) float32.
-            cache: (128 P, K D): of each block 64 rows of keys, then 64 of values.
+            q: (R, H * D) float32.
+            k, v: (R, K * D) float32.
+            cache: (128 * P, K * D) float32 or bf16: of each block 64 rows of keys, then 64 of values.
             inputs: of the step (`StepInputs`).
             size: of the step.
 
         Returns:
-            (R, H D) float32.
+            (R, H * D) float32.
         """
         op, head = attention.op, attention.op.head_dim
         if attention.angles is not None:
