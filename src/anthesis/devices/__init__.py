@@ -69,6 +69,9 @@ def _open(name: str, threads: int | None, seat: Seat | None, invariant: bool) ->
         return open_card(seat, invariant)
     if name == "hpu":
         need_torch(name)
+        from anthesis.parallel.gaudi import need_gaudi
+
+        need_gaudi()
         from anthesis.devices.hpu import open_card as open_gaudi
 
         return open_gaudi(seat)

@@ -81,6 +81,19 @@ def chosen_mode(environment: Mapping[str, str]) -> Mode:
     return _LAZY[theirs]
 
 
+def need_gaudi() -> None:
+    """Refuses the hpu device where its software is not installed, before PyTorch is imported, which takes seconds.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    if find_spec("habana_frameworks") is None:
+        raise UnsupportedError(
+            "the hpu device can't be used: Gaudi's software (habana_frameworks) is not installed; see docs/devices.md, "
+            "or take --device cpu"
+        )
+
+
 def load_gaudi(ranks: LocalRank | None = None) -> Mode:
     """Imports Gaudi's software, for PyTorch to have the device "hpu", and for several ranks the backend "hccl".
 
@@ -96,11 +109,7 @@ def load_gaudi(ranks: LocalRank | None = None) -> Mode:
     """
     mode = chosen_mode(os.environ)
     several = ranks is not None and ranks.size > 1
-    if find_spec("habana_frameworks") is None:
-        raise UnsupportedError(
-            "the hpu device can't be used: Gaudi's software (habana_frameworks) is not installed; see docs/devices.md, "
-            "or take --device cpu"
-        )
+    need_gaudi()
     is_first = _PACKAGE not in sys.modules
     if several and not is_first and _loaded.module is None:
         raise UnsupportedError(
