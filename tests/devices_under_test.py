@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ from anthesis.devices.cpu import CpuDevice
 from anthesis.devices.cuda import CudaDevice, tiles
 from anthesis.devices.cuda.operations import CudaOperations
 from anthesis.devices.device import Device
+from anthesis.devices.hpu import HpuDevice
 from anthesis.devices.reference import ReferenceDevice
+from anthesis.parallel.gaudi import Mode
+from gaudi_software import installed
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # which takes milliseconds for each program: few and large ones
     tiles.PROGRAMS = 16
@@ -25,14 +29,29 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # which takes milliseconds for ea
 
 @dataclass(frozen=True)
 class Opened:
-    """How a device is opened."""
+    """How a device is opened: `with opened.device() as device`."""
 
-    open: Callable[[], Device]
+    device: Callable[[], AbstractContextManager[Device]]
 
 
 def marked(name: str, open_it: Callable[[], Device], *marks: Any) -> Any:
     """A parameter of tests."""
-    return pytest.param(Opened(open_it), id=name, marks=marks)
+    return pytest.param(Opened(lambda: nullcontext(open_it())), id=name, marks=marks)
+
+
+def gaudi(mode: Mode) -> Any:
+    """The same for the code of the Gaudi device over a stand-in for Gaudi's software.
+
+    PyTorch compiles steps over tensors that it knows only, so in eager mode they are the host's.
+    """
+
+    @contextmanager
+    def opened() -> Iterator[Device]:
+        with installed(mode):
+            device = open_device("hpu")
+            yield device if mode == "lazy" else HpuDevice(torch.device("cpu"), mode)
+
+    return pytest.param(Opened(opened), id=f"hpu-{mode}-stand-in")
 
 
 DEVICES = [
@@ -44,5 +63,7 @@ DEVICES = [
     marked("cuda-invariant-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations(True), invariant=True)),
     marked("cuda", lambda: open_device("cuda"), pytest.mark.cuda),
     marked("cuda-invariant", lambda: open_device("cuda", invariant=True), pytest.mark.cuda),
+    gaudi("lazy"),
+    gaudi("eager"),
     marked("hpu", lambda: open_device("hpu"), pytest.mark.hpu),
 ]

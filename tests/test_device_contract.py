@@ -5,7 +5,7 @@ A device is given as a function that opens it. What a machine lacks is skipped b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,10 @@ EXACT = 2e-5
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     """Each device in turn."""
-    opened: Device = request.param.open()
-    return opened
+    with request.param.device() as opened:
+        yield opened
 
 
 def weights_of(program: Program, dtype: Any = np.float64) -> dict[str, Array]:

@@ -41,6 +41,11 @@ def open_device(name: str, threads: int | None = None, seat: Seat | None = None,
     return device
 
 
+def device_of(name: str) -> str:
+    """The device that a name means: for "auto" the fastest there is."""
+    return _fastest()[0] if name == "auto" else name
+
+
 def check_device(name: str) -> None:
     """Refuses a name before anything is done for it.
 
@@ -103,6 +108,9 @@ def _cuda(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
 
 def _hpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
     need_torch("hpu")
+    from anthesis.parallel.gaudi import need_gaudi
+
+    need_gaudi()
     from anthesis.devices.hpu import open_card
 
     return open_card(seat)

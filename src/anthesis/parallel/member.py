@@ -154,7 +154,9 @@ class Member:
     def _connect(self, message: Message) -> None:
         layout, teams = self.seat.layout, message["teams"]
         address = message["host"] if self.connection.is_local else self.connection.own_address
-        self.seat.groups = ProcessGroups(layout.size, message["host"], message["port"], message["backend"])
+        self.seat.groups = ProcessGroups(
+            layout.size, message["host"], message["port"], message["backend"], self.seat.local_rank
+        )
         found = self.seat.groups.connect(teams, self.seat.rank, address)
         if teams:
             self.seat.communicator = found

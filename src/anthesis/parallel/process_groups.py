@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from anthesis.errors import AnthesisError, UnsupportedError, first_line
 from anthesis.parallel.communicator import TIMEOUT_VARIABLE, peer_timeout_s
 from anthesis.program.ir import Array
+
+if TYPE_CHECKING:
+    from anthesis.parallel.gaudi import LocalRank
 
 PROCESSORS = "gloo"
 """The backend for the host's arrays."""
@@ -52,14 +55,22 @@ class ProcessGroups:
         host: where rank 0 is reached.
         port: of its store; None on rank 0, which chooses one.
         backend: "gloo" for processors, "nccl" for NVIDIA cards, "hccl" for Gaudi.
+        ranks: which one this is, which Gaudi's software has to know before there is a backend.
 
     Raises:
         UnsupportedError: PyTorch is not installed, or lacks the backend; or this process uses its default group
             already.
+        RequestError: variables of the environment that Gaudi's software reads can't be right.
     """
 
-    def __init__(self, size: int, host: str, port: int | None, backend: str = PROCESSORS) -> None:
+    def __init__(
+        self, size: int, host: str, port: int | None, backend: str = PROCESSORS, ranks: LocalRank | None = None
+    ) -> None:
         self._distributed = distributed = torch_distributed()
+        if backend == _OF_CARDS["hpu"] and ranks is not None:
+            from anthesis.parallel.gaudi import load_gaudi
+
+            load_gaudi(ranks)
         if not distributed.is_backend_available(backend):
             raise UnsupportedError(
                 f"this PyTorch has no {backend}, by which ranks on such devices exchange; install a build that has"
@@ -171,7 +182,9 @@ class TorchCommunicator:
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self._group, self.rank, self.size = group, rank, size
-        self._distributed = torch_distributed()
+        self._distributed = distributed = torch_distributed()
+        # PyTorch 2.13 has given it another name
+        self._gather_tensors = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
     def all_reduce(self, x: Any) -> None:
         """See `Communicator.all_reduce`; `x` (N,) float32, an array, or a tensor of any shape on the group's device.
@@ -204,12 +217,12 @@ class TorchCommunicator:
         Raises:
             AnthesisError: another rank does not answer.
         """
-        gathered = mine.new_empty((self.size, *mine.shape))
+        gathered = mine.new_empty(self.size * mine.numel())  # in one dimension, on which all libraries agree
         try:
-            self._distributed.all_gather_into_tensor(gathered, mine, group=self._group)
+            self._gather_tensors(gathered, mine.reshape(-1), group=self._group)
         except RuntimeError as error:
             raise no_answer(error) from error
-        return gathered
+        return gathered.view(self.size, *mine.shape)
 
     def _gather(self, mine: Array) -> list[Array]:
         parts = [np.empty_like(mine) for _ in range(self.size)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from anthesis.cores import usable_cores
 from anthesis.parallel.binding import shares_of_cores
 from anthesis.parallel.communicator import Communicator
+from anthesis.parallel.gaudi import LocalRank
 from anthesis.parallel.layout import Layout
 from anthesis.parallel.process_groups import ProcessGroups
 
@@ -36,6 +37,11 @@ class Seat:
     place: int = 0
     cores: set[int] | None = None
     threads: int = 1
+
+    @property
+    def local_rank(self) -> LocalRank:
+        """What the software of a card has to know of it."""
+        return LocalRank(self.rank, self.layout.size, self.place, self.sharers)
 
     def take_place(self, index: int, rivals: int, sharers: int, place: int) -> None:
         """Chooses this rank's cores, and notes which of the machine's cards is its own.

@@ -68,7 +68,7 @@ def _join_groups(group: Group, shared: bool) -> None:
     teams = [] if shared else group.layout.teams()
     hosts = [c.own_address for c in group.connections.values() if not c.is_local]
     host = hosts[0] if hosts else "127.0.0.1"
-    groups = ProcessGroups(group.layout.size, host, None, group.backend)
+    groups = ProcessGroups(group.layout.size, host, None, group.backend, group.seat.local_rank)
     group.tell({"do": "connect", "host": host, "port": groups.port, "backend": group.backend, "teams": teams})
     group.seat.groups = groups
     found = group.while_all_run(lambda: groups.connect(teams, 0, host))

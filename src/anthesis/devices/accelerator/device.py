@@ -21,7 +21,7 @@ from anthesis.devices.accelerator.random import random_matrix, random_vector
 from anthesis.devices.accelerator.sizes import all_blocks
 from anthesis.devices.accelerator.step import Step
 from anthesis.devices.bandwidth import ReadBandwidth, of_host
-from anthesis.devices.device import Counters, DeviceInfo
+from anthesis.devices.device import Counters, DeviceInfo, Executable
 from anthesis.parallel.seat import Seat
 from anthesis.program.ir import BLOCK_TOKENS, Array, Program, Value
 from anthesis.quantize import WeightTensor
@@ -43,6 +43,9 @@ class AcceleratorDevice(ABC):
 
     pinned = False
     """Inputs stand in memory from which the card copies by itself."""
+
+    separate_inputs = False
+    """Each input is a tensor of its own on the device, which need not look at bytes as at other numbers."""
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class AcceleratorDevice(ABC):
         return pack(weight, self.device)
 
     def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
-        """A random weight, made on the device."""
+        """A random weight, a matrix (N, K) of any kind or a vector (N,) float32, made on the device."""
         make: Callable[[RandomWeight, torch.device], Matrix | torch.Tensor]
         make = random_vector if len(weight.shape) == 1 else random_matrix
         return make(weight, self.device)
@@ -88,14 +91,16 @@ class AcceleratorDevice(ABC):
             caches[value.name] = cache
         return caches
 
-    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> AcceleratorExecutable:
+    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> Executable:
         """The program over these weights and this cache; it is captured when it runs.
 
         Raises:
             UnsupportedError: an operation that accelerators don't have.
         """
         step = Step(program, weights, cache, self._operations, self._ranks, self.device)
-        return AcceleratorExecutable(step, self.graphs, self._blocks, self.device, self.to_host, self.pinned)
+        return AcceleratorExecutable(
+            step, self.graphs, self._blocks, self.device, self.to_host, self.pinned, self.separate_inputs
+        )
 
     def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
         """Tensors as arrays of the host, waiting once for all of them; they are valid until the next step."""

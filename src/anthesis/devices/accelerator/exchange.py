@@ -45,7 +45,7 @@ class Exchange:
 
     def best(self, score: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each row the pair with the highest score, of equal ones the lowest rank's: (L,) float32, (L,) int32."""
-        pairs = self.gather(torch.stack((score.view(torch.int32), token)))
-        scores, tokens = pairs[:, 0].view(torch.float32), pairs[:, 1]
+        pairs = self.gather(torch.stack((score, token.float())))  # exact: no vocabulary has 2^24 tokens
+        scores, tokens = pairs[:, 0], pairs[:, 1]
         first = scores.argmax(0, keepdim=True)
-        return scores.gather(0, first)[0], tokens.gather(0, first)[0]
+        return scores.gather(0, first)[0], tokens.gather(0, first)[0].int()

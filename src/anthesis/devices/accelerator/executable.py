@@ -34,6 +34,7 @@ class AcceleratorExecutable:
         device: where it runs.
         to_host: brings tensors, by name, to the host as arrays, waiting once for all of them.
         pinned: inputs stand in memory from which a card copies by itself.
+        separate: each input is a tensor of its own on the device.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class AcceleratorExecutable:
         device: torch.device,
         to_host: Callable[[Mapping[str, torch.Tensor]], dict[str, Array]],
         pinned: bool,
+        separate: bool,
     ) -> None:
         self._step, self._graphs, self._blocks, self._device = step, graphs, blocks, device
-        self._to_host, self._pinned = to_host, pinned
+        self._to_host, self._pinned, self._separate = to_host, pinned, separate
         self._prepared: dict[StepSize, _Prepared] = {}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -80,5 +82,5 @@ class AcceleratorExecutable:
         program = self._step.program
         name = arriving_name(program)
         arriving = None if name is None else (name, program.config.hidden_size)
-        inputs = StepInputs(program, size, self._step.frequencies, arriving, self._device, self._pinned)
+        inputs = StepInputs(program, size, self._step.frequencies, arriving, self._device, self._pinned, self._separate)
         return _Prepared(inputs, self._graphs.prepare(partial(self._step.run, inputs.tensors, size)))

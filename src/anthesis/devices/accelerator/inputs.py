@@ -1,4 +1,4 @@
-"""What a step reads of the host: one block of bytes that is written there and copied at once.
+"""What a step reads of the host: one block of bytes that is written there and copied, at once where a device can.
 
 What attention and rotations need of positions and of the block table is worked out here, on the host, where it takes
 no time: which rows of the cache are written, which blocks each tile looks at, the angles in float64. So no operation on
@@ -43,6 +43,8 @@ class StepInputs:
         arriving: name and width E of the rows that come from the stage before, or None.
         device: where the step runs.
         pinned: the host's copy stands in memory from which a card copies by itself.
+        separate: each input is a tensor of its own on the device, not a part of one block of bytes, for devices that
+            may not look at bytes as at other numbers.
 
     Attributes:
         tensors: by name: tokens, positions, key_rows (R,) int32: the cache's row of each row's key; tile_first,
@@ -60,6 +62,7 @@ class StepInputs:
         arriving: tuple[str, int] | None,
         device: torch.device,
         pinned: bool,
+        separate: bool = False,
     ) -> None:
         self._size, self._frequencies = size, frequencies
         self._arriving = None if arriving is None else arriving[0]
@@ -87,14 +90,20 @@ class StepInputs:
             places[name] = (at, at + nbytes)
             at += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self._on_host = torch.zeros(at, dtype=torch.uint8, pin_memory=pinned)
-        self._on_device = torch.empty(at, dtype=torch.uint8, device=device)
+        block = None if separate else torch.empty(at, dtype=torch.uint8, device=device)
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = [] if block is None else [(block, self._on_host)]
         host = self._on_host.numpy()
         self._arrays: dict[str, Array] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         for name, (dtype, shape) in fields.items():
             begin, end = places[name]
             self._arrays[name] = host[begin:end].view(dtype).reshape(shape)
-            self.tensors[name] = self._on_device[begin:end].view(_TORCH_DTYPES[np.dtype(dtype)]).view(shape)
+            if block is None:
+                on_host = torch.from_numpy(self._arrays[name])
+                self.tensors[name] = torch.empty(shape, dtype=on_host.dtype, device=device)
+                self._copies.append((self.tensors[name], on_host))
+            else:
+                self.tensors[name] = block[begin:end].view(_TORCH_DTYPES[np.dtype(dtype)]).view(shape)
 
     def fill(self, inputs: Arrays) -> None:
         """Writes the inputs of a step, and has them copied to the device.
@@ -133,7 +142,8 @@ class StepInputs:
                 to[name][given] = [clipped(number) for number in to[name][given]]
             if self._size.penalises:
                 self._set("seen", inputs["seen"])
-        self._on_device.copy_(self._on_host, non_blocking=True)
+        for on_device, on_host in self._copies:
+            on_device.copy_(on_host, non_blocking=self._on_host.is_pinned())
 
     def _set(self, name: str, array: Array) -> None:
         """Rows that fill up the size get zeros: they write to the scratch block, and are greedy."""

@@ -56,6 +56,7 @@ class Matrix:
         values: as the table above says.
         scales: (N, 1) or (N, groups), or None.
         minimums: (N, groups), or None.
+        whole: the matrix that it was joined into, and the first of its rows there; None: it stands alone.
     """
 
     kind: WeightKind
@@ -63,10 +64,11 @@ class Matrix:
     values: torch.Tensor
     scales: torch.Tensor | None = None
     minimums: torch.Tensor | None = None
+    whole: tuple[Matrix, int] | None = None
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All there are, each with N rows."""
+        """All there are: values (N, ...) of the kind's dtype, then scales and minimums (N, ...) of theirs."""
         return tuple(t for t in (self.values, self.scales, self.minimums) if t is not None)
 
     @property
@@ -127,9 +129,9 @@ def pack(weight: WeightTensor, device: torch.device) -> Matrix:
     """
     kind = weight.kind
     # through bytes, since NumPy's dtypes of other packages are unknown to PyTorch; a view of a file is read-only
-    values = _on(device, torch.from_numpy(_bytes(weight.values)))
+    values = torch.from_numpy(_bytes(weight.values))
     dtype = _DTYPES[kind.name.partition("-")[0]]
-    values = _repacked(values, weight.shape[1]) if kind.bits == 4 else values.view(dtype)
+    values = _repacked(_on(device, values), weight.shape[1]) if kind.bits == 4 else _on(device, values.view(dtype))
     scales, minimums = (
         None if array is None else _on(device, torch.from_numpy(array.reshape(weight.shape[0], -1).copy()))
         for array in (weight.scales, weight.minimums)
@@ -145,11 +147,11 @@ def from_nibbles(
     Args:
         kind: of the matrix.
         shape: (N, K).
-        packed: (first row, row after the last) -> (rows, K / 2) uint8 in the order of `quantize`, on the device.
+        packed: (first row, row after the last) -> (R, K / 2) uint8, R rows, in the order of `quantize`, on the device.
         device: where they are.
 
     Returns:
-        (N, 32 runs) int32.
+        (N, 32 * runs) int32, that is (N, ...).
     """
     assert kind.bits == 4
     words = torch.empty((shape[0], _runs(shape[1]) * WORDS), dtype=torch.int32, device=device)
@@ -185,17 +187,22 @@ def matrix_shapes(value: Value) -> list[tuple[tuple[int, int], torch.dtype]]:
 
 
 def join(matrices: Sequence[Matrix]) -> Matrix:
-    """Matrices of one kind and width as one, each becoming a view of it: no byte is held twice."""
+    """Matrices of one kind and width as one, each becoming a view of it: no byte is held twice.
+
+    Those that another program has joined already give what they were joined into.
+    """
     first = matrices[0]
     if len(matrices) == 1:
         return first
-    parts = [torch.cat(tensors) for tensors in zip(*(_as_bytes(m) for m in matrices), strict=True)]
-    tensors = [part.view(own.dtype) for part, own in zip(parts, first.tensors, strict=True)]
+    if first.whole is not None and _is_joined(first.whole[0], matrices):
+        return first.whole[0]
+    tensors = [_below_each_other(parts) for parts in zip(*(m.tensors for m in matrices), strict=True)]
     joined = Matrix(first.kind, (sum(m.shape[0] for m in matrices), first.shape[1]), *tensors)
     at = 0
     for matrix in matrices:
         view = joined.rows(slice(at, at + matrix.shape[0]))
         matrix.values, matrix.scales, matrix.minimums = view.values, view.scales, view.minimums
+        matrix.whole = joined, at
         at += matrix.shape[0]
     return joined
 
@@ -205,8 +212,21 @@ def can_join(matrices: Sequence[Matrix]) -> bool:
     return len({(matrix.kind.name, matrix.shape[1]) for matrix in matrices}) == 1
 
 
-def _as_bytes(matrix: Matrix) -> list[torch.Tensor]:
-    return [tensor.view(torch.uint8) for tensor in matrix.tensors]  # float8 has no concatenation
+def _is_joined(whole: Matrix, matrices: Sequence[Matrix]) -> bool:
+    """Whether these are all that was joined, in this order."""
+    at = 0
+    for matrix in matrices:
+        if matrix.whole is None or matrix.whole[0] is not whole or matrix.whole[1] != at:
+            return False
+        at += matrix.shape[0]
+    return at == whole.shape[0]
+
+
+def _below_each_other(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    dtype = parts[0].dtype
+    if dtype != torch.float8_e4m3fn:
+        return torch.cat([*parts])
+    return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)  # float8 has no concatenation
 
 
 def _bytes(array: object) -> object:

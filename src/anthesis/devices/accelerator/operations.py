@@ -46,6 +46,7 @@ class Product:
         norm: of the input, before.
         activation: of the first result.
         gated: the one result is the activated first half of the columns times the second.
+        gives_logits: the results are logits.
     """
 
     matrices: tuple[Matrix, ...]
@@ -54,6 +55,7 @@ class Product:
     norm: NormWeights | None
     activation: Activation | None
     gated: bool
+    gives_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class Attention:
 class Operations:
     """What a device does for each kind of operation; a device with kernels of its own overrides some."""
 
+    def settle(self) -> None:
+        """Has what was asked for so far done, where a device gathers it and holds on to what it needs for it."""
+
     def embed(self, ids: torch.Tensor, matrix: Matrix, offset: int) -> torch.Tensor:
         """Rows of a table for ids (R,) int32: (R, E) float32; zeros where it has none."""
         rows = ids + offset
@@ -103,7 +108,8 @@ class Operations:
         for matrix, bias in zip(product.matrices, product.biases, strict=True):
             part = self.multiply(x, matrix)
             parts.append(part if bias is None else part + bias)
-        results = list(parts[0].split(product.widths, 1)) if len(parts) == 1 else parts
+        # the one result of one matrix is no view of itself: ranks add theirs up in place
+        results = list(parts[0].split(product.widths, 1)) if len(parts) < len(product.widths) else parts
         if product.activation is not None:
             results[0] = self.activate(results[0], product.activation)
         if product.gated:
@@ -138,13 +144,14 @@ class Operations:
 
         Args:
             attention: what to do.
-            q, k, v: (R, H D), (R, K D), (R, K D) float32.
-            cache: (128 P, K D): of each block 64 rows of keys, then 64 of values.
+            q: (R, H * D) float32.
+            k, v: (R, K * D) float32.
+            cache: (128 * P, K * D) float32 or bf16: of each block 64 rows of keys, then 64 of values.
             inputs: of the step (`StepInputs`).
             size: of the step.
 
         Returns:
-            (R, H D) float32.
+            (R, H * D) float32.
         """
         op, head = attention.op, attention.op.head_dim
         if attention.angles is not None:

@@ -99,7 +99,7 @@ def _bytes(
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
-    """The output function of SplitMix64 on int64 words, of any shape."""
+    """The output function of SplitMix64 on int64 words (...)."""
     for shift, factor in MIX:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * signed64(factor)
     return x ^ ((x >> 31) & ((1 << 33) - 1))

@@ -165,7 +165,8 @@ class Step:
         vectors = [None if name is None else self._weights[name] for name in op.biases or (None,) * len(matrices)]
         widths = tuple(matrix.shape[0] for matrix in matrices)
         if can_join(matrices):
-            matrices = [_joined(matrices)]
+            matrices = [join(matrices)]
+            self._operations.settle()  # so that no more than these are there twice
             if any(vector is not None for vector in vectors):
                 zeros = (torch.zeros(width, device=self._device) for width in widths)
                 vectors = [torch.cat([next(zeros) if v is None else v for v in vectors])]
@@ -179,6 +180,7 @@ class Step:
             None if norm is None else self._norm(norm),
             op.activation,
             op.gated,
+            gives_logits=self._are_logits(op.outs),
         )
         x, do = op.x if norm is None else norm.x, self._operations
 
@@ -186,6 +188,12 @@ class Step:
             return do.linear(held[x], product, None if op.residual is None else held[op.residual])
 
         return () if norm is None else (norm,), call
+
+    def _are_logits(self, names: tuple[str, ...]) -> bool:
+        """Whether these are what tokens are chosen by, or what the program is asked for."""
+        choosing = (Argmax, Sample, SampleOverRanks, AllGather)
+        read = {name for op in self.program.ops if isinstance(op, choosing) for name in op.reads()}
+        return not read.union(self.program.outputs).isdisjoint(names)
 
     def _attend(self, op: Attend, found: Folding) -> tuple[tuple[Op, ...], Call]:
         values = self.program.values
@@ -203,20 +211,6 @@ class Step:
         q, k = (op.q, op.k) if ropes is None else (rope.x for rope in ropes)
         cache, do = self._caches[op.cache], self._operations
         return ropes or (), lambda held, size: (do.attend(attention, held[q], held[k], held[op.v], cache, held, size),)
-
-
-def _joined(matrices: list[Matrix]) -> Matrix:
-    """One of all rows: a view where they stand one below the other already, as another program has joined them."""
-    first = matrices[0]
-    at = [tensor.data_ptr() for tensor in first.tensors]
-    rows = 0
-    for matrix in matrices:
-        for tensor, begin in zip(matrix.tensors, at, strict=True):
-            if tensor.data_ptr() != begin + rows * tensor.shape[1] * tensor.element_size():
-                return join(matrices)
-        rows += matrix.shape[0]
-    whole = [t.as_strided((rows, t.shape[1]), t.stride(), t.storage_offset()) for t in first.tensors]
-    return Matrix(first.kind, (rows, first.shape[1]), *whole)
 
 
 def _sampled(op: Sample, logits: torch.Tensor, held: Tensors, size: StepSize) -> tuple[torch.Tensor, ...]:

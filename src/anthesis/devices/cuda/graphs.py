@@ -31,7 +31,7 @@ class CudaGraphs:
         return _Captured(self, run)
 
     def capture(self, run: Run) -> tuple[torch.cuda.CUDAGraph, Mapping[str, torch.Tensor]]:
-        """Records a step without running it."""
+        """Records a step without running it; its outputs, (L,) int32 or (L, V) float32, hold what a replay gives."""
         begin = time.perf_counter()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)

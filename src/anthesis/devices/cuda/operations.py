@@ -110,8 +110,8 @@ class CudaOperations(Operations):
             out.zero_()  # rows that only fill the step up are in no tile
             attend_tiles[(size.tiles, heads)](
                 q, q_stride, cache, inputs["tile_first"], inputs["tile_count"], inputs["tile_position"],
-                inputs["tile_blocks"], angles, slopes, attention.kv_head_of, out, op.scale, heads, kv_heads, head, power, size.blocks, TILE,
-                *flags,
+                inputs["tile_blocks"], angles, slopes, attention.kv_head_of, out, op.scale, heads, kv_heads, head,
+                power, size.blocks, TILE, *flags,
             )  # fmt: skip
             return out
         chunks = _parts(size.blocks, CHUNK_BLOCKS)
@@ -119,8 +119,9 @@ class CudaOperations(Operations):
         tiles = inputs["row_places"] // TILE if size.tiles else inputs["key_rows"]
         attend_rows[(chunks, heads, rows)](
             q, k, v, q_stride, k_stride, v_stride, cache, inputs["positions"], inputs["key_rows"],
-            inputs["tile_blocks"], tiles, angles, slopes, attention.kv_head_of, parts, self._zeros(rows * heads, q.device), out, op.scale, heads, kv_heads, head,
-            power, size.blocks, CHUNK_BLOCKS, chunks, *flags, not size.tiles, bool(size.tiles),
+            inputs["tile_blocks"], tiles, angles, slopes, attention.kv_head_of, parts,
+            self._zeros(rows * heads, q.device), out, op.scale, heads, kv_heads, head, power, size.blocks,
+            CHUNK_BLOCKS, chunks, *flags, not size.tiles, bool(size.tiles),
         )  # fmt: skip
         return out
 

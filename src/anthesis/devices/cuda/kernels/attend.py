@@ -63,10 +63,10 @@ def attend_rows(
     """One query head of one row over one chunk of its context.
 
     q (R, H D), k and v (R, K D) float32, whose rows stand so many strides apart; out (R, H D) float32; cache
-    (128 P, K D); positions, key_rows (R,) int32; blocks (T, TABLE) int32; kv_head_of (H,) int64. STORES: rows are of different sequences, and their keys and values, which
-    are not in the cache yet, are stored on the way. TILED: row_tiles (R,) int32 says which line of `blocks` is a row's;
-    else each row has its own. parts (R, H, CHUNKS, D + 2) float32 and arrived (R, H) int32, which is zero before and
-    after, are scratch memory of more chunks than one.
+    (128 P, K D); positions, key_rows (R,) int32; blocks (T, TABLE) int32; kv_head_of (H,) int64. STORES: rows are of
+    different sequences, and their keys and values, which are not in the cache yet, are stored on the way. TILED:
+    row_tiles (R,) int32 says which line of `blocks` is a row's; else each row has its own. parts (R, H, CHUNKS, D + 2)
+    float32 and arrived (R, H) int32, which is zero before and after, are scratch memory of more chunks than one.
     """
     chunk, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions + row)

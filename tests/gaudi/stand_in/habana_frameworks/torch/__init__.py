@@ -1,0 +1,1 @@
+"""As the package of that name: its device is not registered before `core` is imported."""
