@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from anthesis import LLM
 from anthesis.bench import Request, measure
 from anthesis.bench.machine import this_machine, versions
-from anthesis.devices import OPENERS, open_device
+from anthesis.devices import open_device
 from anthesis.devices.cuda import CudaDevice
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.records import to_document
@@ -76,6 +74,7 @@ def row(asked: Row) -> Found:
         batch=(asked.batch,),
         weights=(asked.weights,),
         device="cuda",
+        invariant=asked.invariant,
         warmup=asked.warmup,
         runs=asked.runs,
     )
@@ -104,11 +103,4 @@ def profiles(rows: Sequence[Row]) -> Found:
 
 def opened(asked: Row) -> LLM:
     """The model of a row, loaded."""
-    with row_by_row() if asked.invariant else nullcontext():
-        return LLM(asked.source, weights=asked.weights, device="cuda")
-
-
-def row_by_row() -> AbstractContextManager[Any]:
-    """Within, the cuda device is opened with operations that compute each row alone."""
-    opener = OPENERS["cuda"]
-    return patch.dict(OPENERS, {"cuda": lambda threads, seat, invariant: opener(threads, seat, True)})
+    return LLM(asked.source, weights=asked.weights, device="cuda", invariant=asked.invariant)

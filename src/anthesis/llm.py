@@ -57,6 +57,7 @@ class LLM:
         cache_memory: bytes the cache may take on a machine; None: half of what is free after loading. It takes what it
             needs.
         prefill_chunk: most prompt rows in one step; None: 256.
+        invariant: no completion may depend on what runs beside it, on devices that don't promise that anyway.
         seed: of random weights.
         on_weight: called while loading, with (weights loaded, weights in all).
         load: read the weights now. If not, `load()` does; until then the model can tell about itself and encode texts.
@@ -81,6 +82,7 @@ class LLM:
         cache: str = "auto",
         cache_memory: int | None = None,
         prefill_chunk: int | None = None,
+        invariant: bool = False,
         seed: int = 0,
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
@@ -113,7 +115,8 @@ class LLM:
             self.seed = seed
             self.layout = layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
-            self.loaded = open_model(checkpoint, config, {**request, "cache": cache}, group)
+            request |= {"cache": cache, "invariant": invariant}
+            self.loaded = open_model(checkpoint, config, request, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
             self._running: tuple[BlockCache, Engine] | None = None

@@ -37,7 +37,7 @@ class Request:
         batch: sequences at once.
         weights: kinds of the matrices.
         tp: ranks among which every layer is split.
-        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, seed: as in `LLM`.
+        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, seed: as in `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count.
         operations: run once more with counters, and tell where the time of a decode step goes.
@@ -60,6 +60,7 @@ class Request:
     cache: str = "auto"
     cache_memory: int | None = None
     prefill_chunk: int | None = None
+    invariant: bool = False
     seed: int = 0
     warmup: int = 5
     runs: int = 5

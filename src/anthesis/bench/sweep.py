@@ -89,6 +89,7 @@ def _open(request: Request, weights: str, tp: int, on_weight: Callable[[int, int
         cache=request.cache,
         cache_memory=request.cache_memory,
         prefill_chunk=request.prefill_chunk,
+        invariant=request.invariant,
         seed=request.seed,
         on_weight=on_weight,
     )

@@ -87,6 +87,7 @@ def complete(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    invariant: options.Invariant = False,
     num_shards: sharding.NumShards = None,
     shard: sharding.OneShard = None,
     engine: sharding.Engine = "local",
@@ -94,8 +95,7 @@ def complete(
 ) -> None:
     """Complete every row of a data set; killed and started again, go on with it.
 
-    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl
-    [dim]$[/] anthesis complete news.jsonl -o out.jsonl --num-shards 64
+    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl --num-shards 64
     \f
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
@@ -139,6 +139,7 @@ def complete(
         "cache": cache,
         "cache_memory": cache_memory,
         "prefill_chunk": prefill_chunk,
+        "invariant": invariant,
         "seed": seed or 0,
     }
 

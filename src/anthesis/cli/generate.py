@@ -45,13 +45,12 @@ def generate(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    invariant: options.Invariant = False,
     batch: options.Batch = None,
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
-    """Complete prompts; on a terminal the text follows its prompt, dimmed.
-
-    Several prompts run together. A model without tokenizer prints token ids.
+    """Complete prompts, several together. A model without tokenizer prints token ids.
 
     [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
     \f
@@ -92,6 +91,7 @@ def generate(
         cache=cache,
         cache_memory=cache_memory,
         prefill_chunk=prefill_chunk,
+        invariant=invariant,
         seed=seed or 0,
         load=False,
     )

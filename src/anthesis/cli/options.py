@@ -113,6 +113,10 @@ PrefillChunk = Annotated[
     int | None,
     typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Most prompt tokens in one step."),
 ]
+Invariant = Annotated[
+    bool,
+    typer.Option("--invariant", metavar="", rich_help_panel=MODEL, help="The same bits in any batch, on cards too."),
+]
 Seed = Annotated[
     int | None,
     typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Of random weights and drawn tokens."),

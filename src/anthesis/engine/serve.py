@@ -80,7 +80,7 @@ class Share:
         name = message["path"] if member.connection.is_local and message["path"] else request["model"]
         self._checkpoint = checkpoint = open_checkpoint(name, weights=request["weights"], seed=request["seed"])
         config = replace(checkpoint.config, usable_vocab_size=request["usable_vocab_size"])
-        device = open_device(request["device"], request["threads"], seat)
+        device = open_device(request["device"], request["threads"], seat, invariant=request["invariant"])
         self._model = LoadedModel(checkpoint, config, device, request["cache"], seat)
         member.reply({"fingerprint": model_fingerprint(checkpoint.path, checkpoint.config)})
 

@@ -197,19 +197,19 @@ def open_model(
     Args:
         checkpoint: open.
         config: the checkpoint's, possibly with fewer usable tokens.
-        request: model, weights, seed, device, threads and cache, as given to `LLM`.
+        request: model, weights, seed, device, threads, cache and invariant, as given to `LLM`.
         group: the other ranks, started.
 
     Raises:
         AnthesisError: the request can't be met, on any rank; or a rank did not come.
     """
-    device, threads, cache = request["device"], request["threads"], request["cache"]
+    device, threads, cache, invariant = (request[name] for name in ("device", "threads", "cache", "invariant"))
     if group is None:
-        return LoadedModel(checkpoint, config, open_device(device, threads), cache)
+        return LoadedModel(checkpoint, config, open_device(device, threads, invariant=invariant), cache)
     group.meet()
     check_threads(threads, group.seat.rivals)
     with bound_to(group.seat.cores):
-        own_device = open_device(device, threads, group.seat)
+        own_device = open_device(device, threads, group.seat, invariant=invariant)
     # which device "auto" is has been said, once
     request = {**request, "device": own_device.info().name, "usable_vocab_size": config.usable_vocab_size}
     model = SpreadModel(group, request, checkpoint, config, own_device, cache)

@@ -22,6 +22,7 @@ class StepSize:
         logit_rows: L, a power of two, or 0.
         tiles: T, runs of up to `TILE` rows of one sequence, a power of two; 0: each row is its own, as in decoding.
         blocks: of the cache to which attention looks.
+        selects: not the logits of all rows are wanted, in their order.
         draws: tokens are drawn, some row having a temperature above 0.
         sorts: some row that draws has top-k or top-p.
         penalises: some row has a repetition penalty.
@@ -31,6 +32,7 @@ class StepSize:
     logit_rows: int
     tiles: int
     blocks: int
+    selects: bool = True
     draws: bool = False
     sorts: bool = False
     penalises: bool = False
@@ -44,6 +46,9 @@ class StepSize:
     def num_tiles(self) -> int:
         """Tiles, those of single rows included."""
         return self.tiles or self.rows
+
+
+_NONE = np.empty(0, np.int32)
 
 
 def power_of_two(count: int) -> int:
@@ -78,11 +83,13 @@ def size_of(inputs: Arrays, blocks: Callable[[int, int], int]) -> StepSize:
         draws = bool(drawn.any())
         sorts = bool((drawn & ((inputs["top_k"] > 0) | (inputs["top_p"] < 1))).any())
         penalises = bool((inputs["repetition_penalty"] != np.float32(1)).any())
+    rows, wanted = len(inputs["tokens"]), inputs.get("logit_rows", _NONE)
     return StepSize(
-        rows=power_of_two(len(inputs["tokens"])),
-        logit_rows=power_of_two(len(inputs.get("logit_rows", ()))),
+        rows=power_of_two(rows),
+        logit_rows=power_of_two(len(wanted)),
         tiles=power_of_two(tiles),
         blocks=blocks(needed, inputs["block_table"].shape[1]),
+        selects=len(wanted) != rows or wanted.tolist() != list(range(rows)),
         draws=draws,
         sorts=sorts,
         penalises=penalises,

@@ -127,7 +127,7 @@ class Step:
             bias = self._weights.get(op.b)
             return (), lambda held, size: (held[op.a] + (held[op.b] if bias is None else bias),)
         if isinstance(op, SelectRows):
-            return (), lambda held, size: (held[op.x].index_select(0, held[op.rows]),)
+            return (), lambda held, size: (held[op.x].index_select(0, held[op.rows]) if size.selects else held[op.x],)
         if isinstance(op, Argmax):
             usable = max(0, min(self.program.values[op.logits].static_width, op.usable - op.first_id))
             return (), lambda held, size: do.argmax(held[op.logits], usable, op.first_id)
