@@ -22,6 +22,16 @@ def pytest_configure() -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    contract = [item for item in items if item.path.name == "test_device_contract.py"]
+    if contract:
+        from devices_under_test import is_quick
+
+        for item in contract:
+            if not is_quick(item):
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real-files", action="store_true", help="also run the tests that need real model files")
 

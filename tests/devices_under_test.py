@@ -29,14 +29,54 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # which takes milliseconds for ea
 
 @dataclass(frozen=True)
 class Opened:
-    """How a device is opened: `with opened.device() as device`."""
+    """How a device is opened: `with opened.device() as device`.
+
+    Attributes:
+        device: opens it.
+        quick: of the tests of the contract those that `make test` runs, by their names without the device's; None: all.
+            What interprets or compiles takes seconds for each; `make test-slow` runs the others.
+    """
 
     device: Callable[[], AbstractContextManager[Device]]
+    quick: tuple[str, ...] | None = None
 
 
-def marked(name: str, open_it: Callable[[], Device], *marks: Any) -> Any:
+QUICK = (
+    "test_it_tells_about_itself[]",
+    "test_logits_of_every_family[bloom-fused]",
+    "test_logits_of_every_family[llama-fused]",
+    "test_every_kind_of_weights[fp32-fp32]",
+    "test_every_kind_of_weights[bf16-bf16]",
+    "test_every_kind_of_weights[fp8-bf16]",
+    "test_every_kind_of_weights[int8-bf16]",
+    "test_every_kind_of_weights[int8-g32-bf16]",
+    "test_every_kind_of_weights[int4-g128-bf16]",
+    "test_every_kind_of_weights[int4m-bf16]",
+    "test_programs_share_weights_and_a_cache[]",
+    "test_tokens_are_drawn_as_the_definition_says[all-5]",
+    "test_a_logit_that_is_not_finite_gives_no_token[]",
+)
+QUICK_INVARIANT = (
+    "test_logits_of_every_family[mistral-fused]",
+    "test_every_kind_of_weights[bf16-bf16]",
+    "test_every_kind_of_weights[int4-bf16]",
+    "test_a_device_that_says_so_is_batch_invariant[]",
+)
+
+
+def marked(name: str, open_it: Callable[[], Device], *marks: Any, quick: tuple[str, ...] | None = None) -> Any:
     """A parameter of tests."""
-    return pytest.param(Opened(lambda: nullcontext(open_it())), id=name, marks=marks)
+    return pytest.param(Opened(lambda: nullcontext(open_it()), quick), id=name, marks=marks)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether `make test` runs this test."""
+    opened = getattr(getattr(item, "callspec", None), "params", {}).get("device")
+    if not isinstance(opened, Opened) or opened.quick is None:
+        return True
+    name, _, parameters = item.name.partition("[")
+    device = next(param.id for param in DEVICES if param.values[0] is opened)
+    return f"{name}[{parameters.removesuffix(']').removeprefix(device).removeprefix('-')}]" in opened.quick
 
 
 def gaudi(mode: Mode) -> Any:
@@ -51,7 +91,7 @@ def gaudi(mode: Mode) -> Any:
             device = open_device("hpu")
             yield device if mode == "lazy" else HpuDevice(torch.device("cpu"), mode)
 
-    return pytest.param(Opened(opened), id=f"hpu-{mode}-stand-in")
+    return pytest.param(Opened(opened, QUICK), id=f"hpu-{mode}-stand-in")
 
 
 DEVICES = [
@@ -59,8 +99,12 @@ DEVICES = [
     marked("reference", ReferenceDevice),
     marked("reference-fp64", lambda: ReferenceDevice(np.float64)),
     marked("cuda-plain-on-host", lambda: CudaDevice(torch.device("cpu"), Operations())),
-    marked("cuda-kernels-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations())),
-    marked("cuda-invariant-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations(True), invariant=True)),
+    marked("cuda-kernels-on-host", lambda: CudaDevice(torch.device("cpu"), CudaOperations()), quick=QUICK),
+    marked(
+        "cuda-invariant-on-host",
+        lambda: CudaDevice(torch.device("cpu"), CudaOperations(True), invariant=True),
+        quick=QUICK_INVARIANT,
+    ),
     marked("cuda", lambda: open_device("cuda"), pytest.mark.cuda),
     marked("cuda-invariant", lambda: open_device("cuda", invariant=True), pytest.mark.cuda),
     gaudi("lazy"),

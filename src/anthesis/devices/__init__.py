@@ -14,6 +14,9 @@ from anthesis.parallel.seat import Seat
 
 logger = logging.getLogger("anthesis")
 
+NVIDIA_DRIVER = ("/dev/nvidiactl", "/dev/dxg")
+"""What the driver gives to user programs: on Linux, and on Linux within Windows."""
+
 Opener = Callable[[int | None, Seat | None, bool], Device]
 """What opens a device, given threads, seat and invariant as `open_device` explains them."""
 
@@ -86,11 +89,15 @@ def _fastest() -> tuple[str, str]:
 
 def _has_nvidia_card() -> bool:
     """Whether PyTorch can use one; asked only where the driver is, since to import PyTorch takes seconds."""
-    if find_spec("torch") is None or not Path("/dev/nvidiactl").exists():
+    if find_spec("torch") is None or not _has_nvidia_driver():
         return False
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _has_nvidia_driver() -> bool:
+    return any(Path(device).exists() for device in NVIDIA_DRIVER)
 
 
 def _cpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
@@ -101,6 +108,11 @@ def _cpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
 
 def _cuda(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
     need_torch("cuda")
+    if not _has_nvidia_driver():
+        raise UnsupportedError(
+            f"the cuda device can't be used: no NVIDIA driver is there ({' or '.join(NVIDIA_DRIVER)}); see "
+            "docs/devices.md, or take --device cpu"
+        )
     from anthesis.devices.cuda import open_card
 
     return open_card(seat, invariant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from anthesis.devices.accelerator.exchange import Exchange
 from anthesis.devices.accelerator.executable import AcceleratorExecutable
 from anthesis.devices.accelerator.graphs import Graphs
 from anthesis.devices.accelerator.matrices import Matrix, matrix_bytes, pack
+from anthesis.devices.accelerator.memory import saying_what_for
 from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.accelerator.random import random_matrix, random_vector
 from anthesis.devices.accelerator.sizes import all_blocks
@@ -69,10 +71,15 @@ class AcceleratorDevice(ABC):
         return value.nbytes({"P": 1}) if value.kind == "cache" else matrix_bytes(value)
 
     def pack(self, weight: WeightTensor, uses: frozenset[str]) -> Matrix | torch.Tensor:
-        """A matrix (N, K) of any kind as tensors, or a vector (N,) float32."""
-        if len(weight.shape) == 1:
-            return torch.from_numpy(np.array(weight.values, np.float32)).to(self.device)
-        return pack(weight, self.device)
+        """A matrix (N, K) of any kind as tensors, or a vector (N,) float32.
+
+        Raises:
+            RequestError: the device has too little memory for it.
+        """
+        with self._memory_for(weight.nbytes):
+            if len(weight.shape) == 1:
+                return torch.from_numpy(np.array(weight.values, np.float32)).to(self.device)
+            return pack(weight, self.device)
 
     def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
         """A random weight, a matrix (N, K) of any kind or a vector (N,) float32, made on the device."""
@@ -81,15 +88,27 @@ class AcceleratorDevice(ABC):
         return make(weight, self.device)
 
     def allocate(self, program: Program, num_blocks: int, old: Caches | None = None) -> Caches:
-        """One tensor (128 P, K D) for each layer: of each block 64 rows of keys, then 64 of values."""
+        """One tensor (128 P, K D) for each layer: of each block 64 rows of keys, then 64 of values.
+
+        Raises:
+            RequestError: the device has too little memory for it.
+        """
+        values = program.of_kind("cache")
+        needed = num_blocks * sum(self.held_bytes(value) for value in values)
+        what = f"a key-value cache of {needed / 1e9:,.2f} GB"
         caches = {}
-        for value in program.of_kind("cache"):
-            shape = num_blocks * 2 * BLOCK_TOKENS, value.static_width
-            cache = torch.zeros(shape, dtype=_CACHE_DTYPES[value.dtype], device=self.device)
-            if old is not None:
-                cache[: len(old[value.name])] = old[value.name]
-            caches[value.name] = cache
+        with saying_what_for(self.device, what, "take a smaller --batch or --cache-memory"):
+            for value in values:
+                shape = num_blocks * 2 * BLOCK_TOKENS, value.static_width
+                cache = torch.zeros(shape, dtype=_CACHE_DTYPES[value.dtype], device=self.device)
+                if old is not None:
+                    cache[: len(old[value.name])] = old[value.name]
+                caches[value.name] = cache
         return caches
+
+    def _memory_for(self, nbytes: int) -> AbstractContextManager[None]:
+        what = f"a weight of {nbytes / 1e9:,.2f} GB"
+        return saying_what_for(self.device, what, "see `anthesis plan` for what the model needs")
 
     def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> Executable:
         """The program over these weights and this cache; it is captured when it runs.

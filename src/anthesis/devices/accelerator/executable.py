@@ -10,12 +10,16 @@ import torch
 
 from anthesis.devices.accelerator.graphs import Graphs, Run
 from anthesis.devices.accelerator.inputs import StepInputs
+from anthesis.devices.accelerator.memory import saying_what_for
 from anthesis.devices.accelerator.sizes import StepSize, size_of
 from anthesis.devices.accelerator.step import Step
 from anthesis.devices.device import InstructionTime
 from anthesis.errors import UnsupportedError
 from anthesis.program.ir import Array, Arrays
 from anthesis.program.stages import arriving_name
+from anthesis.units import counted
+
+_REMEDY = "take a smaller --batch, --prefill-chunk or --cache-memory"
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,16 @@ class AcceleratorExecutable:
         self._prepared: dict[StepSize, _Prepared] = {}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """One step; logits (L, V) come as float32."""
+        """One step; logits (L, V) come as float32.
+
+        Raises:
+            RequestError: the device has too little memory for it.
+        """
         size = size_of(inputs, self._blocks)
-        prepared = self._prepared.get(size)
-        if prepared is None:
-            prepared = self._prepared[size] = self._prepare(size)
-        with torch.inference_mode():
+        with torch.inference_mode(), saying_what_for(self._device, f"a step of {counted(size.rows, 'row')}", _REMEDY):
+            prepared = self._prepared.get(size)
+            if prepared is None:
+                prepared = self._prepared[size] = self._prepare(size)
             prepared.inputs.fill(inputs)
             outputs = prepared.run()
             found = self._to_host(outputs)

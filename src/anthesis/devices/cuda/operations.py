@@ -26,6 +26,7 @@ CHUNK_BLOCKS = 4
 
 _BEST_BLOCK = 8192
 _LOOK_UP_BLOCK = 1024
+_LEAST_COUNTERS = 1 << 12
 _EXACT = ("fp32", "fp16")
 """Kinds whose inputs are not rounded: bf16 would lose what these kinds keep, and fp16 has too small a range."""
 
@@ -39,7 +40,7 @@ class CudaOperations(Operations):
 
     def __init__(self, invariant: bool = False) -> None:
         self._invariant = invariant
-        self._counters: dict[torch.device, torch.Tensor] = {}
+        self._counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
     def embed(self, ids: torch.Tensor, matrix: Matrix, offset: int) -> torch.Tensor:
         """See `Operations.embed`: (R,) int32 gives (R, E) float32."""
@@ -90,7 +91,7 @@ class CudaOperations(Operations):
         inputs: Tensors,
         size: StepSize,
     ) -> torch.Tensor:
-        """See `Operations.attend`: (R, H D) float32."""
+        """See `Operations.attend`; q (R, H * D), k, v (R, K * D), result (R, H * D) float32; cache (128 * P, K * D)."""
         op, heads, kv_heads, head = attention.op, attention.heads, attention.kv_heads, attention.op.head_dim
         rows = size.rows
         # columns of one product, it may be: only each row has to be in one piece
@@ -193,11 +194,14 @@ class CudaOperations(Operations):
         return out
 
     def _zeros(self, count: int, device: torch.device) -> torch.Tensor:
-        """Counters that are zero between launches: of all kernels, which run one after the other."""
-        found = self._counters.get(device)
-        if found is None or len(found) < count:
-            found = self._counters[device] = torch.zeros(max(count, 1 << 16), dtype=torch.int32, device=device)
-        return found
+        """Counters that are zero between launches: of all kernels, which run one after the other.
+
+        None is ever let go of, since captured graphs go on using them.
+        """
+        size = max(_power(count), _LEAST_COUNTERS)
+        if (device, size) not in self._counters:
+            self._counters[device, size] = torch.zeros(size, dtype=torch.int32, device=device)
+        return self._counters[device, size]
 
 
 def _pointers(matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

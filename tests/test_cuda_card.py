@@ -1,0 +1,105 @@
+"""What only a card can show: graphs, one launch for each token, its memory; and what is told where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anthesis import LLM, devices
+from anthesis.devices.accelerator.matrices import Matrix
+from anthesis.devices.accelerator.operations import Operations
+from anthesis.devices.cuda import CudaDevice
+from anthesis.errors import RequestError, UnsupportedError
+
+MODEL = "random:bloom-560m"
+PROMPT = [5, 17, 300, 2, 9, 11, 4]
+
+
+@pytest.mark.cuda
+def test_each_token_is_one_graph_launch() -> None:
+    from gpu.profile import prepare, profile
+
+    prepare()
+    with LLM(MODEL, device="cuda", weights="bf16") as llm:
+        for batch in (1, 5):
+            found = profile(llm, len(PROMPT), batch)
+            assert found.graph_launches == 1
+            assert found.kernel_launches == 0
+            assert found.kernels > 100
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}], ids=["greedy", "drawn"])
+def test_replayed_steps_give_the_tokens_of_steps_run_call_by_call(params: dict[str, Any]) -> None:
+    """The first sequence runs most of its steps in graphs, the second all of them; nothing is captured twice."""
+    with LLM(MODEL, device="cuda", weights="int8") as llm:
+        first, second = (llm.generate([PROMPT], max_new_tokens=70, **params)[0].token_ids for _ in range(2))
+        before = llm.loaded.device.counters()
+        third = llm.generate([PROMPT], max_new_tokens=70, **params)[0].token_ids
+        after = llm.loaded.device.counters()
+    assert first == second == third
+    assert before.captures >= 1
+    assert before.capture_s > 0
+    assert after.captures == before.captures
+
+
+@pytest.mark.cuda
+def test_a_batch_in_graphs_gives_what_each_gives_alone_where_that_is_promised() -> None:
+    prompts = [PROMPT[: 1 + i % 7] for i in range(12)]
+    with LLM(MODEL, device="cuda", weights="bf16", invariant=True) as llm:
+        alone = [llm.generate([prompt], max_new_tokens=20)[0].token_ids for prompt in prompts]
+        assert [one.token_ids for one in llm.generate(prompts, max_new_tokens=20)] == alone
+
+
+@pytest.mark.cuda
+def test_more_weights_than_the_card_has_room_for_are_refused_before_they_are_loaded() -> None:
+    with pytest.raises(RequestError, match=r"the weights take 352\.\d GB on cuda, and .* GB are free"):
+        LLM("random:bloomz-176b", device="cuda", weights="bf16")
+
+
+@pytest.mark.cuda
+def test_ranks_exchange_within_graphs() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two NVIDIA GPUs")
+    with LLM(MODEL, device="cuda", weights="fp32") as llm:
+        expected = llm.generate([PROMPT], max_new_tokens=30)[0].token_ids
+    with LLM(MODEL, device="cuda", weights="fp32", tp=2) as llm:
+        for _ in range(3):
+            assert llm.generate([PROMPT], max_new_tokens=30)[0].token_ids == expected
+        assert llm.loaded.device.counters().captures >= 1
+
+
+def test_without_a_driver_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", ("/dev/no-such-driver",))
+    with pytest.raises(UnsupportedError, match=r"no NVIDIA driver is there \(/dev/no-such-driver\).*--device cpu"):
+        LLM(MODEL, device="cuda")
+
+
+def test_a_pytorch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this PyTorch is built with CUDA")
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", (str(tmp_path),))
+    with pytest.raises(UnsupportedError, match=r"this PyTorch was built without CUDA; see docs/devices\.md"):
+        LLM(MODEL, device="cuda")
+
+
+class Exhausted(Operations):
+    """A device whose memory is full when it comes to products."""
+
+    def multiply(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore about it.")
+
+
+def test_running_out_of_memory_in_a_step_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "bloom", "hidden_size": 64, "n_layer": 1, "n_head": 2, "vocab_size": 99}')
+    opened = CudaDevice(torch.device("cpu"), Exhausted())
+    monkeypatch.setitem(devices.OPENERS, "cuda", lambda threads, seat, invariant: opened)
+    with (
+        LLM(f"random:{config}", device="cuda") as llm,
+        pytest.raises(RequestError, match=r"a step of 4 rows; take a smaller --batch.*Tried to allocate 20\.00 MiB\.$"),
+    ):
+        llm.generate([[3, 4, 5]], max_new_tokens=2)

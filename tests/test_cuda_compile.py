@@ -1,0 +1,69 @@
+"""Every kernel of the CUDA device compiles for cards, though there may be none here, and keeps within its registers.
+
+Each run is a process of its own, since Triton's kernels are either interpreted or compiled in one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "kernels.py"
+ALL_KINDS = "fp32,bf16,fp16,fp8,int8,int8-g32,int4,int4-g64,int4-g128,int4m,int4m-g64,int4m-g128"
+
+
+def compiled(cache: Path, *arguments: str) -> str:
+    """What the script says."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check(text: str) -> list[tuple[str, int]]:
+    """(kernel, registers) of each; none spills."""
+    found = re.findall(r"x (\w+) .*?: (\d+) registers, (\d+) bytes spilled", text)
+    assert found
+    for kernel, _, spilled in found:
+        assert spilled == "0", f"{kernel} spills:\n{text}"
+    return [(kernel, int(registers)) for kernel, registers, _ in found]
+
+
+def test_a_step_of_one_row(tmp_path: Path) -> None:
+    """5 launches for each of 24 layers, and 4 more; products leave room for three programs on a multiprocessor."""
+    text = compiled(tmp_path, "random:bloomz-560m", "--weights", "bf16,int4-g128")
+    assert "random:bloomz-560m bf16, 1 rows: 124 launches" in text
+    kernels = check(text)
+    assert {name for name, _ in kernels} == {"look_up", "normalise", "one_row", "attend_rows", "best_of_row"}
+    assert max(registers for name, registers in kernels if name == "one_row") <= 168
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        ("--rows", "1"),
+        ("--rows", "8", "--blocks", "8"),
+        ("--rows", "32", "--prompt"),
+        ("--rows", "16", "--prompt", "--invariant", "--blocks", "8"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("model", ["random:bloomz-7b1", "random:llama-3.1-8b"])
+def test_every_kernel_compiles(tmp_path: Path, model: str, step: tuple[str, ...], capability: str) -> None:
+    kinds = ALL_KINDS.replace("fp8,", "") if capability == "80" else ALL_KINDS
+    check(compiled(tmp_path, model, "--weights", kinds, "--capability", capability, *step))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_largest_model_on_eight_ranks(tmp_path: Path) -> None:
+    text = compiled(tmp_path, "random:bloomz-176b", "--weights", "bf16,int4-g128", "--tp", "8")
+    check(text)
