@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from anthesis import devices
 from anthesis.devices import device_of, open_device
 from anthesis.errors import RequestError, UnsupportedError
 from anthesis.parallel import gaudi
@@ -69,8 +71,11 @@ def test_an_import_in_another_mode_is_told() -> None:
         assert open_device("hpu").info().name == "hpu"
 
 
-def test_ranks_on_whatever_there_is_exchange_by_what_that_has() -> None:
+def test_ranks_on_whatever_there_is_exchange_by_what_that_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "GAUDI_CARDS", (str(tmp_path / "accel[0-9]*"),))
     with installed("lazy"):
+        assert backend_of(device_of("auto")) != "hccl", "the software alone is no card"
+        (tmp_path / "accel0").touch()
         assert backend_of(device_of("auto")) == "hccl"
     assert device_of("reference") == "reference"
 

@@ -17,6 +17,9 @@ logger = logging.getLogger("anthesis")
 NVIDIA_DRIVER = ("/dev/nvidiactl", "/dev/dxg")
 """What the driver gives to user programs: on Linux, and on Linux within Windows."""
 
+GAUDI_CARDS = ("/dev/accel/accel[0-9]*", "/dev/hl[0-9]*")
+"""What Gaudi's driver gives to user programs, in newer and in older versions of Linux."""
+
 Opener = Callable[[int | None, Seat | None, bool], Device]
 """What opens a device, given threads, seat and invariant as `open_device` explains them."""
 
@@ -76,8 +79,8 @@ def need_torch(device: str) -> None:
 
 def _fastest() -> tuple[str, str]:
     """The name of the device that "auto" means, and why it is that one."""
-    if find_spec("habana_frameworks") is not None:
-        return "hpu", "Gaudi's software is installed"
+    if find_spec("habana_frameworks") is not None and _has_gaudi_card():
+        return "hpu", "a Gaudi card is there"
     if _has_nvidia_card():
         return "cuda", "an NVIDIA card is there"
     try:
@@ -85,6 +88,10 @@ def _fastest() -> tuple[str, str]:
     except UnsupportedError:
         return "reference", "NumPy; correct but slow; the native extension was never built"
     return "cpu", "no accelerator is there"
+
+
+def _has_gaudi_card() -> bool:
+    return any(next(Path(path).parent.glob(Path(path).name), None) for path in GAUDI_CARDS)
 
 
 def _has_nvidia_card() -> bool:

@@ -107,11 +107,13 @@ class BlockCache:
         """Sequences that could still get a place if there were blocks."""
         return len(self._free_slots)
 
-    def make_room(self, needs: Sequence[int]) -> bool:
+    def make_room(self, needs: Sequence[int], before: Callable[[], None] = lambda: None) -> bool:
         """Lets the pool grow, as far as it may, for sequences that want places.
 
         Args:
             needs: how many blocks each of them wants, in the order in which they wait.
+            before: called before `cache` becomes another one: what was compiled over the old one holds it, and where
+                nothing of it is kept both need not be there at once.
 
         Returns:
             Whether `cache` is another one now.
@@ -121,6 +123,7 @@ class BlockCache:
         width = max((*needs, self.table.shape[1]))
         if total <= self.num_blocks and width == self.table.shape[1]:
             return False
+        before()
         old = self.cache
         if self.num_used == 0:
             # nothing is kept, so the old cache can go before the new one comes

@@ -198,8 +198,8 @@ class Engine:
         sequence.place = self._blocks.take(needed)
         if sequence.place is None and self._blocks.num_free_slots:
             others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other is not sequence)
-            if self._blocks.make_room([needed, *(blocks_for(other.limit) for other in others)]):
-                self._executables.clear()
+            needs = [needed, *(blocks_for(other.limit) for other in others)]
+            self._blocks.make_room(needs, self._executables.clear)
             sequence.place = self._blocks.take(needed)
         return sequence.place is not None
 

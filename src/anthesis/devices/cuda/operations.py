@@ -21,7 +21,7 @@ from anthesis.program.ir import BLOCK_TOKENS
 LIBRARY_ROWS = 128
 """From so many rows on the library's products are faster, a conversion of the matrix to bf16 included."""
 
-CHUNK_BLOCKS = 4
+CHUNK_BLOCKS = 2
 """Blocks of 64 keys that one program of `attend_rows` looks at."""
 
 _BEST_BLOCK = 8192
