@@ -14,6 +14,7 @@ along: all that is known stands in the JSON file after every step. The page besi
     gpu/measure.py      the card, and a row of the table
     gpu/correctness.py  small models beside the reference device
     gpu/profile.py      launches and kernels of a step
+    gpu/tiles.py        other tiles for the kernel of one row
     gpu/peer.py         transformers
     gpu/page.py         the page
 """

@@ -26,6 +26,8 @@ from gpu.worker import Worker, on_host
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
+NO_TILES = {"rows": 8, "columns": 1024, "warps": 4}
+TILES = {**NO_TILES, "bytes_per_s": 1.5e12}
 WITHOUT_EXTENSION = 'import sys\nsys.modules["anthesis._native"] = None\n'
 
 
@@ -56,6 +58,7 @@ def measured(one_row: dict[str, Any]) -> dict[str, Any]:
         "correctness": {"random_weights": [{"kind": "bf16", "equal": True}], "models": []},
         "row": one_row,
         "profile": {},
+        "tiles": {"bf16": [TILES, {**TILES, "bytes_per_s": 1e12, "rows": 4}, {"error": "too | large", **NO_TILES}]},
         "peer": {"transformers": "5.17", "ways": ways},
     }
     jobs = [{"job": job.name, "result": results[job.step], "error": None, "took_s": 1.0} for job in JOBS]
@@ -99,6 +102,9 @@ def test_a_dry_run_does_every_job_without_the_extension(tmp_path: Path) -> None:
             assert [len(run.token_s) for run in measurement.runs] == [row.batch]
         elif job.step == "profile":
             assert [found[row.name]["steps"] for row in job.rows] == [STEPS] * len(job.rows)
+        elif job.step == "tiles":
+            assert set(found) == {row.weights for row in job.rows}
+            assert all(one["bytes_per_s"] > 0 for tried in found.values() for one in tried)
         elif job.step == "peer":
             assert set(found["ways"]) == {"anthesis", "growing cache, eager", "static cache, compiled"}
             assert all(len(way["total_s"]) == 5 and way["error"] is None for way in found["ways"].values())
@@ -147,6 +153,11 @@ def test_the_figures_of_the_page(measured: dict[str, Any]) -> None:
     assert cells(text, "bloomz-3b bf16")[1][5] == "not measured: given up after 5 s"
     assert cells(text, "`matvec_kernel`") == [["`matvec_kernel`", "121.0", "4000.0"]]
     assert cells(text, "bloomz-7b1")[0] == ["bloomz-7b1", "1 Gaudi2", "1.066"]
+    assert cells(text, "bf16") == [
+        ["bf16", "8", "1024", "4", "75%", "1.50 TB/s", "as it is"],
+        ["bf16", "4", "1024", "4", "50%", "1.00 TB/s", ""],
+        ["bf16", "8", "1024", "4", "not measured", "", "too / large"],
+    ]
 
 
 def test_the_page_says_why_there_is_no_figure(measured: dict[str, Any]) -> None:

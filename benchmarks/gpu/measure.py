@@ -16,7 +16,7 @@ from anthesis.devices import open_device
 from anthesis.devices.cuda import CudaDevice
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.records import to_document
-from gpu import correctness, peer
+from gpu import correctness, peer, tiles
 from gpu.profile import prepare, profile
 from gpu.work import Job, Row
 
@@ -34,6 +34,8 @@ def do(job: Job) -> Found:
         yield from correctness.check()
     elif job.step == "profile":
         yield from profiles(job.rows)
+    elif job.step == "tiles":
+        yield from tiles.compare(job.rows)
     else:
         (asked,) = job.rows
         yield from row(asked) if job.step == "row" else peer.compare(asked)

@@ -59,6 +59,7 @@ def page(document: Mapping[str, Any] | None) -> str:
         "## Beside transformers\n\n" + _peers(outcomes),
         "## What a step is made of\n\n" + _steps(outcomes),
         *_kernels(outcomes),
+        "## Tiles\n\n" + _tiles(outcomes),
         "## Correctness\n\n" + _correctness(outcomes.get("correctness")),
         HOW.strip(),
     ]
@@ -259,6 +260,23 @@ def _kernels(outcomes: Mapping[str, Any]) -> list[str]:
             ]
             parts.append(f"### {row.name}\n\n{_markdown(lines)}")
     return parts
+
+
+def _tiles(outcomes: Mapping[str, Any]) -> str:
+    (job,) = (job for job in JOBS if job.step == "tiles")
+    lines = [["weights", "rows", "columns", "warps", "of the card's bandwidth", "bytes per second", ""]]
+    bandwidth = _bandwidth(outcomes)
+    for kind, tried in _result(outcomes, job).items():
+        for i, one in enumerate(tried):
+            what = [kind, *(str(one[name]) for name in ("rows", "columns", "warps"))]
+            if "error" in one:
+                lines.append([*what, NOT_MEASURED, "", _line(one["error"])])
+                continue
+            share = "-" if bandwidth is None else f"{one['bytes_per_s'] / bandwidth:.0%}"
+            lines.append([*what, share, amount(one["bytes_per_s"], "B/s"), "" if i else "as it is"])
+    if len(lines) == 1:
+        return _why(outcomes, job) + "."
+    return f"One row times the MLP's first matrix of {job.rows[0].model}, launches in a graph.\n\n{_markdown(lines)}"
 
 
 def _correctness(outcome: Mapping[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 PROMPT_TOKENS = 7
 NEW_TOKENS = 100
 
-Step = Literal["environment", "correctness", "row", "profile", "peer"]
+Step = Literal["environment", "correctness", "row", "profile", "tiles", "peer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,7 @@ JOBS = (
     Job(step="row", seconds=15, rows=(SMALL_INT4,)),
     Job(step="row", seconds=20, rows=(INVARIANT,)),
     Job(step="row", seconds=15, rows=(MIDDLE,)),
+    Job(step="tiles", seconds=60, rows=(LARGE, LARGE_INT4, LARGE_FP8, LARGE_INT8)),
     Job(step="profile", seconds=40, rows=(LARGE_INT8, EIGHT, MANY, SMALL_INT4, INVARIANT, MIDDLE, HUGE)),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def _serve(connection: Connection, dry: bool) -> None:
 @contextmanager
 def on_host() -> Iterator[None]:
     """Within, the cuda device is its code over the host's tensors, without a card: its times are no results."""
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
     import torch
 
     from anthesis.devices import OPENERS
