@@ -17,9 +17,12 @@ from gpu.work import Job
 Outcome = dict[str, Any]
 """What came of a job: its name, `took_s`, `result` (what was found until it ended), and `error` or None."""
 
+ALONE = ("profile", "tiles")
+"""Steps with a process of their own: a profiler stays in it, and what a compiler has left there would be in the way."""
+
 
 class Worker:
-    """Started when there is a job, ended with the context; after a failure, or a profiler, the next has a fresh one.
+    """Started when there is a job, ended with the context; after a failure the next job has a fresh one.
 
     Args:
         dry: the code of the cuda device runs on the host's tensors.
@@ -45,6 +48,8 @@ class Worker:
         """
         begin = time.monotonic()
         outcome: Outcome = {"job": job.name, "result": None, "error": None}
+        if job.step in ALONE:
+            self._end()
         connection = self._start()
         connection.send(job)
         try:
@@ -60,7 +65,7 @@ class Worker:
         except EOFError:
             self._process.join()
             outcome["error"] = f"the process ended with code {self._process.exitcode}"
-        if outcome["error"] is not None or job.step == "profile":
+        if outcome["error"] is not None or job.step in ALONE:
             self._end()
         outcome["took_s"] = time.monotonic() - begin
         return outcome
