@@ -12,9 +12,11 @@ from anthesis import LLM, devices
 from anthesis.devices.accelerator.matrices import Matrix
 from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.cuda import CudaDevice
+from anthesis.devices.cuda.device import card_of
 from anthesis.errors import RequestError, UnsupportedError
 
 MODEL = "random:bloom-560m"
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
 PROMPT = [5, 17, 300, 2, 9, 11, 4]
 
 
@@ -76,6 +78,29 @@ def test_without_a_driver_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(devices, "NVIDIA_DRIVER", ("/dev/no-such-driver",))
     with pytest.raises(UnsupportedError, match=r"no NVIDIA driver is there \(/dev/no-such-driver\).*--device cpu"):
         LLM(MODEL, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "environment", "card"),
+    [
+        (0, 1, {}, 0),
+        (1, 2, {}, 1),
+        (1, 1, {}, None),
+        (1, 1, {"CUDA_VISIBLE_DEVICES": "0"}, None),
+        (1, 1, LAUNCHED | {"CUDA_VISIBLE_DEVICES": "1"}, 0),
+        (1, 2, LAUNCHED, 1),
+        (2, 2, LAUNCHED | {"RANK": "2"}, None),
+    ],
+)
+def test_each_rank_takes_a_card_of_its_own(
+    place: int, count: int, environment: dict[str, str], card: int | None
+) -> None:
+    """A launcher may let each process see its own card only; then that is its card, whatever its number."""
+    if card is not None:
+        assert card_of(place, count, environment) == card
+        return
+    with pytest.raises(UnsupportedError, match=rf"rank {place} of this machine, counted from 0, has no card: {count} "):
+        card_of(place, count, environment)
 
 
 def test_a_pytorch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

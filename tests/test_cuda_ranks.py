@@ -36,12 +36,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(random_model(config), root / name) for name, config in CONFIGS.items()}
 
 
-@pytest.fixture
-def cuda_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=["", "invariant"])
+def cuda_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name "cuda" opens the device's code over the host's tensors."""
 
     def opened(threads: Any, seat: Any, invariant: bool) -> CudaDevice:
-        return CudaDevice(torch.device("cpu"), Operations(), seat, invariant)
+        return CudaDevice(torch.device("cpu"), Operations(), seat, request.param)
 
     monkeypatch.setitem(devices.OPENERS, "cuda", opened)
 

@@ -31,7 +31,7 @@ WINDOW = {
     "model_type": "mistral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 103, "sliding_window": 70,
 }  # fmt: skip
-WIDE = {"model_type": "bloom", "hidden_size": 256, "n_layer": 1, "n_head": 4, "vocab_size": 131}
+WIDE = {"model_type": "bloom", "hidden_size": 128, "n_layer": 1, "n_head": 4, "vocab_size": 131}
 """Widths that every kind's groups divide."""
 
 FAMILIES = {**ALL, "mistral": WINDOW}

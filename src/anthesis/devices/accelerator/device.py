@@ -41,6 +41,7 @@ class AcceleratorDevice(ABC):
         graphs: that capture steps.
         blocks: how many blocks attention looks at, as in `size_of`.
         seat: of this rank, where the model is split over several; None: it is not.
+        in_rank_order: sums over ranks are added in that order, as in `Exchange`.
     """
 
     pinned = False
@@ -56,11 +57,12 @@ class AcceleratorDevice(ABC):
         graphs: Graphs,
         blocks: Callable[[int, int], int] = all_blocks,
         seat: Seat | None = None,
+        in_rank_order: bool = False,
     ) -> None:
         self.device, self.graphs = device, graphs
         self._operations, self._blocks = operations, blocks
         communicator = None if seat is None else seat.communicator
-        self._ranks = None if communicator is None else Exchange(communicator)
+        self._ranks = None if communicator is None else Exchange(communicator, in_rank_order)
 
     @abstractmethod
     def info(self) -> DeviceInfo:
@@ -115,8 +117,10 @@ class AcceleratorDevice(ABC):
 
         Raises:
             UnsupportedError: an operation that accelerators don't have.
+            RequestError: the device has too little memory for joining matrices.
         """
-        step = Step(program, weights, cache, self._operations, self._ranks, self.device)
+        with saying_what_for(self.device, "joining matrices", "see `anthesis plan` for what the model needs"):
+            step = Step(program, weights, cache, self._operations, self._ranks, self.device)
         return AcceleratorExecutable(
             step, self.graphs, self._blocks, self.device, self.to_host, self.pinned, self.separate_inputs
         )

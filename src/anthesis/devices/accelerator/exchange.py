@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,15 +18,20 @@ class Exchange:
 
     Args:
         ranks: what they exchange by.
+        in_rank_order: every rank gathers what is to be added, and adds it in the order of ranks. A card's library adds
+            in an order that changes with the number of bytes, and so with the number of rows.
     """
 
-    def __init__(self, ranks: Communicator) -> None:
+    def __init__(self, ranks: Communicator, in_rank_order: bool = False) -> None:
         self._ranks: Any = ranks
+        self._in_rank_order = in_rank_order
         self.size = ranks.size
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks of (R, E) float32, the same bits on all of them."""
         x = x.contiguous()
+        if self._in_rank_order:
+            return reduce(torch.add, self.gather(x).unbind(0))
         self._ranks.all_reduce(x.view(-1).numpy() if x.device.type == "cpu" else x)
         return x
 

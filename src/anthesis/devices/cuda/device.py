@@ -19,13 +19,22 @@ from anthesis.devices.cuda.graphs import CudaGraphs
 from anthesis.devices.device import Counters, DeviceInfo
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
+from anthesis.parallel.launch import NAME_VARIABLE
 from anthesis.parallel.seat import Seat
+from anthesis.parallel.variables import launched
 from anthesis.program.ir import Array, Value
+from anthesis.units import counted
 
 FP8_CAPABILITY = (8, 9)
 """Compute capability from which a card converts e4m3 by itself (NVIDIA Ada and Hopper)."""
 
 BF16_CAPABILITY = (8, 0)
+
+_INVARIANT_INPUTS = "bf16 (fp32 for fp32 and fp16); of the attention as the cache"
+_INPUTS = (
+    "those of one row float32, of several rows bf16 (fp32 for fp32 and fp16), from 128 rows on with bf16 weights in "
+    "place of those with groups; of the attention as the cache"
+)
 
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -46,14 +55,7 @@ def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
             "this PyTorch was built without CUDA" if built is None else f"PyTorch for CUDA {built} finds no NVIDIA card"
         )
         raise UnsupportedError(f"the cuda device can't be used: {why}; see docs/devices.md, or take --device cpu")
-    index, count = 0 if seat is None else seat.place, torch.cuda.device_count()
-    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
-        index = 0  # a launcher has given each rank a card of its own
-    if index >= count:
-        raise UnsupportedError(
-            f"rank {index} of this machine has no card: there are {count}; take fewer ranks a machine"
-        )
-    device = torch.device("cuda", index)
+    device = torch.device("cuda", card_of(0 if seat is None else seat.place, torch.cuda.device_count(), os.environ))
     capability = torch.cuda.get_device_capability(device)
     if capability < BF16_CAPABILITY:
         raise UnsupportedError(
@@ -64,6 +66,28 @@ def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
     from anthesis.devices.cuda.operations import CudaOperations
 
     return CudaDevice(device, CudaOperations(invariant), seat, invariant)
+
+
+def card_of(place: int, count: int, environment: Mapping[str, str]) -> int:
+    """The number of the card that a rank takes: of those that its process sees, in order.
+
+    Args:
+        place: of the rank on its machine, from 0.
+        count: of the cards that it sees.
+        environment: of its process.
+
+    Raises:
+        UnsupportedError: there are fewer cards than ranks.
+    """
+    is_ours = NAME_VARIABLE in environment or launched(environment) is None
+    if count == 1 and not is_ours:
+        return 0  # a launcher that gives each rank a card of its own
+    if place >= count:
+        raise UnsupportedError(
+            f"rank {place} of this machine, counted from 0, has no card: {counted(count, 'card')} can be seen; take "
+            "fewer ranks a machine, or name more cards in CUDA_VISIBLE_DEVICES"
+        )
+    return place
 
 
 class CudaDevice(AcceleratorDevice):
@@ -86,7 +110,7 @@ class CudaDevice(AcceleratorDevice):
         if self._is_card:
             torch.cuda.reset_peak_memory_stats(device)
         graphs: Graphs = CudaGraphs(device) if self._is_card else NoGraphs()
-        super().__init__(device, operations, graphs, seat=seat)
+        super().__init__(device, operations, graphs, seat=seat, in_rank_order=invariant)
 
     def info(self) -> DeviceInfo:
         """The card, and how much of its memory is free."""
@@ -102,8 +126,7 @@ class CudaDevice(AcceleratorDevice):
             name="cuda",
             description=description,
             memory_bytes=free,
-            arithmetic="float32 sums; inputs: those of one row float32, of several rows bf16 (fp32 for fp32 and fp16); "
-            "of the attention as the cache",
+            arithmetic="float32 sums; inputs: " + (_INVARIANT_INPUTS if self._invariant else _INPUTS),
             batch_invariant=self._invariant,
             full_batch=64,
             uses_host_memory=not self._is_card,
