@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "kernels.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "compile_cuda.py"
 ALL_KINDS = "fp32,bf16,fp16,fp8,int8,int8-g32,int4,int4-g64,int4-g128,int4m,int4m-g64,int4m-g128"
 
 

@@ -40,7 +40,7 @@ def one_row_tiles(kind: WeightKind, outputs: int, width: int) -> OneRowTiles:
     """For a matrix of this kind with so many rows that are summed (N), and so many columns (K).
 
     With these, most kernels need at most 128 registers for a thread, so that four programs of 4 warps fit on a
-    multiprocessor; benchmarks/kernels.py shows those of all.
+    multiprocessor; benchmarks/compile_cuda.py shows those of all.
     """
     most = 16 if kind.bits == 4 and (kind.group_size or 0) >= 128 else 8
     rows = next((rows for rows in (16, 8, 4) if rows <= most and outputs >= rows * PROGRAMS), 2)

@@ -1,6 +1,6 @@
 """Compiles every kernel that a model's step launches on a card, without a card, and tells what the compiler made of it.
 
-    python benchmarks/kernels.py random:bloomz-7b1 --weights bf16,int4-g128 --rows 1,8 --capability 90
+    python benchmarks/compile_cuda.py random:bloomz-7b1 --weights bf16,int4-g128 --rows 1,8 --capability 90
 
 The step runs over tensors without contents (PyTorch's "meta" device), so that a model of any size takes no memory; its
 launches are recorded, and each different one is compiled by Triton and NVIDIA's assembler, which come with the triton
