@@ -317,19 +317,34 @@ def test_a_logit_that_is_not_finite_gives_no_token(device: Device) -> None:
         assert compiled(device, program, weights, blocks_of(step)).run(step)["token"].tolist() == [-1, -1]
 
 
+def test_what_a_sequence_leaves_in_its_blocks_reaches_no_other(device: Device) -> None:
+    """Numbers that are not finite, in a block that a prompt gets later, and in a step that goes on with it."""
+    kind = exact_kind(device)
+    program = fuse(trace(config_of(WIDE), "logits", lambda n, s: "fp32" if len(s) == 1 else kind, "fp32"))
+    weights = weights_of(program)
+    bad = 7
+    weights["embed.weight"][bad] = np.nan
+    first = step_inputs([(0, 0, [bad] * 64)])
+    executable = compiled(device, program, weights, blocks_of(first))
+    assert np.isnan(executable.run(first)["logits"]).all()
+    for step in (step_inputs([(0, 0, [3, 4, 5])]), step_inputs([(0, 3, [6])])):
+        logits = executable.run(step)["logits"]  # of which one column is that of the token itself
+        assert np.isfinite(np.delete(logits, bad, axis=1)).all()
+
+
 def test_a_device_that_says_so_is_batch_invariant(device: Device) -> None:
     """The same bits for a row alone, beside others, and for a prompt in chunks."""
     if not device.info().batch_invariant:
         pytest.skip(f"{device.info().name} does not claim it")
     program = fuse(trace(config_of(WIDE), "logits", lambda n, s: "fp32" if len(s) == 1 else "bf16", "bf16"))
     weights = weights_of(program)
-    tokens = np.random.default_rng(4).integers(0, 131, (3, 70)).tolist()
+    tokens = np.random.default_rng(4).integers(0, 131, (2, 140)).tolist()
     together = step_inputs([(slot, 0, text) for slot, text in enumerate(tokens)])
     blocks = blocks_of(together)
-    expected = compiled(device, program, weights, blocks).run(together)["logits"].reshape(3, 70, -1)
+    expected = compiled(device, program, weights, blocks).run(together)["logits"].reshape(2, 140, -1)
     executable = compiled(device, program, weights, blocks)
     done = 0
-    for count in (1, 33, 1, 30, 5):
+    for count in (1, 33, 1, 100, 5):
         chunk = step_inputs([(1, done, tokens[1][done : done + count])])
         assert np.array_equal(executable.run(chunk)["logits"], expected[1, done : done + count])
         done += count

@@ -36,10 +36,12 @@ def intrusions(runs: Sequence[tuple[Counters, Counters]]) -> tuple[str, ...]:
         A reason not to use their times for each kind of it.
     """
     captures = [after.captures - before.captures for before, after in runs]
+    uncaptured = [after.uncaptured - before.uncaptured for before, after in runs]
     compilations = [_more(before.compilations, after.compilations) for before, after in runs]
     fallbacks = [_more(before.cpu_fallbacks, after.cpu_fallbacks) for before, after in runs]
     return (
         *_reason(captures, "graph capture", "take more --warmup"),
+        *_reason(uncaptured, "uncaptured step", "take more --warmup"),
         *_reason(compilations, "compilation", "take more --warmup"),
         *_reason(fallbacks, "operation done by the host's processor", "the time is not the device's alone"),
     )

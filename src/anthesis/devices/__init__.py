@@ -100,7 +100,11 @@ def _has_nvidia_card() -> bool:
         return False
     import torch
 
-    return bool(torch.cuda.is_available())
+    if not torch.cuda.is_available():
+        return False
+    from anthesis.devices.cuda.device import unusable
+
+    return unusable(torch.cuda.get_device_name(), torch.cuda.get_device_capability()) is None
 
 
 def _has_nvidia_driver() -> bool:

@@ -48,6 +48,7 @@ class Counters:
     Attributes:
         captures: steps that were captured as graphs, or compiled.
         capture_s: seconds that this took.
+        uncaptured: steps that ran call by call, though the device captures steps.
         compilations: of graphs by the device's own compiler, those of captures included.
         cpu_fallbacks: operations that the device had the host's processor do.
         memory_bytes: of the device, the most that was held at once.
@@ -55,6 +56,7 @@ class Counters:
 
     captures: int = 0
     capture_s: float = 0.0
+    uncaptured: int = 0
     compilations: int | None = None
     cpu_fallbacks: int | None = None
     memory_bytes: int | None = None

@@ -10,7 +10,8 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import reduce
@@ -30,6 +31,16 @@ PROCESSORS = "gloo"
 """The backend for the host's arrays."""
 
 _OF_CARDS: Mapping[str, str] = {"cuda": "nccl", "hpu": "hccl"}
+
+
+def _load_gaudi(ranks: LocalRank) -> None:
+    from anthesis.parallel.gaudi import load_gaudi
+
+    load_gaudi(ranks)
+
+
+_LOADED_BY: Mapping[str, Callable[[LocalRank], None]] = {"hccl": _load_gaudi}
+"""What has to be loaded before PyTorch has a backend, told which rank this is."""
 
 _STEP = timedelta(days=1)
 """Longer than any step: a stage waits for as long as others compute, and who has ended is noticed elsewhere."""
@@ -67,10 +78,9 @@ class ProcessGroups:
         self, size: int, host: str, port: int | None, backend: str = PROCESSORS, ranks: LocalRank | None = None
     ) -> None:
         self._distributed = distributed = torch_distributed()
-        if backend == _OF_CARDS["hpu"] and ranks is not None:
-            from anthesis.parallel.gaudi import load_gaudi
-
-            load_gaudi(ranks)
+        load = _LOADED_BY.get(backend)
+        if load is not None and ranks is not None:
+            load(ranks)
         if not distributed.is_backend_available(backend):
             raise UnsupportedError(
                 f"this PyTorch has no {backend}, by which ranks on such devices exchange; install a build that has"
@@ -155,11 +165,14 @@ class ProcessGroups:
             return
         import torch
 
-        for group in self._groups:  # an exchange of cards waits on the card, where no socket is looked at
-            with suppress(
-                RuntimeError, AttributeError, ValueError
-            ):  # a rank that is not in it; a backend without abort
+        def abort(group: Any) -> None:
+            with suppress(RuntimeError, AttributeError, ValueError):  # this rank is not in it; it has no abort
                 group._get_backend(torch.device(self._card)).abort()
+
+        # An exchange of cards waits on the card, where no socket is looked at. Kernels end at once; the call returns
+        # when no captured graph uses the group any more, which nobody here can wait for.
+        for group in self._groups:
+            threading.Thread(target=abort, args=(group,), name="anthesis-abort", daemon=True).start()
 
     def close(self) -> None:
         """Leaves the groups."""

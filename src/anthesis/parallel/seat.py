@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from anthesis.cores import usable_cores
 from anthesis.parallel.binding import shares_of_cores
@@ -26,6 +27,7 @@ class Seat:
         place: this rank's number among the ranks on this machine, by which it takes a card.
         cores: to run on; None: any.
         threads: that may run a step at once.
+        leaving: called before the groups are left: a library of cards waits there until nothing captured uses it.
     """
 
     rank: int
@@ -37,6 +39,7 @@ class Seat:
     place: int = 0
     cores: set[int] | None = None
     threads: int = 1
+    leaving: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def local_rank(self) -> LocalRank:
@@ -68,6 +71,8 @@ class Seat:
 
     def close(self) -> None:
         """Leaves the groups, and lets go of what the ranks share."""
+        for let_go in self.leaving:
+            let_go()
         self.communicator = None
         if self.groups is not None:
             self.groups.close()

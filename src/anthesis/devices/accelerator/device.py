@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -63,6 +64,9 @@ class AcceleratorDevice(ABC):
         self._operations, self._blocks = operations, blocks
         communicator = None if seat is None else seat.communicator
         self._ranks = None if communicator is None else Exchange(communicator, in_rank_order)
+        self._executables: weakref.WeakSet[AcceleratorExecutable] = weakref.WeakSet()
+        if seat is not None:
+            seat.leaving.append(self.let_go)
 
     @abstractmethod
     def info(self) -> DeviceInfo:
@@ -84,10 +88,15 @@ class AcceleratorDevice(ABC):
             return pack(weight, self.device)
 
     def make(self, weight: RandomWeight, uses: frozenset[str]) -> Matrix | torch.Tensor:
-        """A random weight, a matrix (N, K) of any kind or a vector (N,) float32, made on the device."""
+        """A random weight, a matrix (N, K) of any kind or a vector (N,) float32, made on the device.
+
+        Raises:
+            RequestError: the device has too little memory for it.
+        """
         make: Callable[[RandomWeight, torch.device], Matrix | torch.Tensor]
         make = random_vector if len(weight.shape) == 1 else random_matrix
-        return make(weight, self.device)
+        with self._memory_for(weight.kind.nbytes(weight.shape)):
+            return make(weight, self.device)
 
     def allocate(self, program: Program, num_blocks: int, old: Caches | None = None) -> Caches:
         """One tensor (128 P, K D) for each layer: of each block 64 rows of keys, then 64 of values.
@@ -121,9 +130,16 @@ class AcceleratorDevice(ABC):
         """
         with saying_what_for(self.device, "joining matrices", "see `anthesis plan` for what the model needs"):
             step = Step(program, weights, cache, self._operations, self._ranks, self.device)
-        return AcceleratorExecutable(
+        executable = AcceleratorExecutable(
             step, self.graphs, self._blocks, self.device, self.to_host, self.pinned, self.separate_inputs
         )
+        self._executables.add(executable)
+        return executable
+
+    def let_go(self) -> None:
+        """Drops what was captured: what ranks exchange by can't be left before."""
+        for executable in self._executables:
+            executable.let_go()
 
     def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
         """Tensors as arrays of the host, waiting once for all of them; they are valid until the next step."""
@@ -132,7 +148,7 @@ class AcceleratorDevice(ABC):
     def counters(self) -> Counters:
         """What was captured so far."""
         captures = self.graphs.captures
-        return Counters(captures=captures.count, capture_s=captures.seconds)
+        return Counters(captures=captures.count, capture_s=captures.seconds, uncaptured=captures.steps_without)
 
     def read_bandwidth(self) -> ReadBandwidth:
         """That of the card's memory; of the host's where its tensors are the host's."""

@@ -62,7 +62,8 @@ class AcceleratorExecutable:
             RequestError: the device has too little memory for it.
         """
         size = size_of(inputs, self._blocks)
-        with torch.inference_mode(), saying_what_for(self._device, f"a step of {counted(size.rows, 'row')}", _REMEDY):
+        memory_for = saying_what_for(self._device, f"a step of {counted(size.rows, 'row')}", _REMEDY)
+        with torch.inference_mode(), self._graphs.running(), memory_for:
             prepared = self._prepared.get(size)
             if prepared is None:
                 prepared = self._prepared[size] = self._prepare(size)
@@ -72,6 +73,10 @@ class AcceleratorExecutable:
         rows = {"R": len(inputs["tokens"]), "L": len(inputs.get("logit_rows", ()))}
         values = self._step.program.values
         return {name: array[: rows[str(values[name].shape[0])]] for name, array in found.items()}
+
+    def let_go(self) -> None:
+        """Drops what was captured; the next step begins anew."""
+        self._prepared.clear()
 
     def measure(self, on: bool) -> list[InstructionTime]:
         """There are no counters here.
@@ -91,4 +96,4 @@ class AcceleratorExecutable:
         name = arriving_name(program)
         arriving = None if name is None else (name, program.config.hidden_size)
         inputs = StepInputs(program, size, self._step.frequencies, arriving, self._device, self._pinned, self._separate)
-        return _Prepared(inputs, self._graphs.prepare(partial(self._step.run, inputs.tensors, size)))
+        return _Prepared(inputs, self._graphs.prepare(partial(self._step.run, inputs.tensors, size), size))

@@ -179,11 +179,15 @@ class Operations:
         )  # (T, H, S, D)
         scores = q.transpose(1, 2) @ keys.transpose(2, 3)  # (T, H, rows, S)
         positions = inputs["tile_position"][:, None, None, None] + within[:, None]
-        distance = positions - torch.arange(size.blocks * BLOCK_TOKENS, device=q.device)
+        key_positions = torch.arange(size.blocks * BLOCK_TOKENS, device=q.device)
+        distance = positions - key_positions
         if attention.slopes is not None:
             scores = scores - attention.slopes[:, None, None] * distance
         unseen = distance < 0 if op.window is None else (distance < 0) | (distance >= op.window)
         weights = torch.softmax(scores.masked_fill(unseen, -math.inf), -1)
+        # a block may hold what another sequence has left there, and 0 times a NaN would not be 0
+        last = inputs["tile_position"] + (inputs["tile_count"] - 1 if size.tiles else 0)
+        values = values.masked_fill((key_positions > last[:, None])[:, None, :, None], 0.0)
         out = (weights.to(cache.dtype).float() @ values).transpose(1, 2).reshape(tiles * rows, -1)
         return out.index_select(0, inputs["row_places"]) if size.tiles else out
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from anthesis.devices.accelerator.device import AcceleratorDevice
+from anthesis.devices.accelerator.device import AcceleratorDevice, Caches
 from anthesis.devices.accelerator.graphs import Graphs, NoGraphs
 from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.bandwidth import ReadBandwidth
 from anthesis.devices.cuda.graphs import CudaGraphs
-from anthesis.devices.device import Counters, DeviceInfo
+from anthesis.devices.device import Counters, DeviceInfo, Executable
 from anthesis.errors import UnsupportedError
 from anthesis.memory import available_memory_bytes
 from anthesis.parallel.launch import NAME_VARIABLE
 from anthesis.parallel.seat import Seat
 from anthesis.parallel.variables import launched
-from anthesis.program.ir import Array, Value
+from anthesis.program.ir import Array, Program, Value
 from anthesis.units import counted
 
 FP8_CAPABILITY = (8, 9)
@@ -56,16 +59,30 @@ def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
         )
         raise UnsupportedError(f"the cuda device can't be used: {why}; see docs/devices.md, or take --device cpu")
     device = torch.device("cuda", card_of(0 if seat is None else seat.place, torch.cuda.device_count(), os.environ))
-    capability = torch.cuda.get_device_capability(device)
-    if capability < BF16_CAPABILITY:
-        raise UnsupportedError(
-            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; the cuda "
-            "device needs 8.0 (A100) or higher"
-        )
+    reason = unusable(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    if reason is not None:
+        raise UnsupportedError(f"the cuda device can't be used: {reason}; see docs/devices.md, or take --device cpu")
     torch.cuda.set_device(device)
     from anthesis.devices.cuda.operations import CudaOperations
 
     return CudaDevice(device, CudaOperations(invariant), seat, invariant)
+
+
+def unusable(name: str, capability: tuple[int, int]) -> str | None:
+    """Why a card can't be used; None where it can.
+
+    Args:
+        name: of the card.
+        capability: its compute capability.
+    """
+    if capability < BF16_CAPABILITY:
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, and 8.0 (A100) is the least"
+    if find_spec("triton") is None:
+        return "Triton is not installed, which PyTorch's builds for CUDA bring along"
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    if not any(shutil.which(compiler) for compiler in compilers if compiler):
+        return "there is no C compiler (CC, gcc or clang), which Triton needs to launch kernels"
+    return None
 
 
 def card_of(place: int, count: int, environment: Mapping[str, str]) -> int:
@@ -147,6 +164,19 @@ class CudaDevice(AcceleratorDevice):
                 )
         return super().held_bytes(value)
 
+    def compile(self, program: Program, weights: Mapping[str, Any], cache: Caches) -> Executable:
+        """See `AcceleratorDevice.compile`.
+
+        Raises:
+            UnsupportedError: an operation that accelerators don't have.
+            RequestError: the device has too little memory for joining matrices.
+        """
+        executable = super().compile(program, weights, cache)
+        if self._is_card:  # steps have a stream of their own; and what was joined has left pieces of the old size
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        return executable
+
     def to_host(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
         """See `AcceleratorDevice.to_host`."""
         if not self._is_card:
@@ -160,7 +190,7 @@ class CudaDevice(AcceleratorDevice):
         counted = super().counters()
         if not self._is_card:
             return counted
-        return Counters(counted.captures, counted.capture_s, memory_bytes=self._peak())
+        return replace(counted, memory_bytes=self._peak())
 
     def read_bandwidth(self) -> ReadBandwidth:
         """See `AcceleratorDevice.read_bandwidth`; the buffer that is read counts for no peak of memory."""

@@ -24,6 +24,9 @@ LIBRARY_ROWS = 128
 CHUNK_BLOCKS = 2
 """Blocks of 64 keys that one program of `attend_rows` looks at."""
 
+_CONVERTED_ELEMENTS = 1 << 27
+"""Of a quantised matrix that are there in bf16 at once: the largest heads would take gigabytes."""
+
 _BEST_BLOCK = 8192
 _LOOK_UP_BLOCK = 1024
 _LEAST_COUNTERS = 1 << 12
@@ -75,11 +78,19 @@ class CudaOperations(Operations):
             return super().multiply(x, matrix)
         if matrix.kind.name in _EXACT:
             return x @ matrix.values.float().t()
-        if matrix.is_scaled_by_row:  # values are exact in bf16, and their scales multiply the sums
-            assert matrix.scales is not None
-            product = torch.mm(x.bfloat16(), matrix.values.bfloat16().t(), out_dtype=torch.float32)
-            return product * matrix.scales.float().view(1, -1)
-        return torch.mm(x.bfloat16(), matrix.converted(torch.bfloat16).t(), out_dtype=torch.float32)
+        x = x.bfloat16()
+        step = max(1, _CONVERTED_ELEMENTS // matrix.shape[1]) if matrix.scales is not None else matrix.shape[0]
+        parts = []
+        for start in range(0, matrix.shape[0], step):
+            part = matrix.rows(slice(start, start + step))
+            # values with a scale for each row are exact in bf16, and the scales multiply the sums
+            weights = part.values.bfloat16() if part.is_scaled_by_row else part.converted(torch.bfloat16)
+            product = torch.mm(x, weights.t(), out_dtype=torch.float32)
+            if part.is_scaled_by_row:
+                assert part.scales is not None
+                product = product * part.scales.float().view(1, -1)
+            parts.append(product)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def attend(
         self,
@@ -150,6 +161,8 @@ class CudaOperations(Operations):
     ) -> torch.Tensor:
         """One matrix's product; what comes after the first of several has only its bias."""
         rows, (columns, width) = len(x), matrix.shape
+        is_one = len(product.matrices) > 1 or len(product.widths) == 1 or product.gated
+        assert is_one or (product.activation is None and residual is None), "they are of the first result only"
         gated = product.gated and first
         columns = columns // 2 if gated else columns
         out = torch.empty((rows, columns), device=x.device)

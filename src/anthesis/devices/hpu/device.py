@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -111,9 +112,8 @@ class HpuDevice(AcceleratorDevice):
     def counters(self) -> Counters:
         """What was captured and compiled, what the host's processor had to do, and the most memory that was held."""
         counted = super().counters()
-        return Counters(
-            counted.captures,
-            counted.capture_s,
+        return replace(
+            counted,
             compilations=self._since_opened("graph_compilation"),
             cpu_fallbacks=self._since_opened("cpu_fallback"),
             memory_bytes=int(self._hpu.max_memory_allocated()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from anthesis.devices.accelerator.graphs import Captures, Run
+from anthesis.devices.accelerator.sizes import StepSize
 
 
 class LazyGraphs:
@@ -31,9 +33,13 @@ class LazyGraphs:
         self._mark_step = import_module("habana_frameworks.torch.core").mark_step
         self.captures = Captures()
 
-    def prepare(self, run: Run) -> Run:
+    def prepare(self, run: Run, size: StepSize) -> Run:
         """The step, captured in its first run."""
         return _Captured(self, run)
+
+    def running(self) -> AbstractContextManager[object]:
+        """Nothing has to be set up."""
+        return nullcontext()
 
     def capture(self, run: Run) -> tuple[Any, Mapping[str, torch.Tensor]]:
         """The graph of a step, and its outputs: (L,) int32, (L, V) float32, ..., which a replay fills."""
@@ -72,7 +78,11 @@ class EagerGraphs:
     def __init__(self) -> None:
         self.captures = Captures()
 
-    def prepare(self, run: Run) -> Run:
+    def running(self) -> AbstractContextManager[object]:
+        """Nothing has to be set up."""
+        return nullcontext()
+
+    def prepare(self, run: Run, size: StepSize) -> Run:
         """The step, compiled in its first run."""
         compiled = torch.compile(
             _with_code_of_its_own(run),

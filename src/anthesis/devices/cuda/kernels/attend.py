@@ -212,8 +212,10 @@ def attend_tiles(
         for block in range(begin, (first_position + count - 1) // BLOCK + 1):
             place = tl.load(blocks + tile * TABLE + block).to(tl.int64) * (2 * BLOCK)
             into = cache + (place + keys)[:, None] * (KV * D) + kv_head * D + d[None, :]
-            key = tl.load(into, mask=(d < D)[None, :], other=0.0)
-            value = tl.load(into + BLOCK * KV * D, mask=(d < D)[None, :], other=0.0)
+            # beyond the tile a block may hold what another sequence has left there, and 0 times a NaN would not be 0
+            held = (keys + block * BLOCK < first_position + count)[:, None] & (d < D)[None, :]
+            key = tl.load(into, mask=held, other=0.0)
+            value = tl.load(into + BLOCK * KV * D, mask=held, other=0.0)
             scores = dot(query, tl.trans(key), tl.zeros([TILE, BLOCK], tl.float32))
             distance = positions[:, None] - (keys + block * BLOCK)[None, :]
             if ALIBI:
