@@ -37,6 +37,7 @@ from anthesis.devices.accelerator.sizes import StepSize
 from anthesis.devices.accelerator.step import Step
 from anthesis.devices.cuda.operations import CudaOperations
 from anthesis.models import trace
+from anthesis.program.builder import Finish
 from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program, Value
 from anthesis.program.partition import partition
@@ -46,7 +47,8 @@ META = torch.device("meta")
 _TOOLS = Path(nvidia_backend).parent / "bin"
 _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float8_e4m3fn: "*fp8e4nv",
-    torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64",
+    torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+    torch.float64: "*fp64",
 }  # fmt: skip
 
 
@@ -135,7 +137,8 @@ def record(program: Program, rows: int, blocks: int, invariant: bool = False, pr
         ranks = None if program.world_size == 1 else _NoRanks(program.world_size)
         step = Step(program, weights, caches, CudaOperations(invariant), ranks, META)
         tiles = -(-rows // 16) if prompt else 0
-        size = StepSize(rows, 1 if prompt else rows, tiles, blocks)
+        draws = any(value.name == "temperature" for value in program.of_kind("input"))
+        size = StepSize(rows, 1 if prompt else rows, tiles, blocks, selects=prompt, draws=draws, penalises=draws)
         step.run(_inputs(program, step, size), size)
     finally:
         JITFunction.__getitem__ = launch  # type: ignore[method-assign]
@@ -173,10 +176,12 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--prompt", action="store_true")
     parser.add_argument("--invariant", action="store_true")
+    parser.add_argument("--sample", action="store_true", help="the step draws its tokens, with a repetition penalty")
     arguments = parser.parse_args()
     for kind in arguments.weights.split(","):
         with open_checkpoint(arguments.model, weights=kind) as checkpoint:
-            traced = trace(checkpoint.config, "argmax", checkpoint.kind_of)
+            finish: Finish = "sample" if arguments.sample else "argmax"
+            traced = trace(checkpoint.config, finish, checkpoint.kind_of)
         program = fuse(partition(traced, 0, arguments.tp))
         for rows in map(int, arguments.rows.split(",")):
             found = record(program, rows, arguments.blocks, arguments.invariant, arguments.prompt)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,12 @@ from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.cuda import CudaDevice
 from anthesis.devices.cuda.device import card_of
 from anthesis.errors import RequestError, UnsupportedError
+from anthesis.models import trace
+from anthesis.parallel.layout import Layout
+from anthesis.parallel.seat import Seat
+from anthesis.program.fuse import fuse
+from anthesis.quantize import WEIGHT_KINDS, quantize
+from programs import BLOOM, blocks_of, config_of, random_weights, step_inputs
 
 MODEL = "random:bloom-560m"
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}
@@ -118,6 +126,29 @@ class Exhausted(Operations):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore about it.")
 
 
+def test_captured_steps_are_let_go_of_before_ranks_leave_their_groups(tmp_path: Path) -> None:
+    """NCCL waits in the end of a group until no graph uses it."""
+    seat = Seat(0, Layout())
+    device = CudaDevice(torch.device("cpu"), Operations(), seat)
+    program = fuse(trace(config_of(BLOOM), "argmax", lambda name, shape: "fp32"))
+    weights = random_weights(program, np.float32)
+    packed = {name: device.pack(quantize(array, WEIGHT_KINDS["fp32"]), frozenset()) for name, array in weights.items()}
+    step = step_inputs([(0, 0, [3, 4])])
+    executable: Any = device.compile(program, packed, device.allocate(program, blocks_of(step)))
+    executable.run(step)
+    held = weakref.ref(next(iter(executable._prepared.values())))
+    gone_when_left: list[bool] = []
+
+    class Groups:
+        def close(self) -> None:
+            gone_when_left.append(held() is None)
+
+    seat.groups = Groups()  # type: ignore[assignment]
+    seat.close()
+    assert gone_when_left == [True]
+    assert executable.run(step)["token"].shape == (2,), "it can be prepared anew"
+
+
 def test_running_out_of_memory_in_a_step_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "bloom", "hidden_size": 64, "n_layer": 1, "n_head": 2, "vocab_size": 99}')
@@ -128,3 +159,39 @@ def test_running_out_of_memory_in_a_step_is_one_clear_error(monkeypatch: pytest.
         pytest.raises(RequestError, match=r"a step of 4 rows; take a smaller --batch.*Tried to allocate 20\.00 MiB\.$"),
     ):
         llm.generate([[3, 4, 5]], max_new_tokens=2)
+
+
+def test_random_weights_without_room_are_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def exhausted(weight: Any, device: torch.device) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "bloom", "hidden_size": 64, "n_layer": 1, "n_head": 2, "vocab_size": 99}')
+    monkeypatch.setattr("anthesis.devices.accelerator.device.random_matrix", exhausted)
+    opened = CudaDevice(torch.device("cpu"), Operations())
+    monkeypatch.setitem(devices.OPENERS, "cuda", lambda threads, seat, invariant: opened)
+    with pytest.raises(
+        RequestError, match=r"ran out of memory for a weight of 0\.00 GB; see `anthesis plan`.*2\.00 GiB"
+    ):
+        LLM(f"random:{config}", device="cuda")
+
+
+@pytest.mark.cuda
+def test_a_cache_that_grows_after_library_products_were_captured() -> None:
+    """Prompts of more than 128 rows go through the library, whose workspace must not stand in the graphs' memory."""
+    with LLM(MODEL, device="cuda", weights="bf16") as llm:
+        for length in (300, 900):
+            prompt = llm.made_up_prompt(length)
+            first, second, third = (llm.generate([prompt], max_new_tokens=4)[0].token_ids for _ in range(3))
+            assert first == second == third
+
+
+@pytest.mark.cuda
+def test_a_model_goes_on_when_another_one_is_closed() -> None:
+    with LLM(MODEL, device="cuda", weights="bf16") as llm:
+        prompt = llm.made_up_prompt(300)
+        expected = [llm.generate([prompt], max_new_tokens=4)[0].token_ids for _ in range(3)][-1]
+        with LLM(MODEL, device="cuda", weights="bf16") as other:
+            for _ in range(3):
+                assert other.generate([prompt], max_new_tokens=4)[0].token_ids == expected
+        assert llm.generate([prompt], max_new_tokens=4)[0].token_ids == expected

@@ -50,6 +50,7 @@ def test_a_step_of_one_row(tmp_path: Path) -> None:
     "step",
     [
         ("--rows", "1"),
+        ("--rows", "4", "--sample"),
         ("--rows", "8", "--blocks", "8"),
         ("--rows", "32", "--prompt"),
         ("--rows", "16", "--prompt", "--invariant", "--blocks", "8"),
@@ -64,6 +65,20 @@ def test_every_kernel_compiles(tmp_path: Path, model: str, step: tuple[str, ...]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_largest_model_on_eight_ranks(tmp_path: Path) -> None:
-    text = compiled(tmp_path, "random:bloomz-176b", "--weights", "bf16,int4-g128", "--tp", "8")
-    check(text)
+@pytest.mark.parametrize("step", [("--tp", "8"), ("--rows", "8", "--prompt")], ids=" ".join)
+def test_the_largest_model(tmp_path: Path, step: tuple[str, ...]) -> None:
+    check(compiled(tmp_path, "random:bloomz-176b", "--weights", "bf16,int4-g128", *step))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model", ["random:bloomz-1b1", "random:bloomz-3b", "random:qwen3-0.6b"])
+def test_sizes_that_are_no_powers_of_two(tmp_path: Path, model: str) -> None:
+    check(compiled(tmp_path, model, "--weights", "bf16,int8,int4-g128"))
+
+
+def test_a_step_that_draws(tmp_path: Path) -> None:
+    text = compiled(tmp_path, "random:bloomz-560m", "--sample")
+    kernels = {name for name, _ in check(text)}
+    assert {"scores_of_row", "draw_of_row"} <= kernels
+    assert "best_of_row" not in kernels

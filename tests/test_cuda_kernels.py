@@ -19,6 +19,7 @@ from anthesis.devices.cuda import tiles
 from anthesis.devices.cuda.operations import CHUNK_BLOCKS, CudaOperations
 from anthesis.program.attend import Attend, alibi_slopes
 from anthesis.program.ops import Norm
+from anthesis.program.sample import Sample
 from anthesis.quantize import WEIGHT_KINDS, quantize
 
 HOST = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,3 +98,33 @@ def test_matrices_wider_than_a_program_reads_at_a_time(kind: str, rows: int, mon
         (expected,) = Operations().linear(x, product, residual)
         exact = kind == "fp32"
         assert (found - expected).abs().max() < (1e-5 if exact else 0.02) * expected.abs().max()
+
+
+@pytest.mark.parametrize("penalises", [False, True])
+def test_draws_from_several_parts(penalises: bool) -> None:
+    """Rows that draw beside greedy ones, with min-p and without; the same tokens as the plain operations."""
+    rows, vocabulary = 6, 2 * 4096 + 100
+    logits = normal(rows, vocabulary, scale=2)
+    logits[4, 17] = float("nan")
+    op = Sample(
+        logits="logits", positions="positions", logit_rows="logit_rows", temperature="t", top_k="k", top_p="p",
+        min_p="m", repetition_penalty="r", seed="s", seen="seen", token="token", usable=vocabulary - 3,
+    )  # fmt: skip
+    floats = {
+        "temperature": [0, 1, 0.5, 3, 1, 2],
+        "min_p": [0, 0, 0.1, 0.01, 0, 1],
+        "repetition_penalty": [1.5, 1, 2, 0.5, 1, 1.2],
+        "top_p": [1] * 6,
+    }
+    inputs = {name: torch.tensor(values, dtype=torch.float32, device=HOST) for name, values in floats.items()}
+    inputs["top_k"] = integers([0] * 6)
+    inputs["positions"], inputs["logit_rows"] = integers([5, 900, 7, 8, 9, 2**20]), integers(range(6))
+    inputs["seed"] = torch.tensor([1, -1, 2**62, -(2**63), 5, 6], device=HOST)
+    seen = RNG.integers(0, 256, (rows, -(-vocabulary // 8)), dtype=np.uint8)
+    inputs["seen"] = torch.from_numpy(seen).to(HOST)
+    size = StepSize(rows, rows, 0, 1, draws=True, penalises=penalises)
+    kernels = CudaOperations()
+    expected = Operations().sample(op, logits, inputs, size)
+    for _ in range(2):
+        assert torch.equal(kernels.sample(op, logits, inputs, size), expected)
+    assert expected[4] == -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from anthesis import LLM
+from anthesis.bench import Request, measure
 from anthesis.devices import open_device
 from anthesis.devices.accelerator.sizes import needed_blocks, size_of
 from anthesis.devices.hpu import HpuDevice
@@ -79,11 +81,11 @@ def test_each_size_is_captured_once_and_none_in_a_second_pass(device: HpuDevice)
     assert before.captures == before.compilations == len(sizes)
     assert before.capture_s > 0
     assert before.memory_bytes > 0
-    assert before.cpu_fallbacks == 0
     second = [executable.run(step)["logits"] for step in steps]
     after = device.counters()
     assert (after.captures, after.compilations, after.capture_s) == (len(sizes), len(sizes), before.capture_s)
-    assert all(np.array_equal(one, other) for one, other in zip(first[:1], second[:1], strict=True))
+    # a step on its own cache gives the same again; later ones see what the first pass has left behind them
+    assert np.array_equal(first[0], second[0])
 
 
 def test_a_replay_runs_the_whole_step_and_a_capture_gives_nothing(lazy: HpuDevice) -> None:
@@ -96,6 +98,21 @@ def test_a_replay_runs_the_whole_step_and_a_capture_gives_nothing(lazy: HpuDevic
         true = execute(program, arrays | decode(position))["logits"]
         assert np.abs(executable.run(decode(position))["logits"] - true).max() < 1e-3
     assert lazy.counters().captures == 1
+
+
+@pytest.mark.parametrize(("warmup", "invalid"), [(3, False), (0, True)])
+def test_bench_tells_captures_from_timed_runs(lazy: HpuDevice, tmp_path: Path, warmup: int, invalid: bool) -> None:
+    """Warmed up, no timed run captures or compiles; without warming up the first does, and the row says so."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(BLOOM))
+    request = Request(prompt_tokens=5, max_new_tokens=4, warmup=warmup, runs=2, device="hpu")
+    with LLM(f"random:{config}", device="hpu") as llm:
+        found = measure(llm, request, 1)
+    assert found.counted is not None
+    assert (found.counted.captures > 0) is not invalid
+    assert [reason.partition(" in ")[0] for reason in found.invalid] == (
+        ["2 graph captures", "2 compilations"] if invalid else []
+    )
 
 
 def test_sampling_has_no_sizes_of_its_own(lazy: HpuDevice) -> None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from anthesis.devices.accelerator import draw
 from anthesis.devices.accelerator.matrices import Matrix
 from anthesis.devices.accelerator.sizes import StepSize
 from anthesis.program.attend import Attend
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.program.ops import Activation, Norm
+from anthesis.program.sample import Sample
 
 Tensors = dict[str, torch.Tensor]
 
@@ -198,6 +200,17 @@ class Operations:
         if activation == "silu":
             return torch.nn.functional.silu(x)
         return torch.nn.functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+    def sample(self, op: Sample, logits: torch.Tensor, inputs: Tensors, size: StepSize) -> torch.Tensor:
+        """Of (L, V) float32 the tokens of `Sample`: (L,) int32.
+
+        Args:
+            op: what to do.
+            logits: (L, V) float32, of the whole vocabulary.
+            inputs: of the step (`StepInputs`).
+            size: of the step: rows draw or not, have filters or not.
+        """
+        return draw.sample(op, logits, inputs, size)
 
     def argmax(self, logits: torch.Tensor, usable: int, first_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of (L, V) float32 the best of the first `usable`: score (L,) float32 and token (L,) int32 (see `Argmax`)."""

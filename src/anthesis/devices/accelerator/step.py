@@ -132,7 +132,7 @@ class Step:
             usable = max(0, min(self.program.values[op.logits].static_width, op.usable - op.first_id))
             return (), lambda held, size: do.argmax(held[op.logits], usable, op.first_id)
         if isinstance(op, Sample):
-            return (), lambda held, size: _sampled(op, held[op.logits], held, size)
+            return (), lambda held, size: self._sampled(op, held[op.logits], held, size)
         assert ranks is not None, "a program of several ranks needs what they exchange by"
         if isinstance(op, AllReduce):
             return (), lambda held, size: (ranks.sum(held[op.x]),)
@@ -142,10 +142,14 @@ class Step:
             return (), lambda held, size: ranks.best(held[op.score], held[op.token])
         if isinstance(op, SampleOverRanks):
             # a card's link moves all logits faster than its host could say which are needed
-            return (), lambda held, size: _sampled(
+            return (), lambda held, size: self._sampled(
                 op.sample, ranks.gather_columns(held[op.sample.logits], op.widths), held, size
             )
         raise UnsupportedError(f"the operation {op.kind} is not in this version of the accelerators' devices")
+
+    def _sampled(self, op: Sample, logits: torch.Tensor, held: Tensors, size: StepSize) -> tuple[torch.Tensor, ...]:
+        token = self._operations.sample(op, logits, held, size)
+        return (token,) if op.top is None else (token, *draw.log_probabilities(op, logits, token))
 
     def _norm(self, op: Norm) -> NormWeights:
         return NormWeights(op, self._weights[op.weight], None if op.bias is None else self._weights[op.bias])
@@ -211,8 +215,3 @@ class Step:
         q, k = (op.q, op.k) if ropes is None else (rope.x for rope in ropes)
         cache, do = self._caches[op.cache], self._operations
         return ropes or (), lambda held, size: (do.attend(attention, held[q], held[k], held[op.v], cache, held, size),)
-
-
-def _sampled(op: Sample, logits: torch.Tensor, held: Tensors, size: StepSize) -> tuple[torch.Tensor, ...]:
-    token = draw.sample(op, logits, held, size)
-    return (token,) if op.top is None else (token, *draw.log_probabilities(op, logits, token))

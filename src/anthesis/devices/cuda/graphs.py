@@ -55,7 +55,7 @@ class CudaGraphs:
         return not size.tiles or self._prompt_graphs < MAX_PROMPT_GRAPHS
 
     def capture(self, run: Run, size: StepSize) -> tuple[torch.cuda.CUDAGraph, Mapping[str, torch.Tensor]]:
-        """Records a step without running it.
+        """Records a step without running it: the graph, and its outputs, (L,) int32 and so on, that a replay fills.
 
         Raises:
             torch.OutOfMemoryError: there is no room for what the graph holds.

@@ -12,11 +12,13 @@ from anthesis.devices.accelerator.operations import Attention, NormWeights, Oper
 from anthesis.devices.accelerator.sizes import TILE, StepSize
 from anthesis.devices.cuda.kernels.attend import attend_rows, attend_tiles, store_rows
 from anthesis.devices.cuda.kernels.choose import best_of_row
+from anthesis.devices.cuda.kernels.draw import draw_of_row, scores_of_row
 from anthesis.devices.cuda.kernels.few import look_up, normalise
 from anthesis.devices.cuda.kernels.one_row import one_row
 from anthesis.devices.cuda.kernels.rows import several_rows
 from anthesis.devices.cuda.tiles import one_row_tiles, several_rows_tiles
 from anthesis.program.ir import BLOCK_TOKENS
+from anthesis.program.sample import Sample
 
 LIBRARY_ROWS = 128
 """From so many rows on the library's products are faster, a conversion of the matrix to bf16 included."""
@@ -28,6 +30,7 @@ _CONVERTED_ELEMENTS = 1 << 27
 """Of a quantised matrix that are there in bf16 at once: the largest heads would take gigabytes."""
 
 _BEST_BLOCK = 8192
+_DRAW_BLOCK = 4096
 _LOOK_UP_BLOCK = 1024
 _LEAST_COUNTERS = 1 << 12
 _EXACT = ("fp32", "fp16")
@@ -149,6 +152,30 @@ class CudaOperations(Operations):
             usable, first_id, parts, _power(parts), _BEST_BLOCK, num_warps=8,
         )  # fmt: skip
         return scores, tokens
+
+    def sample(self, op: Sample, logits: torch.Tensor, inputs: Tensors, size: StepSize) -> torch.Tensor:
+        """See `Operations.sample`: (L, V) float32 gives (L,) int32; filters that need an order are the library's."""
+        if not size.draws and not size.penalises:
+            return self.argmax(logits, op.usable, 0)[1]
+        if size.sorts or not size.draws:
+            return super().sample(op, logits, inputs, size)
+        rows, parts = len(logits), _parts(op.usable, _DRAW_BLOCK)
+        scores = logits.new_empty((rows, op.usable), dtype=torch.float64)
+        part_logits, part_scores = logits.new_empty((rows, parts)), scores.new_empty((rows, parts))
+        part_tokens = logits.new_empty((rows, parts), dtype=torch.int32)
+        part_noisy, part_drawn = torch.empty_like(part_scores), torch.empty_like(part_tokens)
+        tokens = logits.new_empty(rows, dtype=torch.int32)
+        seen = inputs["seen"] if size.penalises else part_tokens
+        scores_of_row[(parts, rows)](
+            logits, seen, inputs["temperature"], inputs["repetition_penalty"], scores, part_logits, part_scores,
+            part_tokens, logits.shape[1], op.usable, seen.shape[1], parts, size.penalises, _DRAW_BLOCK, num_warps=8,
+        )  # fmt: skip
+        draw_of_row[(parts, rows)](
+            scores, part_logits, part_scores, part_tokens, part_noisy, part_drawn, self._zeros(rows, logits.device),
+            inputs["temperature"], inputs["min_p"], inputs["seed"], inputs["positions"], inputs["logit_rows"], tokens,
+            op.usable, parts, _power(parts), _DRAW_BLOCK, num_warps=8,
+        )  # fmt: skip
+        return tokens
 
     def _multiplied(
         self,
