@@ -43,23 +43,28 @@ def test_a_step_of_one_row(tmp_path: Path) -> None:
     assert max(registers for name, registers in kernels if name == "one_row") <= 168
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("capability", ["80", "90"])
-@pytest.mark.parametrize(
-    "step",
-    [
-        ("--rows", "1"),
-        ("--rows", "4", "--sample"),
-        ("--rows", "8", "--blocks", "8"),
-        ("--rows", "32", "--prompt"),
-        ("--rows", "16", "--prompt", "--invariant", "--blocks", "8"),
-    ],
-    ids=" ".join,
+BLOOM, LLAMA, SOME = "random:bloomz-7b1", "random:llama-3.1-8b", "bf16,int8-g32,int4m-g64"
+STEPS = (
+    ("--rows", "4", "--sample"),
+    ("--rows", "8", "--blocks", "8"),
+    ("--rows", "32", "--prompt"),
+    ("--rows", "16", "--prompt", "--invariant", "--blocks", "8"),
 )
-@pytest.mark.parametrize("model", ["random:bloomz-7b1", "random:llama-3.1-8b"])
-def test_every_kernel_compiles(tmp_path: Path, model: str, step: tuple[str, ...], capability: str) -> None:
-    kinds = ALL_KINDS.replace("fp8,", "") if capability == "80" else ALL_KINDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("model", "kinds", "capability", "step"),
+    [
+        (BLOOM, ALL_KINDS, "90", ("--rows", "1")),
+        (BLOOM, ALL_KINDS.replace("fp8,", ""), "80", ("--rows", "1")),
+        (LLAMA, SOME, "90", ("--rows", "1")),
+        *((LLAMA, SOME, "90", step) for step in STEPS),
+        *((BLOOM, SOME, "80", step) for step in STEPS),
+    ],
+)
+def test_every_kernel_compiles(tmp_path: Path, model: str, kinds: str, capability: str, step: tuple[str, ...]) -> None:
     check(compiled(tmp_path, model, "--weights", kinds, "--capability", capability, *step))
 
 
