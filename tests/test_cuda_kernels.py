@@ -15,8 +15,8 @@ import torch
 from anthesis.devices.accelerator.matrices import pack
 from anthesis.devices.accelerator.operations import Attention, NormWeights, Operations, Product
 from anthesis.devices.accelerator.sizes import StepSize
-from anthesis.devices.cuda import tiles
-from anthesis.devices.cuda.operations import CHUNK_BLOCKS, CudaOperations
+from anthesis.devices.cuda import operations, tiles
+from anthesis.devices.cuda.operations import CHUNK_BLOCKS, LIBRARY_ROWS, CudaOperations
 from anthesis.program.attend import Attend, alibi_slopes
 from anthesis.program.ops import Norm
 from anthesis.program.sample import Sample
@@ -97,6 +97,21 @@ def test_matrices_wider_than_a_program_reads_at_a_time(kind: str, rows: int, mon
         (found,) = CudaOperations().linear(x, product, residual)
         (expected,) = Operations().linear(x, product, residual)
         exact = kind == "fp32"
+        assert (found - expected).abs().max() < (1e-5 if exact else 0.02) * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "fp8", "int8", "int8-g32", "int4", "int4m-g128"])
+def test_many_rows_go_through_the_library(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised matrices are converted piece by piece; here of seven rows each."""
+    width, outputs = 384, 50
+    monkeypatch.setattr(operations, "_CONVERTED_ELEMENTS", 7 * width)
+    matrix = pack(quantize(normal(outputs, width, scale=width**-0.5).cpu().numpy(), WEIGHT_KINDS[kind]), HOST)
+    x, bias = normal(LIBRARY_ROWS, width), normal(outputs)
+    product = Product((matrix,), (bias,), (20, 30), None, None, False)
+    for found, expected in zip(
+        CudaOperations().linear(x, product, None), Operations().linear(x, product, None), strict=True
+    ):
+        exact = kind in ("fp32", "fp16")
         assert (found - expected).abs().max() < (1e-5 if exact else 0.02) * expected.abs().max()
 
 

@@ -77,8 +77,6 @@ class CudaOperations(Operations):
 
     def multiply(self, x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
         """See `Operations.multiply`: the library's product of (R, K) with (N, K), summed in float32."""
-        if not x.is_cuda:
-            return super().multiply(x, matrix)
         if matrix.kind.name in _EXACT:
             return x @ matrix.values.float().t()
         x = x.bfloat16()
@@ -88,7 +86,7 @@ class CudaOperations(Operations):
             part = matrix.rows(slice(start, start + step))
             # values with a scale for each row are exact in bf16, and the scales multiply the sums
             weights = part.values.bfloat16() if part.is_scaled_by_row else part.converted(torch.bfloat16)
-            product = torch.mm(x, weights.t(), out_dtype=torch.float32)
+            product = _in_float32(x, weights.t())
             if part.is_scaled_by_row:
                 assert part.scales is not None
                 product = product * part.scales.float().view(1, -1)
@@ -242,6 +240,13 @@ class CudaOperations(Operations):
         if (device, size) not in self._counters:
             self._counters[device, size] = torch.zeros(size, dtype=torch.int32, device=device)
         return self._counters[device, size]
+
+
+def _in_float32(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The product of bf16 (R, K) and (K, N), summed in float32, which the library has for cards only."""
+    if x.is_cuda:
+        return torch.mm(x, weights, out_dtype=torch.float32)
+    return x.float() @ weights.float()
 
 
 def _pointers(matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
