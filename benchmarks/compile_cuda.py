@@ -33,7 +33,7 @@ from triton.runtime.jit import JITFunction
 from anthesis.checkpoint import open_checkpoint
 from anthesis.devices.accelerator.exchange import Exchange
 from anthesis.devices.accelerator.matrices import Matrix, matrix_shapes
-from anthesis.devices.accelerator.sizes import StepSize
+from anthesis.devices.accelerator.sizes import StepSize, power_of_two
 from anthesis.devices.accelerator.step import Step
 from anthesis.devices.cuda.operations import CudaOperations
 from anthesis.models import trace
@@ -183,9 +183,9 @@ def main() -> None:
             finish: Finish = "sample" if arguments.sample else "argmax"
             traced = trace(checkpoint.config, finish, checkpoint.kind_of)
         program = fuse(partition(traced, 0, arguments.tp))
-        for rows in map(int, arguments.rows.split(",")):
+        for rows in map(power_of_two, map(int, arguments.rows.split(","))):
             found = record(program, rows, arguments.blocks, arguments.invariant, arguments.prompt)
-            print(f"{arguments.model} {kind}, {rows} rows: {sum(found.counts.values())} launches of kernels here")
+            print(f"{arguments.model} {kind}, {rows} rows: {sum(found.counts.values())} launches of our own kernels")
             for launch, count in found.counts.items():
                 print("\n".join(_lines(launch, count, compile_for(launch, arguments.capability))), flush=True)
 

@@ -67,6 +67,7 @@ def write_page(results: Path) -> str:
     except DryRunError as error:
         sys.exit(f"gpu: {results}: {error}")
     replace_file(results.with_suffix(".md"), text)
+    print(f"gpu: wrote {results.with_suffix('.md')}", file=sys.stderr)
     return text
 
 
@@ -98,6 +99,9 @@ def run(jobs: Sequence[Job], seconds: float, output: Path, *, dry: bool) -> None
                 outcome = {"job": job.name, "result": None, "error": why, "took_s": 0.0}
             else:
                 outcome = worker.do(job, min(left, LIMIT * job.seconds + START_S))
+            if job.step == "environment" and outcome["result"] is None and outcome["took_s"]:
+                print(f"gpu: nothing can be measured, and nothing was written: {outcome['error']}", file=sys.stderr)
+                sys.exit(2)
             outcomes.append(outcome)
             said = outcome["error"] or "done"
             print(f"gpu: {job.name}: {said} ({outcome['took_s']:.1f} s)", file=sys.stderr, flush=True)
@@ -108,13 +112,19 @@ def run(jobs: Sequence[Job], seconds: float, output: Path, *, dry: bool) -> None
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "-o", "--output", type=Path, default=ROOT / "docs/benchmarks/gpu.json", help="results; the page is beside it"
+        "-o", "--output", type=Path, help="results, with the page beside them; docs/benchmarks/gpu.json unless given"
     )
     parser.add_argument("--seconds", type=float, default=BUDGET_S, help="for all; what has no time is skipped")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="tiny shapes on the host: does everything run?")
     what.add_argument("--page", action="store_true", help="measure nothing; write the page of the file that -o names")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.output is None and found.dry_run:
+        parser.error("a dry run is no result: say where to write it, by -o FILE")
+    found.output = found.output or ROOT / "docs/benchmarks/gpu.json"
+    if not found.output.resolve().parent.is_dir():
+        parser.error(f"{found.output}: there is no such directory")
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import weakref
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,26 @@ def test_a_pytorch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(devices, "NVIDIA_DRIVER", (str(tmp_path),))
     with pytest.raises(UnsupportedError, match=r"this PyTorch was built without CUDA; see docs/devices\.md"):
         LLM(MODEL, device="cuda")
+
+
+def test_auto_says_why_a_card_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if torch.version.cuda is not None:
+        pytest.skip("this PyTorch is built with CUDA")
+    assert devices._fastest() == ("cpu", "no accelerator is there")
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", (str(tmp_path),))
+    expected = "an NVIDIA driver is there, and this PyTorch was built without CUDA"
+    assert devices._fastest() == ("cpu", expected)
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(devices, "GAUDI_CARDS", (str(tmp_path / "accel*"),))
+    if importlib.util.find_spec("habana_frameworks") is None:
+        gaudi = "a Gaudi card is there, and habana_frameworks is not installed"
+        assert devices._fastest() == ("cpu", f"{gaudi}; {expected}")
+
+
+def test_ranks_are_not_started_for_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", ("/dev/no-such-driver",))
+    with pytest.raises(UnsupportedError, match="no NVIDIA driver is there"):
+        LLM(MODEL, device="cuda", tp=2)
 
 
 class Exhausted(Operations):

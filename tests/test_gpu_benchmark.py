@@ -173,6 +173,18 @@ def test_the_page_says_why_there_is_no_figure(measured: dict[str, Any]) -> None:
     assert "not measured: the process ended with code -6." in text
 
 
+def test_without_a_card_nothing_is_written(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a card is there")
+    output = tmp_path / "gpu.json"
+    found = script("-o", str(output))
+    assert found.returncode == 2
+    assert "nothing can be measured, and nothing was written: UnsupportedError: the cuda device" in found.stderr
+    assert not list(tmp_path.iterdir())
+    assert "by -o FILE" in script("--dry-run").stderr
+    assert "there is no such directory" in script("-o", str(tmp_path / "none" / "x.json")).stderr
+
+
 def test_without_time_every_job_is_skipped(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     assert script("--dry-run", "--seconds", "0", "-o", str(output)).returncode == 0

@@ -114,8 +114,8 @@ MIDDLE = Row(model="bloomz-3b", weights="bf16")
 
 JOBS = (
     Job(step="environment", seconds=10),
-    Job(step="correctness", seconds=60),
-    Job(step="row", seconds=30, rows=(LARGE,)),
+    Job(step="correctness", seconds=45),
+    Job(step="row", seconds=25, rows=(LARGE,)),
     Job(step="row", seconds=20, rows=(LARGE_INT4,)),
     Job(step="row", seconds=20, rows=(LARGE_FP8,)),
     Job(step="row", seconds=15, rows=(SMALL,)),
@@ -129,8 +129,8 @@ JOBS = (
     Job(step="row", seconds=15, rows=(SMALL_INT4,)),
     Job(step="row", seconds=20, rows=(INVARIANT,)),
     Job(step="row", seconds=15, rows=(MIDDLE,)),
-    Job(step="tiles", seconds=60, rows=(LARGE, LARGE_INT4, LARGE_FP8, LARGE_INT8)),
-    Job(step="profile", seconds=40, rows=(LARGE_INT8, EIGHT, MANY, SMALL_INT4, INVARIANT, MIDDLE, HUGE)),
+    Job(step="tiles", seconds=40, rows=(LARGE, LARGE_INT4, LARGE_FP8, LARGE_INT8)),
+    Job(step="profile", seconds=25, rows=(LARGE_INT8, EIGHT, MANY, SMALL_INT4, INVARIANT, MIDDLE, HUGE)),
 )
 
 TINY = {"model_type": "bloom", "hidden_size": 128, "n_layer": 2, "n_head": 2, "vocab_size": 300}

@@ -115,7 +115,7 @@ PrefillChunk = Annotated[
 ]
 Invariant = Annotated[
     bool,
-    typer.Option("--invariant", metavar="", rich_help_panel=MODEL, help="The same bits in any batch, on cards too."),
+    typer.Option("--invariant", metavar="", rich_help_panel=MODEL, help="The same bits in any batch, on NVIDIA too."),
 ]
 Seed = Annotated[
     int | None,

@@ -77,38 +77,79 @@ def need_torch(device: str) -> None:
         )
 
 
+def need_device(name: str) -> None:
+    """Refuses a device that can't be used here, as far as that shows before ranks are started for it.
+
+    Raises:
+        UnsupportedError: PyTorch, the driver, or Gaudi's software is missing.
+        RequestError: an unknown name.
+    """
+    check_device(name)
+    if name in _NEEDS:
+        need_torch(name)
+        _NEEDS[name]()
+
+
 def _fastest() -> tuple[str, str]:
     """The name of the device that "auto" means, and why it is that one."""
-    if find_spec("habana_frameworks") is not None and _has_gaudi_card():
-        return "hpu", "a Gaudi card is there"
-    if _has_nvidia_card():
-        return "cuda", "an NVIDIA card is there"
+    reasons = []
+    for name, is_there, unusable in (
+        ("hpu", _has_gaudi_card, _why_no_gaudi_card),
+        ("cuda", _has_nvidia_driver, _why_no_nvidia_card),
+    ):
+        if not is_there():
+            continue
+        reason = unusable()
+        if reason is None:
+            return name, f"{_CARDS[name]} is there"
+        reasons.append(f"{_CARDS[name]} is there, and {reason}")
+    why = "; ".join(reasons) or "no accelerator is there"
     try:
         extension()
     except UnsupportedError:
-        return "reference", "NumPy; correct but slow; the native extension was never built"
-    return "cpu", "no accelerator is there"
+        return "reference", f"NumPy; correct but slow; the native extension was never built; {why}"
+    return "cpu", why
+
+
+_CARDS = {"hpu": "a Gaudi card", "cuda": "an NVIDIA driver"}
 
 
 def _has_gaudi_card() -> bool:
     return any(next(Path(path).parent.glob(Path(path).name), None) for path in GAUDI_CARDS)
 
 
-def _has_nvidia_card() -> bool:
-    """Whether PyTorch can use one; asked only where the driver is, since to import PyTorch takes seconds."""
-    if find_spec("torch") is None or not _has_nvidia_driver():
-        return False
-    import torch
-
-    if not torch.cuda.is_available():
-        return False
-    from anthesis.devices.cuda.device import unusable
-
-    return unusable(torch.cuda.get_device_name(), torch.cuda.get_device_capability()) is None
+def _why_no_gaudi_card() -> str | None:
+    return None if find_spec("habana_frameworks") is not None else "habana_frameworks is not installed"
 
 
 def _has_nvidia_driver() -> bool:
     return any(Path(device).exists() for device in NVIDIA_DRIVER)
+
+
+def _why_no_nvidia_card() -> str | None:
+    """Why PyTorch can't use a card; asked only where the driver is, since to import PyTorch takes seconds."""
+    if find_spec("torch") is None:
+        return "PyTorch is not installed"
+    from anthesis.devices.cuda.device import why_unusable
+
+    return why_unusable()
+
+
+def _need_nvidia_driver() -> None:
+    if not _has_nvidia_driver():
+        raise UnsupportedError(
+            f"the cuda device can't be used: no NVIDIA driver is there ({' or '.join(NVIDIA_DRIVER)}); see "
+            "docs/devices.md, or take --device cpu"
+        )
+
+
+def _need_gaudi() -> None:
+    from anthesis.parallel.gaudi import need_gaudi
+
+    need_gaudi()
+
+
+_NEEDS: dict[str, Callable[[], None]] = {"cuda": _need_nvidia_driver, "hpu": _need_gaudi}
 
 
 def _cpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
@@ -118,22 +159,14 @@ def _cpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
 
 
 def _cuda(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
-    need_torch("cuda")
-    if not _has_nvidia_driver():
-        raise UnsupportedError(
-            f"the cuda device can't be used: no NVIDIA driver is there ({' or '.join(NVIDIA_DRIVER)}); see "
-            "docs/devices.md, or take --device cpu"
-        )
+    need_device("cuda")
     from anthesis.devices.cuda import open_card
 
     return open_card(seat, invariant)
 
 
 def _hpu(threads: int | None, seat: Seat | None, invariant: bool) -> Device:
-    need_torch("hpu")
-    from anthesis.parallel.gaudi import need_gaudi
-
-    need_gaudi()
+    need_device("hpu")
     from anthesis.devices.hpu import open_card
 
     return open_card(seat)

@@ -13,7 +13,7 @@ import numpy as np
 from anthesis.checkpoint import Checkpoint, model_fingerprint
 from anthesis.config import ModelConfig
 from anthesis.cores import usable_cores
-from anthesis.devices import check_device, device_of, open_device
+from anthesis.devices import check_device, device_of, need_device, open_device
 from anthesis.devices.device import Cache, Device, Executable, InstructionTime
 from anthesis.engine.loaded import LoadedModel
 from anthesis.errors import AnthesisError, RequestError
@@ -167,10 +167,12 @@ def start_ranks(checkpoint: Checkpoint, layout: Layout, device: str, opened: Exi
     if layout.size == 1:
         return None
     check_device(device)
+    meant = device_of(device)
+    need_device(meant)
     traced = trace(checkpoint.config, "argmax", checkpoint.kind_of)
     for layers in choose_stages(traced, layout.pp):
         alike_ranks(stage(traced, layers), layout.tp)
-    return opened.enter_context(closing(Group(layout, backend_of(device_of(device)))))
+    return opened.enter_context(closing(Group(layout, backend_of(meant))))
 
 
 def check_threads(threads: int | None, sharers: int) -> None:

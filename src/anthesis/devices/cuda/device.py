@@ -52,31 +52,35 @@ def open_card(seat: Seat | None = None, invariant: bool = False) -> CudaDevice:
     Raises:
         UnsupportedError: there is no such card, or it is too old.
     """
-    if not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = (
-            "this PyTorch was built without CUDA" if built is None else f"PyTorch for CUDA {built} finds no NVIDIA card"
-        )
-        raise UnsupportedError(f"the cuda device can't be used: {why}; see docs/devices.md, or take --device cpu")
-    device = torch.device("cuda", card_of(0 if seat is None else seat.place, torch.cuda.device_count(), os.environ))
-    reason = unusable(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    index = 0
+    if torch.cuda.is_available():
+        index = card_of(0 if seat is None else seat.place, torch.cuda.device_count(), os.environ)
+    reason = why_unusable(index)
     if reason is not None:
         raise UnsupportedError(f"the cuda device can't be used: {reason}; see docs/devices.md, or take --device cpu")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     from anthesis.devices.cuda.operations import CudaOperations
 
     return CudaDevice(device, CudaOperations(invariant), seat, invariant)
 
 
-def unusable(name: str, capability: tuple[int, int]) -> str | None:
+def why_unusable(index: int = 0) -> str | None:
     """Why a card can't be used; None where it can.
 
     Args:
-        name: of the card.
-        capability: its compute capability.
+        index: its number.
     """
-    if capability < BF16_CAPABILITY:
-        return f"{name} has compute capability {capability[0]}.{capability[1]}, and 8.0 (A100) is the least"
+    built = torch.version.cuda
+    if built is None:
+        return "this PyTorch was built without CUDA"
+    if not torch.cuda.is_available():
+        return f"PyTorch for CUDA {built} finds no NVIDIA card"
+    major, minor = torch.cuda.get_device_capability(index)
+    if (major, minor) < BF16_CAPABILITY:
+        return (
+            f"{torch.cuda.get_device_name(index)} has compute capability {major}.{minor}, and 8.0 (A100) is the least"
+        )
     if find_spec("triton") is None:
         return "Triton is not installed, which PyTorch's builds for CUDA bring along"
     compilers = (os.environ.get("CC"), "gcc", "clang")
