@@ -7,6 +7,9 @@ import os
 import triton
 import triton.language as tl
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+"""Products and sums are fused, as all versions of Triton did until one changes its default."""
+
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """Kernels run on the host's tensors, as Triton decides when they are defined."""
 
