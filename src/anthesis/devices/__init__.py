@@ -103,12 +103,11 @@ def _fastest() -> tuple[str, str]:
         if reason is None:
             return name, f"{_CARDS[name]} is there"
         reasons.append(f"{_CARDS[name]} is there, and {reason}")
-    why = "; ".join(reasons) or "no accelerator is there"
     try:
         extension()
     except UnsupportedError:
-        return "reference", f"NumPy; correct but slow; the native extension was never built; {why}"
-    return "cpu", why
+        return "reference", "; ".join(("NumPy; correct but slow; the native extension was never built", *reasons))
+    return "cpu", "; ".join(reasons) or "no accelerator is there"
 
 
 _CARDS = {"hpu": "a Gaudi card", "cuda": "an NVIDIA driver"}
