@@ -64,7 +64,7 @@ class StepInputs:
         pinned: bool,
         separate: bool = False,
     ) -> None:
-        self._size, self._frequencies = size, frequencies
+        self._size, self._frequencies, self._pinned = size, frequencies, pinned
         self._arriving = None if arriving is None else arriving[0]
         rows, logit_rows, tiles = size.rows, size.logit_rows, size.num_tiles
         names = {value.name for value in program.of_kind("input")}
@@ -98,12 +98,12 @@ class StepInputs:
         for name, (dtype, shape) in fields.items():
             begin, end = places[name]
             self._arrays[name] = host[begin:end].view(dtype).reshape(shape)
+            on_host = torch.from_numpy(self._arrays[name])
             if block is None:
-                on_host = torch.from_numpy(self._arrays[name])
                 self.tensors[name] = torch.empty(shape, dtype=on_host.dtype, device=device)
                 self._copies.append((self.tensors[name], on_host))
             else:
-                self.tensors[name] = block[begin:end].view(_TORCH_DTYPES[np.dtype(dtype)]).view(shape)
+                self.tensors[name] = block[begin:end].view(on_host.dtype).view(shape)
 
     def fill(self, inputs: Arrays) -> None:
         """Writes the inputs of a step, and has them copied to the device.
@@ -143,7 +143,7 @@ class StepInputs:
             if self._size.penalises:
                 self._set("seen", inputs["seen"])
         for on_device, on_host in self._copies:
-            on_device.copy_(on_host, non_blocking=self._on_host.is_pinned())
+            on_device.copy_(on_host, non_blocking=self._pinned)
 
     def _set(self, name: str, array: Array) -> None:
         """Rows that fill up the size get zeros: they write to the scratch block, and are greedy."""
@@ -169,11 +169,3 @@ class StepInputs:
         self._set("tile_count", np.array(count, np.int32))
         self._set("tile_position", np.array(position, np.int32))
         self._set("tile_blocks", table[slots[first], : self._size.blocks])
-
-
-_TORCH_DTYPES = {
-    np.dtype(np.int32): torch.int32,
-    np.dtype(np.float32): torch.float32,
-    np.dtype(np.int64): torch.int64,
-    np.dtype(np.uint8): torch.uint8,
-}

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from anthesis.program.ir import Value
@@ -129,11 +130,11 @@ def pack(weight: WeightTensor, device: torch.device) -> Matrix:
     """
     kind = weight.kind
     # through bytes, since NumPy's dtypes of other packages are unknown to PyTorch; a view of a file is read-only
-    values = torch.from_numpy(_bytes(weight.values))
+    values = torch.from_numpy(np.array(weight.values, order="C").view(np.uint8))
     dtype = _DTYPES[kind.name.partition("-")[0]]
-    values = _repacked(_on(device, values), weight.shape[1]) if kind.bits == 4 else _on(device, values.view(dtype))
+    values = _repacked(values.to(device), weight.shape[1]) if kind.bits == 4 else values.view(dtype).to(device)
     scales, minimums = (
-        None if array is None else _on(device, torch.from_numpy(array.reshape(weight.shape[0], -1).copy()))
+        None if array is None else torch.from_numpy(array.reshape(weight.shape[0], -1).copy()).to(device)
         for array in (weight.scales, weight.minimums)
     )
     return Matrix(kind, _two(weight.shape), values, _padded(scales, weight), _padded(minimums, weight))
@@ -227,17 +228,6 @@ def _below_each_other(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     if dtype != torch.float8_e4m3fn:
         return torch.cat([*parts])
     return torch.cat([part.view(torch.uint8) for part in parts]).view(dtype)  # float8 has no concatenation
-
-
-def _bytes(array: object) -> object:
-    import numpy as np
-
-    assert isinstance(array, np.ndarray)
-    return np.array(array, order="C").view(np.uint8)
-
-
-def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device)
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:

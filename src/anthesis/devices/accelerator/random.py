@@ -21,7 +21,7 @@ from anthesis.checkpoint.random import (
 from anthesis.devices.accelerator.matrices import Matrix, from_nibbles
 
 _CHUNK_WORDS = 1 << 22
-"""Words hashed at a time: their temporaries are a few times 32 MiB."""
+"""Words hashed at a time: their temporaries are a few times 32 MiB. `from_nibbles` asks for fewer."""
 
 
 def random_matrix(weight: RandomWeight, device: torch.device) -> Matrix:
@@ -79,12 +79,7 @@ def _stream(weight: RandomWeight, start: int, stop: int, device: torch.device) -
     packing = 2 if weight.kind.bits == 4 else 1
     first, columns = weight.start[1] // packing, weight.shape[1] // packing
     row_bytes = weight.full_shape[1] // packing
-    parts = []
-    step = max(1, 8 * _CHUNK_WORDS // columns)
-    for at in range(start, stop, step):
-        row = weight.start[0] + at
-        parts.append(_bytes(weight.key, row, min(step, stop - at), row_bytes, first, columns, device))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _bytes(weight.key, weight.start[0] + start, stop - start, row_bytes, first, columns, device)
 
 
 def _bytes(

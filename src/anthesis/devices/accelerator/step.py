@@ -70,6 +70,9 @@ class Step:
         self._device = device
         self._angles: dict[Any, str] = {}
         self.frequencies: dict[str, Any] = {}
+        choosing = (Argmax, Sample, SampleOverRanks, AllGather)
+        read = (name for op in program.ops if isinstance(op, choosing) for name in op.reads())
+        self._logits = {*read, *program.outputs}  # what tokens are chosen by, or what the program is asked for
         found = folding(program)
         lowered = [(op, *self._lower(op, found)) for op in program.ops if not found.has(op)]
         last: dict[str, int] = {}
@@ -184,7 +187,7 @@ class Step:
             None if norm is None else self._norm(norm),
             op.activation,
             op.gated,
-            gives_logits=self._are_logits(op.outs),
+            gives_logits=not self._logits.isdisjoint(op.outs),
         )
         x, do = op.x if norm is None else norm.x, self._operations
 
@@ -192,12 +195,6 @@ class Step:
             return do.linear(held[x], product, None if op.residual is None else held[op.residual])
 
         return () if norm is None else (norm,), call
-
-    def _are_logits(self, names: tuple[str, ...]) -> bool:
-        """Whether these are what tokens are chosen by, or what the program is asked for."""
-        choosing = (Argmax, Sample, SampleOverRanks, AllGather)
-        read = {name for op in self.program.ops if isinstance(op, choosing) for name in op.reads()}
-        return not read.union(self.program.outputs).isdisjoint(names)
 
     def _attend(self, op: Attend, found: Folding) -> tuple[tuple[Op, ...], Call]:
         values = self.program.values

@@ -9,7 +9,7 @@ import torch
 
 from anthesis.devices.accelerator.matrices import Matrix
 from anthesis.devices.accelerator.operations import Attention, NormWeights, Operations, Product, Tensors
-from anthesis.devices.accelerator.sizes import TILE, StepSize
+from anthesis.devices.accelerator.sizes import TILE, StepSize, power_of_two
 from anthesis.devices.cuda.kernels.attend import attend_rows, attend_tiles, store_rows
 from anthesis.devices.cuda.kernels.choose import best_of_row
 from anthesis.devices.cuda.kernels.draw import draw_of_row, scores_of_row
@@ -112,12 +112,12 @@ class CudaOperations(Operations):
         nothing = q  # where a kernel reads none
         angles = nothing if attention.angles is None else inputs[attention.angles]
         slopes = nothing if attention.slopes is None else attention.slopes
-        power, is_turned = _power(head), attention.angles is not None
+        power, is_turned = power_of_two(head), attention.angles is not None
         flags = attention.slopes is not None, op.window or 0, is_turned
         if size.tiles:
             store_rows[(rows,)](
-                k, v, k_stride, v_stride, cache, inputs["key_rows"], angles, kv_heads, _power(kv_heads), head, power,
-                is_turned,
+                k, v, k_stride, v_stride, cache, inputs["key_rows"], angles, kv_heads, power_of_two(kv_heads), head,
+                power, is_turned,
             )  # fmt: skip
         if size.tiles and not self._invariant:
             out.zero_()  # rows that only fill the step up are in no tile
@@ -129,12 +129,12 @@ class CudaOperations(Operations):
             return out
         chunks = _parts(size.blocks, CHUNK_BLOCKS)
         parts = torch.empty((rows, heads, chunks, head + 2), device=q.device) if chunks > 1 else nothing
-        tiles = inputs["row_places"] // TILE if size.tiles else inputs["key_rows"]
+        places = inputs["row_places"] if size.tiles else nothing
         attend_rows[(chunks, heads, rows)](
             q, k, v, q_stride, k_stride, v_stride, cache, inputs["positions"], inputs["key_rows"],
-            inputs["tile_blocks"], tiles, angles, slopes, attention.kv_head_of, parts,
+            inputs["tile_blocks"], places, angles, slopes, attention.kv_head_of, parts,
             self._zeros(rows * heads, q.device), out, op.scale, heads, kv_heads, head, power, size.blocks,
-            CHUNK_BLOCKS, chunks, *flags, not size.tiles, bool(size.tiles),
+            CHUNK_BLOCKS, chunks, *flags, not size.tiles, TILE if size.tiles else 0,
         )  # fmt: skip
         return out
 
@@ -147,7 +147,7 @@ class CudaOperations(Operations):
         part_scores, part_tokens = logits.new_empty((rows, parts)), tokens.new_empty((rows, parts))
         best_of_row[(parts, rows)](
             logits, part_scores, part_tokens, self._zeros(rows, logits.device), scores, tokens, logits.shape[1],
-            usable, first_id, parts, _power(parts), _BEST_BLOCK, num_warps=8,
+            usable, first_id, parts, power_of_two(parts), _BEST_BLOCK, num_warps=8,
         )  # fmt: skip
         return scores, tokens
 
@@ -171,7 +171,7 @@ class CudaOperations(Operations):
         draw_of_row[(parts, rows)](
             scores, part_logits, part_scores, part_tokens, part_noisy, part_drawn, self._zeros(rows, logits.device),
             inputs["temperature"], inputs["min_p"], inputs["seed"], inputs["positions"], inputs["logit_rows"], tokens,
-            op.usable, parts, _power(parts), _DRAW_BLOCK, num_warps=8,
+            op.usable, parts, power_of_two(parts), _DRAW_BLOCK, num_warps=8,
         )  # fmt: skip
         return tokens
 
@@ -207,7 +207,7 @@ class CudaOperations(Operations):
             if norm is not None:
                 before = norm.weight, nothing if norm.bias is None else norm.bias, norm.op.epsilon
             one_row[(_parts(columns, tiles.rows),)](
-                x, *before, *_pointers(matrix), *follow, columns, width, _power(width), *kind,
+                x, *before, *_pointers(matrix), *follow, columns, width, power_of_two(width), *kind,
                 "none" if norm is None else norm.op.norm, norm is not None and norm.bias is not None, *after,
                 tiles.rows, tiles.columns, num_warps=tiles.warps,
             )  # fmt: skip
@@ -226,7 +226,7 @@ class CudaOperations(Operations):
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
         width = norm.op.width
         normalise[(x.numel() // width,)](
-            x, norm.weight, x if norm.bias is None else norm.bias, out, norm.op.epsilon, width, _power(width),
+            x, norm.weight, x if norm.bias is None else norm.bias, out, norm.op.epsilon, width, power_of_two(width),
             norm.op.norm, norm.bias is not None, num_warps=4 if width <= 4096 else 8,
         )  # fmt: skip
         return out
@@ -236,7 +236,7 @@ class CudaOperations(Operations):
 
         None is ever let go of, since captured graphs go on using them.
         """
-        size = max(_power(count), _LEAST_COUNTERS)
+        size = max(power_of_two(count), _LEAST_COUNTERS)
         if (device, size) not in self._counters:
             self._counters[device, size] = torch.zeros(size, dtype=torch.int32, device=device)
         return self._counters[device, size]
@@ -261,10 +261,6 @@ def _kind(matrix: Matrix) -> tuple[str, int, bool]:
     if kind.bits == 4:
         return "four", kind.group_size or 1, kind.has_minimum
     return {"none": "float", "row": "row", "group": "group"}[kind.scaled_by], kind.group_size or 1, False
-
-
-def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _parts(count: int, size: int) -> int:

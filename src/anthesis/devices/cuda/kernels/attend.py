@@ -54,19 +54,20 @@ def store_rows(
 
 @triton.jit
 def attend_rows(
-    q, k, v, q_stride, k_stride, v_stride, cache, positions, key_rows, blocks, row_tiles, angles, slopes, kv_head_of,
+    q, k, v, q_stride, k_stride, v_stride, cache, positions, key_rows, blocks, row_places, angles, slopes, kv_head_of,
     parts, arrived, out, scale,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, D_POWER: tl.constexpr, TABLE: tl.constexpr,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ALIBI: tl.constexpr, WINDOW: tl.constexpr, ROTATED: tl.constexpr,
-    STORES: tl.constexpr, TILED: tl.constexpr,
+    STORES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One query head of one row over one chunk of its context.
 
     q (R, H D), k and v (R, K D) float32, whose rows stand so many strides apart; out (R, H D) float32; cache
     (128 P, K D); positions, key_rows (R,) int32; blocks (T, TABLE) int32; kv_head_of (H,) int64. STORES: rows are of
-    different sequences, and their keys and values, which are not in the cache yet, are stored on the way. TILED:
-    row_tiles (R,) int32 says which line of `blocks` is a row's; else each row has its own. parts (R, H, CHUNKS, D + 2)
-    float32 and arrived (R, H) int32, which is zero before and after, are scratch memory of more chunks than one.
+    different sequences, and their keys and values, which are not in the cache yet, are stored on the way. TILE above 0:
+    row_places (R,) int32 say where in tiles of so many rows each row is, and a tile has a line of `blocks`; else each
+    row has its own. parts (R, H, CHUNKS, D + 2) float32 and arrived (R, H) int32, which is zero before and after, are
+    scratch memory of more chunks than one.
     """
     chunk, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions + row)
@@ -99,8 +100,8 @@ def attend_rows(
         if WINDOW > 0:
             oldest = tl.maximum(position + 1 - WINDOW, 0)
         line = row
-        if TILED:
-            line = tl.load(row_tiles + row).to(tl.int64)
+        if TILE > 0:
+            line = (tl.load(row_places + row) // TILE).to(tl.int64)
 
         largest = float("-inf")
         total = 0.0
