@@ -19,7 +19,7 @@ from anthesis import LLM
 from anthesis.bench import Measurement, Report, Request, measure, read_report, sweep
 from anthesis.bench.derive import decode_s, decode_tokens, has_settled, prefill_s, speed, tokens_sha256, traffic
 from anthesis.bench.measure import _check_count
-from anthesis.bench.result import Run, Warmup
+from anthesis.bench.measurement import Run, Warmup
 from anthesis.bench.statistic import summary
 from anthesis.cli.bench import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
@@ -166,7 +166,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, message:
 
 def test_a_single_token_has_no_decoding(tmp_path: Path) -> None:
     with LLM(write_model(tmp_path), device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=1, prompt_tokens=4, warmup=0, runs=1), batch=1)
+        measured = measure(llm, Request(max_new_tokens=1, prompt_tokens=(4,), warmup=0, runs=1, min_s=0), batch=1)
     assert len(measured.configuration.prompt_token_ids) == 4
     assert measured.speed.generated_tokens == 1
     assert measured.speed.between_tokens_s is measured.speed.decode_tokens_per_s is measured.traffic is None
@@ -182,7 +182,7 @@ def test_runs_end_at_their_bound_or_when_three_agree(tmp_path: Path) -> None:
     assert not has_settled([1.0, 1.06, 1.02])
     assert not has_settled([1.0, 1.0, 1.0, 2.0])
     with LLM(write_model(tmp_path), device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=2, warmup=40, runs=1), batch=1)
+        measured = measure(llm, Request(max_new_tokens=2, warmup=40, runs=1, min_s=0), batch=1)
     count = len(measured.warmup.run_s)
     assert 3 <= count <= 40
     assert measured.warmup.settled == has_settled(measured.warmup.run_s)
@@ -196,7 +196,7 @@ def test_tokens_that_come_during_the_prefill_of_others_are_no_decoding() -> None
     assert prefill_s(run) == 2.5
     assert decode_s(run) == 2.0
     assert decode_tokens(run) == 3
-    found = speed([run], prompt_tokens=10)
+    found = speed([run], prompt_tokens=(10,))
     assert found.prefill_tokens_per_s.median == 2 * 10 / 2.5
     assert found.decode_tokens_per_s is not None
     assert found.decode_tokens_per_s.median == 3 / 2.0
@@ -238,7 +238,7 @@ def test_a_run_of_another_length_fails(tmp_path: Path) -> None:
 def test_more_tokens_than_fit_the_context_are_refused_before_the_first_run(tmp_path: Path) -> None:
     begun: list[str] = []
     with LLM(write_model(tmp_path), device="reference", max_context=10) as llm:
-        request = Request(max_new_tokens=4, warmup=0, runs=1)
+        request = Request(max_new_tokens=4, warmup=0, runs=1, min_s=0)
         with pytest.raises(RequestError, match="7 prompt tokens and 4 new ones do not fit the context of 10"):
             measure(llm, request, batch=1, progress=begun.append)
         assert begun == []
@@ -303,7 +303,7 @@ def test_a_text_needs_a_tokenizer(tmp_path: Path) -> None:
 
 def test_the_default_model_takes_the_default_prompt() -> None:
     with LLM(device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=2, warmup=0, runs=1), batch=1)
+        measured = measure(llm, Request(max_new_tokens=2, warmup=0, runs=1, min_s=0), batch=1)
         assert llm.tokenizer is not None
         prompt = llm.tokenizer.encode("DeepSpeed is a machine learning framework")
     assert measured.configuration.prompt == "DeepSpeed is a machine learning framework"
@@ -315,7 +315,20 @@ def test_the_default_model_takes_the_default_prompt() -> None:
 def test_the_command_sweeps_and_writes_the_file(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     output.write_text("what was there before")
-    options = ("--batch", "1,2", "--weights", "bf16,int4-g128", "-n", "3", "--warmup", "0", "--runs", "1")
+    options = (
+        "--batch",
+        "1,2",
+        "--weights",
+        "bf16,int4-g128",
+        "-n",
+        "3",
+        "--warmup",
+        "0",
+        "--seconds",
+        "0",
+        "--runs",
+        "1",
+    )
     result = command(write_model(tmp_path), "--device", "reference", *options, "-o", str(output))
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
@@ -334,7 +347,7 @@ def test_the_command_sweeps_and_writes_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_the_table_is_whole_on_a_terminal(columns: int) -> None:
-    options = ("--device", "reference", "-n", "3", "--warmup", "0", "--runs", "1")
+    options = ("--device", "reference", "-n", "3", "--warmup", "0", "--seconds", "0", "--runs", "1")
     terminal = Terminal(command_line("bench", *options), COLUMNS=str(columns))
     assert terminal.finish() == 0
     lines = terminal.output.splitlines()
@@ -373,7 +386,7 @@ def test_equal_warnings_are_one_with_the_rows_they_are_about(report: Report, mea
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
-    options = ("--prompt-tokens", "5", "-n", "3", "--warmup", "0", "--runs", "2", "--json")
+    options = ("--prompt-tokens", "5", "-n", "3", "--warmup", "0", "--seconds", "0", "--runs", "2", "--json")
     result = command(write_model(tmp_path), "--device", "reference", *options)
     assert result.returncode == 0, result.stderr
     (row,) = Report.from_document(json.loads(result.stdout)).rows

@@ -84,7 +84,21 @@ def test_a_result_with_operations_is_read_again(tmp_path: Path) -> None:
 
 
 def test_the_table(tmp_path: Path) -> None:
-    arguments = ("--device", "cpu", "--prompt-tokens", "3", "-n", "4", "--warmup", "0", "--runs", "1", "--ops")
+    arguments = (
+        "--device",
+        "cpu",
+        "--prompt-tokens",
+        "3",
+        "-n",
+        "4",
+        "--warmup",
+        "0",
+        "--seconds",
+        "0",
+        "--runs",
+        "1",
+        "--ops",
+    )
     shown = anthesis("bench", tiny_model(tmp_path), *arguments)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from anthesis.bench.result import Measurement
+from anthesis.bench.measurement import Measurement
 from anthesis.devices.accelerator.bandwidth import MIN_BUFFER_BYTES, of_card
 from anthesis.devices.cuda.device import driver_version
 from anthesis.records import from_document

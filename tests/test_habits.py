@@ -38,6 +38,7 @@ ORDER = (
     ("",),
     ("plan",),
     ("bench",),
+    ("evaluate",),
     ("dataset",),
     ("report",),
     ("cli",),

@@ -105,7 +105,7 @@ def test_bench_tells_captures_from_timed_runs(lazy: HpuDevice, tmp_path: Path, w
     """Warmed up, no timed run captures or compiles; without warming up the first does, and the row says so."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(BLOOM))
-    request = Request(prompt_tokens=5, max_new_tokens=4, warmup=warmup, runs=2, device="hpu")
+    request = Request(prompt_tokens=(5,), max_new_tokens=4, warmup=warmup, runs=2, min_s=0, device="hpu")
     with LLM(f"random:{config}", device="hpu") as llm:
         found = measure(llm, request, 1)
     assert found.counted is not None

@@ -27,7 +27,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A result of `bench` with a row that failed, and the output of `complete` with rows that failed."""
     directory = tmp_path_factory.mktemp("results")
     bench, rows, data = directory / "bench.json", directory / "rows.jsonl", directory / "data.jsonl"
-    measured = ("bench", tiny_model(directory), "--batch", "1,2", "--weights", "fp32,int4", "-n", "3", "--runs", "2")
+    measured = (
+        "bench",
+        tiny_model(directory),
+        "--batch",
+        "1,2",
+        "--weights",
+        "fp32,int4",
+        "-n",
+        "3",
+        "--seconds",
+        "0",
+        "--runs",
+        "2",
+    )
     text = (directory / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 24')
     (directory / "config.json").write_text(text)  # a width that int4's groups don't divide
     assert anthesis(*measured, "--warmup", "1", "-o", str(bench), *DEVICE).returncode == 1

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anthesis.bench.result import Measurement
+from anthesis.bench.measurement import Measurement
 from anthesis.plan import make_plan
 from anthesis.records import from_document
 from anthesis.units import amount

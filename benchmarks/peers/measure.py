@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anthesis.bench.derive import decode_s, decode_tokens, prefill_s
-from anthesis.bench.result import Run
+from anthesis.bench.measurement import Run
 from anthesis.native import handovers, multiply_add_peak, read_bandwidth
 from peers.environments import PeerError
 from peers.process import Worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from anthesis.bench.result import Counted
+from anthesis.bench.measurement import Counted
 from anthesis.devices.device import Counters
 from anthesis.units import counted
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from anthesis.bench.result import Run, Speed, Traffic
+from anthesis.bench.measurement import Run, Speed, Traffic
 from anthesis.bench.statistic import Statistic, summary
 from anthesis.program.cost import cost
 from anthesis.program.ir import Cost, Program, Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from anthesis.bench.result import Device, Model
+from anthesis.bench.subject import Device, Model
 from anthesis.llm import LLM
 
 

@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 import anthesis
-from anthesis.bench.result import Machine
+from anthesis.bench.subject import Machine
 from anthesis.cores import usable_cores
 from anthesis.host import processor_name
 from anthesis.memory import available_memory_bytes

@@ -8,9 +8,10 @@ from datetime import datetime, timezone
 from itertools import product
 
 from anthesis.bench.machine import this_machine, versions
-from anthesis.bench.measure import Progress, Request, measure
-from anthesis.bench.result import CLOCKS, Measurement, Point, Report, Row
-from anthesis.devices.device import Counters
+from anthesis.bench.measure import Progress, measure
+from anthesis.bench.measurement import Measurement
+from anthesis.bench.request import Request
+from anthesis.bench.result import CLOCKS, Point, Report, Row
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.llm import LLM
 from anthesis.parallel.variables import launched
@@ -18,10 +19,10 @@ from anthesis.parallel.variables import launched
 
 def sweep(
     request: Request,
-    progress: Progress = lambda text: None,
+    progress: Progress = lambda text, done: None,
     on_weight: Callable[[int, int], None] = lambda loaded, total: None,
 ) -> Report:
-    """Measures each of weights x tp x batch; a model is loaded once for all its batch sizes.
+    """Measures each of weights x tp x prompt tokens x batch.
 
     Args:
         request: what to measure.
@@ -29,44 +30,29 @@ def sweep(
         on_weight: as in `LLM`.
 
     Returns:
-        The report; its rows stand in the order weights, tp, batch.
+        The report; its rows stand in the order weights, tp, prompt tokens, batch.
 
     Raises:
         AnthesisError: the only point there is could not be measured.
-        RequestError: several models, and the ranks of a launcher, which serve one.
+        RequestError: several points, and the ranks of a launcher, which serve one.
     """
-    if len(request.weights) * len(request.tp) > 1 and max(request.tp) * request.pp > 1 and launched() is not None:
-        raise RequestError(
-            "the ranks that a launcher has started serve one model; measure one kind of weights and one --tp at a time"
-        )
+    if len(points_of(request)) > 1 and max(request.tp) * request.pp > 1 and launched() is not None:
+        raise RequestError("the ranks that a launcher has started serve one model; measure one point at a time")
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = this_machine()
-    alone = len(request.weights) * len(request.tp) * len(request.batch) == 1
+    points = points_of(request)
     rows: list[Row] = []
     software = versions()
-    for weights, tp in product(request.weights, request.tp):
-        points = [Point(batch=batch, weights=weights, tp=tp) for batch in request.batch]
+    for point in points:
         try:
-            progress(f"loading, weights {weights}, tp {tp}")
-            llm = _open(request, weights, tp, on_weight)
+            progress(f"{_named(point)}: loading", 0.0)
+            with _open(request, point, on_weight) as llm:
+                software |= llm.loaded.device.versions()
+                rows.append(_measured(point, measure(llm, request, point, _labelled(point, progress))))
         except (AnthesisError, MemoryError) as error:
-            if alone:
+            if len(points) == 1:
                 raise
-            rows += [_failed(point, error) for point in points]
-            continue
-        with llm:
-            device = llm.loaded.device
-            software |= device.versions()
-            counted: Counters | None = None
-            for point in points:
-                try:
-                    found = measure(llm, request, point.batch, _labelled(point, progress), counted)
-                    rows.append(_measured(point, found))
-                except (AnthesisError, MemoryError) as error:
-                    if alone:
-                        raise
-                    rows.append(_failed(point, error))
-                counted = device.counters()
+            rows.append(_failed(point, error))
     return Report(
         started_at=started_at,
         request=asdict(request),
@@ -77,12 +63,21 @@ def sweep(
     )
 
 
-def _open(request: Request, weights: str, tp: int, on_weight: Callable[[int, int], None]) -> LLM:
+def points_of(request: Request) -> list[Point]:
+    """All combinations of what is swept, in the order weights, tp, prompt tokens, batch."""
+    prompts: tuple[int | None, ...] = request.prompt_tokens or (None,)
+    return [
+        Point(batch=batch, weights=weights, tp=tp, prompt_tokens=prompt_tokens)
+        for weights, tp, prompt_tokens, batch in product(request.weights, request.tp, prompts, request.batch)
+    ]
+
+
+def _open(request: Request, point: Point, on_weight: Callable[[int, int], None]) -> LLM:
     return LLM(
         request.model,
-        weights=weights,
+        weights=point.weights,
         device=request.device,
-        tp=tp,
+        tp=point.tp,
         pp=request.pp,
         threads=request.threads,
         max_context=request.max_context,
@@ -95,8 +90,13 @@ def _open(request: Request, weights: str, tp: int, on_weight: Callable[[int, int
     )
 
 
+def _named(point: Point) -> str:
+    prompt = "" if point.prompt_tokens is None else f", prompt tokens {point.prompt_tokens}"
+    return f"batch {point.batch}, weights {point.weights}, tp {point.tp}{prompt}"
+
+
 def _labelled(point: Point, progress: Progress) -> Progress:
-    return lambda text: progress(f"batch {point.batch}, weights {point.weights}, tp {point.tp}: {text}")
+    return lambda text, done: progress(f"{_named(point)}: {text}", done)
 
 
 def _measured(point: Point, measurement: Measurement) -> Row:

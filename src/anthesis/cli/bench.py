@@ -40,6 +40,10 @@ BenchNew = Annotated[
         "-n", "--max-new-tokens", metavar="N", rich_help_panel=options.PROMPT, help="Tokens to generate, exactly."
     ),
 ]
+PromptLengths = Annotated[
+    str | None,
+    typer.Option("--prompt-tokens", metavar="7,512", rich_help_panel=SWEEP, help="Made-up prompts of so many tokens."),
+]
 Batches = Annotated[str, typer.Option("--batch", metavar="1,8", rich_help_panel=SWEEP, help="Sequences at once.")]
 WeightKinds = Annotated[
     str, typer.Option("--weights", metavar="KIND,...", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
@@ -50,7 +54,10 @@ Tps = Annotated[
 MaxWarmup = Annotated[
     int, typer.Option("--warmup", metavar="N", rich_help_panel=RUNS, help="Most runs before those that count.")
 ]
-NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count.")]
+NumRuns = Annotated[int, typer.Option("--runs", metavar="N", rich_help_panel=RUNS, help="Runs that count, at least.")]
+MinSeconds = Annotated[
+    float, typer.Option("--seconds", metavar="S", rich_help_panel=RUNS, help="That these take together, at least.")
+]
 
 BenchSeed = Annotated[
     int | None,
@@ -69,14 +76,15 @@ COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode"
 def bench(
     model: options.Model = None,
     prompt: BenchPrompt = None,
-    prompt_tokens: options.PromptTokens = None,
+    prompt_tokens: PromptLengths = None,
     max_new_tokens: BenchNew = 100,
     batch: Batches = "1",
     weights: WeightKinds = "native",
     tp: Tps = "1",
     pp: options.Pp = 1,
-    warmup: MaxWarmup = 5,
-    runs: NumRuns = 5,
+    warmup: MaxWarmup = 10,
+    runs: NumRuns = 10,
+    seconds: MinSeconds = 10.0,
     device: options.Device = "auto",
     threads: options.Threads = None,
     max_context: options.MaxContext = None,
@@ -100,12 +108,13 @@ def bench(
     leave_to_rank_zero(max(_integers("--tp", tp)), pp)
     if prompt is not None:
         check_text(prompt)
-    if prompt_tokens is not None:
-        check_made_up(prompt_tokens)
+    lengths = None if prompt_tokens is None else _integers("--prompt-tokens", prompt_tokens)
+    for length in lengths or ():
+        check_made_up(length)
     request = Request(
         model=model,
         prompt=prompt,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=lengths,
         max_new_tokens=max_new_tokens,
         batch=_integers("--batch", batch),
         weights=_list("--weights", weights),
@@ -121,6 +130,7 @@ def bench(
         seed=seed or 0,
         warmup=warmup,
         runs=runs,
+        min_s=seconds,
         operations=ops,
     )
     if output is not None:
@@ -151,7 +161,7 @@ def _integers(flag: str, text: str) -> tuple[int, ...]:
         raise RequestError(f"{flag} {text!r} is not a comma list of numbers; write one such as 1,8") from None
 
 
-def _show_progress(text: str) -> None:
+def _show_progress(text: str, done: float) -> None:
     tell(f"bench: {text}")
 
 

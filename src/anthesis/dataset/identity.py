@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import anthesis
 from anthesis.bench.machine import this_machine, versions
-from anthesis.bench.result import Device, Machine
+from anthesis.bench.subject import Device, Machine
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.devices.device import DeviceInfo

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anthesis.atomic import check_place, create_file, replace_file, sync
-from anthesis.bench.result import Device, Machine, Model
+from anthesis.bench.subject import Device, Machine, Model
 from anthesis.dataset.claim import Claim
 from anthesis.dataset.holder import give_up, this_process
 from anthesis.dataset.output import not_written

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anthesis.atomic import replace_file
-from anthesis.bench.result import Device, Machine, Model
+from anthesis.bench.subject import Device, Machine, Model
 from anthesis.errors import naming
 from anthesis.json_text import format_json
 from anthesis.records import from_result, read_document, to_document

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anthesis.bench.measurement import Measurement
 from anthesis.bench.result import KIND as BENCH
-from anthesis.bench.result import Measurement, Report, Row
+from anthesis.bench.result import Report, Row
 from anthesis.dataset.summary import KIND as COMPLETE
 from anthesis.dataset.summary import Counts, Summary, summary_path
 from anthesis.errors import RequestError, naming
