@@ -40,16 +40,30 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
     if row.measurement is None:
-        model, new_tokens = report.request.get("model"), report.request.get("max_new_tokens")
+        new_tokens = report.request.get("max_new_tokens")
         return Line(
             **shared,
-            model=model if isinstance(model, str) else None,
+            **_asked_for(report),
             weights=row.point.weights,
             prompt_tokens=row.point.prompt_tokens,
             new_tokens=new_tokens if isinstance(new_tokens, int) else None,
             error=row.error or "no measurement, and no reason was given",
         )
     return Line(**shared, **_subject(row.measurement), **_speed(row.measurement), **_limit(row.measurement))
+
+
+def _asked_for(report: Report) -> dict[str, Any]:
+    """Model and device of a row that failed: those of the rows beside it, or as they were asked for."""
+    measured = next((row.measurement for row in report.rows if row.measurement is not None), None)
+    if measured is not None:
+        names = ("model", "model_source", "fingerprint", "is_random", "parameters", "device", "device_description")
+        subject = _subject(measured)
+        return {name: subject[name] for name in names}
+    model, device = report.request.get("model"), report.request.get("device")
+    return {
+        "model": model if isinstance(model, str) else None,
+        "device": device if isinstance(device, str) and device != "auto" else None,
+    }
 
 
 def _subject(measured: Measurement) -> dict[str, Any]:

@@ -7,7 +7,8 @@ number of its line as `customdata`, and what it says as `hovertext`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from anthesis.errors import printable
@@ -19,6 +20,7 @@ from anthesis.units import amount, duration
 Figure = dict[str, Any]
 
 _SERIES = 8
+_NAMED_MARKS = 12  # more of them would cover each other's names
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
@@ -88,7 +90,11 @@ def _latency(lines: Sequence[Line]) -> Chart:
     }
     wide = {
         "height": 26 * len(ordered) + 110,
-        "yaxis": {"tickvals": list(range(len(ordered))), "ticktext": names, "automargin": True},
+        "yaxis": {
+            "tickvals": list(range(len(ordered))),
+            "ticktext": [text_of(name) for name in names],
+            "automargin": True,
+        },
     }
     narrow = {
         "height": 46 * len(ordered) + 110,
@@ -96,7 +102,7 @@ def _latency(lines: Sequence[Line]) -> Chart:
         "margin": {"l": 8},
         "yaxis": {"showticklabels": False, "range": [len(ordered) - 0.5, -0.9]},
         "annotations": [
-            {"text": _cut(name, 46), "x": 0, "xref": "paper", "xanchor": "left", "y": i, "yshift": 17,
+            {"text": text_of(_cut(name, 46)), "x": 0, "xref": "paper", "xanchor": "left", "y": i, "yshift": 17,
              "showarrow": False}
             for i, name in enumerate(names)
         ],
@@ -201,32 +207,33 @@ def _roofline(lines: Sequence[Line]) -> Chart:
     intensities = [mark.flops / mark.nbytes for mark in marks]
     least, most = min(intensities) / 4, max(intensities) * 4
     data: list[Figure] = []
-    for is_prefill in (False, True):
-        of_kind = [mark for mark in marks if mark.is_prefill is is_prefill]
-        if not of_kind:
-            continue
-        colour = "var(--series-2)" if is_prefill else "var(--own)"
+    places = list(dict.fromkeys(mark.line.place for mark in marks))
+    for place, is_prefill in product(places, (False, True)):
+        some = [mark for mark in marks if mark.is_prefill is is_prefill and mark.line.place == place]
+        colour = _colour(places.index(place))
         data.append(
             {
-                "type": "scatter", "mode": "markers", "name": "the prompts" if is_prefill else "a decode step",
-                "x": [mark.flops / mark.nbytes for mark in of_kind], "y": [mark.flops / mark.seconds for mark in of_kind],
+                "type": "scatter", "mode": "markers", "showlegend": False,
+                "x": [mark.flops / mark.nbytes for mark in some], "y": [mark.flops / mark.seconds for mark in some],
                 "marker": {
                     "size": 11, "color": colour, "line": {"width": 2, "color": colour},
                     "symbol": "diamond-open" if is_prefill else "circle",
                 },
-                "customdata": [mark.line.number for mark in of_kind], "hoverinfo": "text",
-                "hovertext": [_told(mark.line, mark.told) for mark in of_kind],
+                "customdata": [mark.line.number for mark in some], "hoverinfo": "text",
+                "hovertext": [_told(mark.line, mark.told) for mark in some],
             }
         )  # fmt: skip
     roofs = _roofs(found, least, most)
     layout = {
         "height": 420,
-        "xaxis": {"title": {"text": "operations per byte read"}, "type": "log"},
-        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "tickformat": "~s"},
+        "xaxis": {"title": {"text": "operations per byte read"}, "type": "log", "dtick": 1},
+        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "dtick": 1, "tickformat": "~s"},
     }
-    shares = ", ".join(f"#{line.number} {share(line.share_of_step_floor)}" for line in found if line.share_of_step_floor)
+    shares = ", ".join(
+        f"#{line.number} {share(line.share_of_step_floor)}" for line in found if line.share_of_step_floor
+    )
     return _drawn(
-        chart,
+        replace(chart, caption=f"{chart.caption} Decode steps came to this share of it: {shares or 'unknown'}."),
         f"Roofline of {len(found)} rows. Shares of the limit of a decode step: {shares or 'unknown'}.",
         {"data": [*roofs, *data], "layout": layout, "wide": {}, "narrow": {}},
     )
@@ -275,8 +282,8 @@ def _roofs(lines: Sequence[Line], least: float, most: float) -> list[Figure]:
         speed = speeds[len(speeds) // 2]
         kinds = sorted({kind for line in found for kind in line.multiply_adds_per_s or {}})
         for kind in kinds or [""]:
-            peaks = sorted((line.multiply_adds_per_s or {}).get(kind, 0.0) for line in found)
-            peak = 2 * peaks[len(peaks) // 2]
+            peaks = sorted(peak for line in found if (peak := (line.multiply_adds_per_s or {}).get(kind)))
+            peak = 2 * peaks[len(peaks) // 2] if peaks else 0.0
             ridge = peak / speed if peak else most
             xs = [least, *([ridge] if least < ridge < most else []), max(most, ridge * 2 if peak else most)]
             ys = [min(x * speed, peak) if peak else x * speed for x in xs]
@@ -286,7 +293,7 @@ def _roofs(lines: Sequence[Line], least: float, most: float) -> list[Figure]:
                     "type": "scatter", "mode": "lines", "x": xs, "y": ys, "hoverinfo": "text",
                     "name": text_of(f"{_cut(place, 24)}: {told}" if len(places) > 1 else told),
                     "hovertext": [text_of(f"{place}: {told}")] * len(xs),
-                    "line": {"color": _colour(i + 3), "width": 1.5, "dash": ("solid", "dash", "dot")[kinds.index(kind) % 3 if kind else 0]},
+                    "line": {"color": _colour(i), "width": 1.5, "dash": ("solid", "dash", "dot")[kinds.index(kind) % 3 if kind else 0]},
                 }
             )  # fmt: skip
     return roofs
@@ -297,7 +304,7 @@ def _prices(lines: Sequence[Line]) -> Chart:
         name="price",
         title="Price against latency",
         caption="What a million generated tokens cost against how long each takes; down and to the left is better. "
-        "Hollow: published by others.",
+        "Both axes are logarithmic. Hollow: published by others.",
         missing="No row has a price: give one with --price NAME=USD an hour, such as --price 'h100=2.50', or a file.",
     )
     priced = [line for line in lines if line.usd_per_million_tokens]
@@ -311,7 +318,8 @@ def _prices(lines: Sequence[Line]) -> Chart:
             colour = "var(--theirs)" if published else "var(--own)"
             data.append(
                 {
-                    "type": "scatter", "mode": "markers+text", "name": "published" if published else "measured",
+                    "type": "scatter", "mode": "markers+text" if len(priced) <= _NAMED_MARKS else "markers",
+                    "name": "published" if published else "measured",
                     "x": [(line.latency_s or 0.0) / scale for line in rows],
                     "y": [line.usd_per_million_tokens for line in rows],
                     "text": [f"#{line.number}" for line in rows], "textposition": "top center",
@@ -327,8 +335,8 @@ def _prices(lines: Sequence[Line]) -> Chart:
             )  # fmt: skip
     layout = {
         "height": 420,
-        "xaxis": {"title": {"text": f"{unit} per token"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "USD per million tokens"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": f"{unit} per token"}, "type": "log"},
+        "yaxis": {"title": {"text": "USD per million tokens"}, "type": "log"},
     }
     cheapest = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
     return _drawn(
@@ -345,7 +353,7 @@ def text_of(text: str) -> str:
 
 
 def _drawn(chart: Chart, summary: str, figure: Figure) -> Chart:
-    return Chart(name=chart.name, title=chart.title, caption=chart.caption, summary=summary, figure=figure)
+    return replace(chart, summary=summary, figure=figure)
 
 
 def _colour(i: int) -> str:
@@ -375,20 +383,20 @@ def _name(line: Line) -> str:
     model = _cut(printable(line.model or "", 200), 26)
     parts = [line.weights or "", f"x{line.devices}" if (line.devices or 1) > 1 else ""]
     parts += [f"b{line.batch}" if (line.batch or 1) > 1 else "", _cut(printable(line.place or ""), 20)]
-    return text_of(f"#{line.number} {model} " + " ".join(part for part in parts if part))
+    return f"#{line.number} {model} " + " ".join(part for part in parts if part)
 
 
 def _group_name(line: Line, keys: Sequence[tuple[Any, ...]]) -> str:
     """What tells a line of the chart from the others: those parts of its key in which they differ."""
     model, weights, place, tp, pp, prompt, cache = zip(*keys, strict=True)
-    parts = [_cut(printable(line.model or ""), 30)] if len(set(model)) > 1 else []
+    parts = [_cut(printable(line.model or ""), 20)] if len(set(model)) > 1 else []
     parts += [line.weights or ""] if len(set(weights)) > 1 or not parts else []
-    parts += [_cut(printable(line.place or ""), 24)] if len(set(place)) > 1 else []
+    parts += [_cut(printable(line.place or ""), 16)] if len(set(place)) > 1 else []
     parts += [f"tp {line.tp}"] if len(set(tp)) > 1 else []
     parts += [f"pp {line.pp}"] if len(set(pp)) > 1 else []
     parts += [f"prompt {line.prompt_tokens}"] if len(set(prompt)) > 1 else []
     parts += [f"cache {line.cache}"] if len(set(cache)) > 1 else []
-    return text_of(", ".join(parts))
+    return text_of(_cut(", ".join(parts), 44))
 
 
 def _cut(text: str, most: int) -> str:

@@ -101,7 +101,6 @@ def _source(line: Line) -> str | None:
     return f"published: {line.variant}" if line.is_published else line.source
 
 
-
 LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("#", _of("number", "#{}".format)),
     Column("kind", _of("kind"), left=True, is_shared=True),

@@ -26,9 +26,9 @@ def markdown(contents: Contents) -> str:
         parts += ["## Prices", _list(price_lines(contents))]
     if contents.with_published:
         parts += ["## Published figures", _list(source_lines(contents))]
-    commands = [
-        f"- #{line.number}: {_code(line.command)}" for line in contents.lines if line.command is not None
-    ] + [f"- {_escaped(found.source)}: {_code(found.command)}" for found in contents.evaluations]
+    commands = [f"- #{line.number}: {_code(line.command)}" for line in contents.lines if line.command is not None] + [
+        f"- {_escaped(found.source)}: {_code(found.command)}" for found in contents.evaluations
+    ]
     if commands:
         parts += ["## Commands", "\n".join(commands)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -48,7 +48,9 @@ def _pivot(contents: Contents) -> str:
     titles = ["model", "devices", *found.places]
     rows = []
     for model, devices, cells in found.rows:
-        texts = ["<br>".join(f"{seconds(line)} (#{line.number}, {_escaped(remark(line))})" for line in c) for c in cells]
+        texts = [
+            "<br>".join(f"{seconds(line)} (#{line.number}, {_escaped(remark(line))})" for line in c) for c in cells
+        ]
         rows.append(f"| {' | '.join([_escaped(model), str(devices), *(text or '-' for text in texts)])} |")
     heading = _table(titles, [":--", "--:", *[":--"] * len(found.places)], [])
     return "\n".join([heading, *rows])

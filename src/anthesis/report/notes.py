@@ -30,6 +30,36 @@ def verdict(contents: Contents) -> str:
     return ". ".join([*parts, *([", ".join(counts)] if counts else [])]) + ("." if parts or counts else "")
 
 
+def tiles(contents: Contents) -> list[tuple[str, str, str, int | None]]:
+    """The verdict in figures: title, figure, what it is of, and the number of its line."""
+    own = [line for line in contents.points if not line.is_published]
+    usable = [line for line in own if line.has_latency]
+    found: list[tuple[str, str, str, int | None]] = []
+    if usable:
+        best = min(usable, key=lambda line: line.latency_s or 0.0)
+        found.append(("Lowest latency", f"{duration(best.latency_s or 0.0)} per token", _named(best), best.number))
+    near = [(value, line) for line in usable if (value := share_of_limit(line)) is not None]
+    if near:
+        value, line = max(near, key=lambda pair: pair[0])
+        what = "the limit" if line.share_of_step_floor is not None else "the read bandwidth"
+        found.append(("Nearest to its limit", f"{share(value)} of {what}", _named(line), line.number))
+    priced = [line for line in usable if line.usd_per_million_tokens is not None]
+    if priced:
+        line = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
+        text = f"{usd(line.usd_per_million_tokens or 0.0)} USD per million tokens"
+        found.append(("Cheapest", text, _named(line), line.number))
+    bad = sum(line.error is not None or line.invalid is not None for line in own)
+    marked = sum(line.marks is not None for line in own)
+    about = [f"{bad} failed or invalid" if bad else "none failed", f"{marked} marked" if marked else ""]
+    about += [f"{len(contents.points) - len(own)} published beside them"] if contents.with_published else []
+    found.append(("Measured", counted(len(own), "row"), ", ".join(part for part in about if part), None))
+    return found
+
+
+def _named(line: Line) -> str:
+    return f"#{line.number} {printable(line.model or '', 60)}, {printable(line.label, 100)}"
+
+
 def general_notes(contents: Contents) -> list[str]:
     """What is to be known of all lines."""
     lines = contents.lines

@@ -41,7 +41,11 @@ def pivot(lines: Sequence[Line]) -> Pivot:
             printable(model),
             devices,
             [
-                [line for line in fitting if (line.model or "", line.devices or 1, _place(line)) == (model, devices, place)]
+                [
+                    line
+                    for line in fitting
+                    if (line.model or "", line.devices or 1, _place(line)) == (model, devices, place)
+                ]
                 for place in places
             ],
         )

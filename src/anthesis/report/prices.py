@@ -74,9 +74,7 @@ def with_price(line: Line, price: Price | None) -> Line:
     """The line with what its tokens and its job cost: price / 3600 x devices x seconds."""
     if price is None:
         return line
-    line = replace(
-        line, usd_per_hour=price.usd_per_hour, price_source=price.source, price_date=price.date
-    )
+    line = replace(line, usd_per_hour=price.usd_per_hour, price_source=price.source, price_date=price.date)
     if not line.is_usable or line.total_s is None:
         return line
     # the ranks of a processor share their machine, which has one price
