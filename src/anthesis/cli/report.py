@@ -11,6 +11,7 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import check_output, write_text
+from anthesis.cli.terminal import is_styled
 
 COMPARE = "Beside them"
 
@@ -84,5 +85,5 @@ def report(
     if output is not None:
         write_text(render(contents, form), output)
         return
-    is_terminal = form == "table" and sys.stdout.isatty()
-    sys.stdout.write(render(contents, form, shutil.get_terminal_size().columns if is_terminal else None))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.write(render(contents, form, width=width, is_styled=is_styled(sys.stdout)))

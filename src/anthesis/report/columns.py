@@ -27,6 +27,8 @@ class Column(Generic[_T]):
         left: its cells stand at the left.
         note: what the title means.
         is_shared: it is said once, above the table, where it is the same in every line.
+        only_shared: and nowhere else.
+        is_remark: a sentence about few lines, which stands below a table where that is narrow.
     """
 
     title: str
@@ -34,6 +36,8 @@ class Column(Generic[_T]):
     left: bool = False
     note: str | None = None
     is_shared: bool = False
+    only_shared: bool = False
+    is_remark: bool = False
 
     def cell(self, line: _T) -> str | None:
         """One line of text: names in a result file are somebody else's, and go to a terminal."""
@@ -62,7 +66,7 @@ def times(value: float) -> str:
 def usd(value: float) -> str:
     """Dollars with three digits that count: "2.50", "1.625", "0.00421"."""
     if value >= 1:
-        return f"{value:,.3f}".removesuffix("0")
+        return f"{value:,.2f}" if value >= 10 else f"{value:.3f}".removesuffix("0")
     return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2e}"
 
 
@@ -97,6 +101,11 @@ def _bounded(name: str, bound: str) -> Callable[[Line], str | None]:
     return cell
 
 
+def _device(line: Line) -> str | None:
+    names = dict.fromkeys(name for name in (line.device, line.place) if name)
+    return ": ".join(names) or None
+
+
 def _source(line: Line) -> str | None:
     return f"published: {line.variant}" if line.is_published else line.source
 
@@ -105,9 +114,9 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("#", _of("number", "#{}".format)),
     Column("kind", _of("kind"), left=True, is_shared=True),
     Column("model", _of("model"), left=True, is_shared=True),
-    Column("processor", _of("processor"), left=True, is_shared=True),
-    Column("device", _of("device"), left=True, is_shared=True),
-    Column("description", _of("device_description"), left=True, is_shared=True),
+    Column("processor", _of("processor"), left=True, is_shared=True, only_shared=True),
+    Column("description", _of("device_description"), left=True, is_shared=True, only_shared=True),
+    Column("device", _device, left=True, is_shared=True),
     Column("weights", _of("weights"), left=True, is_shared=True),
     Column("cache", _of("cache"), left=True, is_shared=True),
     Column("tp", _of("tp"), is_shared=True),
@@ -143,7 +152,7 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
         note="the least time that the tokens of the data set can take / the time they took",
     ),
     Column("rows", _rows),
-    Column("failed", _of("failed_rows", _count)),
+    Column("failed rows", _of("failed_rows", _count)),
     Column("rows/s", _of("rows_per_s", "{:.2f}/s".format)),
     Column("tokens in", _of("data_prompt_tokens", _count), note="of the prompts of all rows; out: generated"),
     Column("out", lambda line: None if line.rows is None else _of("generated_tokens", _count)(line)),
@@ -171,9 +180,9 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("x in all", _of("times_as_fast", times)),
     Column("turns", _of("turns"), left=True, note="measured in turns with the other side of the same session"),
     Column("source", _source, left=True, is_shared=True),
-    Column("marked", _of("marks"), left=True),
-    Column("error", _of("error"), left=True),
-    Column("invalid", _of("invalid"), left=True, note="why this line's figures must not be used"),
+    Column("failed", _of("error"), left=True, is_remark=True),
+    Column("invalid", _of("invalid"), left=True, is_remark=True, note="why a row's figures must not be used"),
+    Column("marked", _of("marks"), left=True, is_remark=True, note="what to keep in mind with a row's figures"),
 )  # fmt: skip
 
 EVALUATION_COLUMNS: tuple[Column[Evaluated], ...] = (
@@ -184,7 +193,7 @@ EVALUATION_COLUMNS: tuple[Column[Evaluated], ...] = (
     Column("weights", _of("weights"), left=True),
     Column("perplexity", _of("perplexity", "{:.3f}".format)),
     Column("against", _of("against_weights"), left=True),
-    Column("theirs", _of("against_perplexity", "{:.3f}".format), note="the perplexity of the weights that it is against"),
+    Column("theirs", _of("against_perplexity", "{:.3f}".format), note="the perplexity of these other weights"),
     Column("ratio", _of("perplexity_ratio", "{:.4f}".format)),
     Column("+-", _of("log_ratio_standard_error", "{:.4f}".format), note="standard error of the ratio's logarithm"),
     Column("KL", _of("mean_kl", "{:.4f}".format), note="KL(theirs || these), the mean of the tokens, in nats"),
@@ -213,6 +222,20 @@ class Grid:
     notes: list[tuple[str, str]]
 
 
+def remarks(lines: Sequence[Line]) -> list[str]:
+    """What is said of single lines, each sentence once: "#2, #3 marked: ..."."""
+    found = []
+    for column in LINE_COLUMNS:
+        if column.is_remark:
+            about: dict[str, list[str]] = {}
+            for line in lines:
+                text = column.cell(line)
+                if text is not None:
+                    about.setdefault(text, []).append(f"#{line.number}")
+            found += [f"{', '.join(numbers)} {column.title}: {text}" for text, numbers in about.items()]
+    return found
+
+
 def grid(lines: Sequence[_T], columns: Sequence[Column[_T]]) -> Grid:
     """What columns hold of lines: those that hold nothing are left out, and what is shared is said once."""
     shared: list[tuple[str, str]] = []
@@ -222,7 +245,7 @@ def grid(lines: Sequence[_T], columns: Sequence[Column[_T]]) -> Grid:
         if column.is_shared and len(set(cells)) == 1 and cells[0] is not None:
             if (column.title, cells[0]) not in (("tp", "1"), ("pp", "1")):
                 shared.append((column.title, cells[0]))
-        elif any(cell is not None for cell in cells):
+        elif not column.only_shared and any(cell is not None for cell in cells):
             kept.append(column)
     return Grid(
         shared=shared,

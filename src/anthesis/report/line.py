@@ -63,7 +63,7 @@ class Line:
         data_prompt_tokens: of all rows of a data set.
         share_of_limit: of a data set: of the least time that its tokens can take.
         finished: a data set is whole.
-        perplexity, perplexity_ratio, mean_kl, greedy_agreement: what the weights cost, by an evaluation among the files.
+        perplexity, perplexity_ratio, mean_kl, greedy_agreement: what the weights cost, by an evaluation in the files.
         quality_against: the weights that the last three are against.
         quality_text: on which text.
         quality_note: why there is none of them, where one should be.

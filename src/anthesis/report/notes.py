@@ -67,8 +67,8 @@ def general_notes(contents: Contents) -> list[str]:
     if contents.baseline is not None:
         compared = sum(is_comparable(line, contents.baseline) for line in lines) - 1
         notes.append(
-            f"baseline #{contents.baseline.number}: ratios are to lines of a model of its size, with its prompt and new "
-            f"tokens and its batch, {compared} of them; they respect no spread: only `anthesis compare` gives verdicts"
+            f"baseline #{contents.baseline.number}: ratios are of rows of a model of its size, with its prompt and new "
+            f"tokens and its batch; {compared} besides it. They respect no spread: `anthesis compare` gives verdicts"
         )
     if any(line.is_random for line in lines):
         notes.append("random weights: the texts mean nothing, the times do")

@@ -31,13 +31,14 @@ def check_format(form: str) -> None:
         check_plotly()
 
 
-def render(contents: Contents, form: str, width: int | None = None) -> str:
+def render(contents: Contents, form: str, *, width: int | None = None, is_styled: bool = False) -> str:
     """A report as text, with a line break at its end.
 
     Args:
         contents: what it shows.
         form: one of `FORMATS`.
-        width: columns of a terminal, for a table with its colours; None: as wide as it must be, and plain.
+        width: most columns of a table, which a terminal has; None: as wide as it must be.
+        is_styled: a table may be coloured.
 
     Raises:
         RequestError: another format, or html without the package that draws its charts.
@@ -54,7 +55,7 @@ def render(contents: Contents, form: str, width: int | None = None) -> str:
     if form == "table":
         from anthesis.report.table import table
 
-        return table(contents, width)
+        return table(contents, width, is_styled)
     return _csv(contents) if form == "csv" else _json(contents)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anthesis.errors import printable
-from anthesis.report.columns import EVALUATION_COLUMNS, LINE_COLUMNS, Grid, grid
+from anthesis.report.columns import EMPTY, EVALUATION_COLUMNS, LINE_COLUMNS, Grid, grid, remarks
 from anthesis.report.contents import Contents
 from anthesis.report.line import Line
 from anthesis.report.notes import general_notes, price_lines, source_lines, verdict
@@ -22,24 +22,26 @@ _BAR, _BAR_EIGHTHS = 32, " ▏▎▍▌▋▊▉"
 _GAP = 2
 
 
-def table(contents: Contents, width: int | None) -> str:
+def table(contents: Contents, width: int | None, is_styled: bool) -> str:
     """The report, with a line break at its end.
 
     Args:
         contents: what it shows.
-        width: of a terminal, for colours too; None: as wide as it must be, and plain.
+        width: most columns, which a terminal has; None: as wide as it must be.
+        is_styled: it may be coloured.
     """
     text = io.StringIO()
     console = Console(
-        file=text, width=width or _UNBOUNDED, force_terminal=width is not None, highlight=False, emoji=False,
-        color_system=None if width is None else "standard", legacy_windows=False,
+        file=text, width=width or _UNBOUNDED, force_terminal=is_styled, highlight=False, emoji=False,
+        color_system="standard" if is_styled else None, legacy_windows=False,
     )  # fmt: skip
     console.print(Text(verdict(contents), style="bold"), soft_wrap=width is None)
+    columns = [column for column in LINE_COLUMNS if not column.is_remark]
     for lines in (contents.points, contents.data_sets):
         if lines:
             published = {f"#{line.number}" for line in lines if line.is_published}
             bad = {f"#{line.number}" for line in lines if line.error or line.invalid}
-            _print_grid(console, grid(lines, LINE_COLUMNS), lambda row: _style(row[0], published, bad))  # noqa: B023
+            _print_grid(console, grid(lines, columns), lambda row: _style(row[0], published, bad))  # noqa: B023
     _print_bars(console, [line for line in contents.points if line.has_latency])
     if contents.evaluations:
         _heading(console, "quality")
@@ -48,6 +50,7 @@ def table(contents: Contents, width: int | None) -> str:
         _heading(console, TITLE)
         _print_pivot(console, contents)
     for title, texts in (
+        ("", remarks(contents.lines)),
         ("", general_notes(contents)),
         ("prices", price_lines(contents)),
         ("published", source_lines(contents)),
@@ -81,7 +84,8 @@ def _print_grid(console: Console, shown: Grid, style: Callable[[list[str]], str]
             printed.add_column(
                 Text(shown.titles[i]), justify="left" if left else "right", no_wrap=not left, overflow="fold"
             )
-        for row in shown.rows:
+        rows = [row for row in shown.rows if any(row[i] != EMPTY for i in block[1:])]
+        for row in rows:
             printed.add_row(*(Text(row[i]) for i in block), style=style(row))
         console.print(printed)
     console.print()

@@ -17,10 +17,13 @@ from string import Template
 from typing import Any
 
 from anthesis.errors import AnthesisError, printable
-from anthesis.report.charts import Chart, charts
 from anthesis.report.columns import EVALUATION_COLUMNS, LINE_COLUMNS, grid
 from anthesis.report.contents import Contents
-from anthesis.report.html_rows import data_set_table, evaluation_table, point_table
+from anthesis.report.html.chart import Chart
+from anthesis.report.html.latency import batches, latency
+from anthesis.report.html.price import price
+from anthesis.report.html.roofline import roofline
+from anthesis.report.html.rows import data_set_table, evaluation_table, point_table
 from anthesis.report.notes import general_notes, price_lines, tiles, verdict
 from anthesis.report.original import TITLE, pivot, remark, seconds
 from anthesis.report.published import published_sources
@@ -43,7 +46,8 @@ def page(contents: Contents) -> str:
     Raises:
         AnthesisError: the package that draws the charts is missing.
     """
-    drawn = charts(contents)
+    points = [line for line in contents.points if line.has_latency]
+    drawn = [chart(points) for chart in (latency, batches, roofline, price)]
     scripts = [_plotly_code(), _read("page.js")]
     figures = {chart.name: chart.figure for chart in drawn if chart.figure is not None}
     documents = {str(entry.line.number): entry.document for entry in contents.entries if entry.document is not None}
@@ -89,7 +93,8 @@ def _sections(contents: Contents) -> Iterable[str]:
 
 
 def _section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>{body}</section>'
+    heading = f'<h2 id="{name}-title">{escape(title)}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-title">{heading}{body}</section>'
 
 
 def _list(texts: Sequence[str]) -> str:
@@ -122,8 +127,8 @@ def _pivot(contents: Contents) -> str:
     for model, devices, cells in found.rows:
         texts = [
             "".join(
-                f'<a class="{"theirs" if line.is_published else "ours"}" href="#row-{line.number}"><b>{seconds(line)}</b> '
-                f"<small>{escape(printable(remark(line)))}</small></a>"
+                f'<a class="{"theirs" if line.is_published else "ours"}" href="#row-{line.number}">'
+                f"<b>{seconds(line)}</b> <small>{escape(printable(remark(line)))}</small></a>"
                 for line in cell
             )
             for cell in cells
@@ -136,7 +141,8 @@ def _pivot(contents: Contents) -> str:
     return (
         "<p>Batch 1, the published prompt or another of 7 tokens. Each figure leads to its row; "
         '<span class="theirs">those of others are in grey</span>.</p>'
-        f'<div class="scroll"><table class="grid pivot"><thead><tr><th scope="col">Model</th><th scope="col">Devices</th>{heads}</tr></thead>'
+        f'<div class="scroll"><table class="grid pivot"><thead><tr><th scope="col">Model</th>'
+        f'<th scope="col">Devices</th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
