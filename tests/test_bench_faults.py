@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -211,7 +212,7 @@ def test_tokens_that_were_counted_wrongly_are_found(
         found = speed(runs, prompt_tokens)
         return replace(found, generated_tokens=found.generated_tokens + change)
 
-    monkeypatch.setattr("anthesis.bench.measure.speed", miscounting)
+    monkeypatch.setattr(sys.modules[measure.__module__], "speed", miscounting)
     with opened(tmp_path) as llm:
         (reason,) = measure(llm, REQUEST, POINT).invalid
     asked = POINT.batch * NEW

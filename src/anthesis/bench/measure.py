@@ -185,6 +185,7 @@ class Session:
             limit=limit(work, runs),
             bandwidth_moved=moved,
             marks=audit.marks(warmup, moved, runs_agree),
+            first_run_s=(self._warmup_s or [runs[0].total_s])[0],
             timed_s=timed_s,
             between_s=self._between_s,
         )

@@ -165,6 +165,7 @@ class Measurement:
         limit: the least time the work can take; None in results of versions that did not compute it.
         bandwidth_moved: (greatest - least) / median of the bandwidths after the runs; None without two of them.
         marks: what to keep in mind with these figures: a bandwidth that moved by more than 20 %, say.
+        first_run_s: the first run of all, which sets things up: to warm up, or the first timed one.
         timed_s: from the beginning of the first timed run to the end of the last, what was done between them included.
         between_s: of that, what was done between the runs: waiting for the device, measuring the bandwidth.
     """
@@ -187,5 +188,6 @@ class Measurement:
     limit: Limit | None = None
     bandwidth_moved: float | None = None
     marks: tuple[str, ...] = ()
+    first_run_s: float | None = None
     timed_s: float | None = None
     between_s: float | None = None
