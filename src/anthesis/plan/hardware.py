@@ -84,7 +84,7 @@ def find_hardware(device: str | None) -> Hardware:
             f"unknown device {device!r}; a plan knows this machine ({', '.join(THIS_MACHINE)}) and by data sheet: "
             f"{', '.join(DATASHEETS)}"
         )
-    return _of_this_machine(open_device(device or "auto"))
+    return measure_hardware(open_device(device or "auto"))
 
 
 def _from_datasheet(sheet: Datasheet) -> Hardware:
@@ -111,8 +111,14 @@ def holding(hardware: Hardware) -> Callable[[Value], int]:
     return kind_bytes if hardware.name in DATASHEETS else open_device(hardware.name).held_bytes
 
 
-def _of_this_machine(device: Device) -> Hardware:
-    info, bandwidth, peaks = device.info(), device.read_bandwidth(), device.multiply_add_peaks()
+def measure_hardware(device: Device, nbytes: int | None = None) -> Hardware:
+    """A device of this machine, measured in a fraction of a second.
+
+    Args:
+        device: open.
+        nbytes: as in `Device.read_bandwidth`.
+    """
+    info, bandwidth, peaks = device.info(), device.read_bandwidth(nbytes), device.multiply_add_peaks()
     known = "unknown" if bandwidth.median is None else f"measured, median of {len(bandwidth.samples)} samples"
     bf16, int8 = (peaks.get(kind) for kind in ("bf16", "int8"))
     return Hardware(

@@ -27,9 +27,7 @@ Timed = Callable[[Callable[[], object]], float]
 """Seconds that the card takes for what a function asks of it."""
 
 
-def of_card(
-    device: torch.device, free_bytes: int, seconds_of: Timed, nbytes: int | None = None
-) -> ReadBandwidth:
+def of_card(device: torch.device, free_bytes: int, seconds_of: Timed, nbytes: int | None = None) -> ReadBandwidth:
     """Measures it: a large buffer of float32 is summed, as a whole and row by row, and the faster way counts.
 
     Args:
