@@ -271,7 +271,7 @@ def test_two_models_that_do_not_fit_together(model: Path, tmp_path: Path, text: 
     free = available_memory_bytes()
     hidden = 2048 * (1 + free // 10**11)  # rows of the embedding are limited
     raw = json.loads((model / "config.json").read_text())
-    raw |= {"hidden_size": hidden, "vocab_size": int(0.6 * free) // (4 * hidden)}
+    raw |= {"hidden_size": hidden, "vocab_size": int(0.8 * free) // (4 * hidden)}
     config = family_of_config(raw).read_config(raw)
     sources, header, end = family_of_config(raw).sources(config), {}, 0
     for value in trace(config).of_kind("weight"):
