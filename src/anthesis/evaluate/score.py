@@ -156,7 +156,7 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     if not np.isfinite(logits).all():
         raise AnthesisError(NOT_FINITE)
-    shifted = np.subtract(logits, logits.max(), dtype=np.float64)
+    shifted: NDArray[np.float64] = np.subtract(logits, logits.max(), dtype=np.float64)
     shifted -= math.log(np.exp(shifted).sum())
     return shifted
 

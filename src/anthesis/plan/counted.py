@@ -102,8 +102,8 @@ class StepCounter:
                 self.compute_bound_flops += flops
 
     @property
-    def weight_bytes(self) -> int:
-        """That a greedy step of one row reads, of all stages."""
+    def step_bytes(self) -> int:
+        """That the smallest step must read, of all stages."""
         return sum(costs.of([(0, 1)], 1)[0] for costs in self._stages("argmax"))
 
     def floor_s(self, read_bytes_per_s: float | None, flops_per_s: float | None) -> float | None:
