@@ -106,7 +106,7 @@ def standard_error(sums: Sequence[float], sizes: Sequence[int]) -> float | None:
         sqrt(n / (n - 1) sum((sum - mean size)^2)) / (sum of sizes); None of a single window.
 
     Source:
-        The ratio estimator of cluster samples: Cochran, Sampling Techniques (1977), equation 2.46. Of windows of one
+        The ratio estimator of cluster samples: Cochran, Sampling Techniques (1977), section 2.11. Of windows of one
         size it is the standard deviation of their means / sqrt(n).
     """
     n = len(sums)
