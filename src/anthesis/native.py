@@ -54,7 +54,7 @@ def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
         seconds: time to spend reading, in seconds; at least three passes are made in any case.
 
     Returns:
-        One sample per pass over the buffer, or over a small one as often as makes 64 MiB, in bytes per second, in order.
+        One sample per pass, over the buffer or a small one as often as makes 64 MiB, in bytes per second, in order.
 
     Raises:
         RequestError: too small a buffer, no threads, a negative time, or more memory or threads than there are.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anthesis.bench.operations import OperationKind
 from anthesis.bench.statistic import Statistic
@@ -52,12 +52,14 @@ class Run:
         read_bytes_per_s: one sample for each pass of the bandwidth measurement after the run; none where it can't.
         synchronise_s: waiting for the device after the clock was stopped. A step ends when its tokens are on the host,
             so nothing should be left to do.
+        multiply_adds_per_s: the peaks measured after the run, by the kind of the inputs; empty where they are unknown.
     """
 
     total_s: float
     token_s: tuple[tuple[float, ...], ...]
     read_bytes_per_s: tuple[float, ...]
     synchronise_s: float = 0.0
+    multiply_adds_per_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,8 @@ class Traffic:
         step_s: decode_s / (new_tokens - 1), of the runs.
         read_bandwidth_bytes_per_s: of all passes after all runs; None where it was not measured.
         read_bandwidth_note: how it was measured, or why not.
-        share_of_bandwidth: bytes per step / step_s / the median bandwidth measured after the same run, of the runs;
-            None without a bandwidth. Above 1 where weights stay in a cache.
+        share_of_bandwidth: the time to read a step's bytes at the median bandwidth measured after the same run, by
+            step_s, of the runs; ranks with memory of their own read at the same time. None without a bandwidth.
     """
 
     weight_bytes_per_step: int

@@ -25,7 +25,7 @@ class Request:
         pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, seed: as in `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count, at least.
-        min_s: seconds that they take together, at least.
+        min_s: seconds that they take together, at least, or 100 runs.
         operations: run once more with counters, and tell where the time of a decode step goes.
 
     Raises:

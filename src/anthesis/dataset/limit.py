@@ -8,7 +8,7 @@ from dataclasses import replace
 from anthesis.dataset.summary import Session
 from anthesis.llm import LLM
 from anthesis.plan.counted import StepCounter
-from anthesis.plan.hardware import Hardware, measure_hardware
+from anthesis.plan.hardware import Hardware
 
 MEASURE_AGAIN_S = 10.0
 """A session that was shorter is not worth a second measurement: the bandwidth wanders within minutes."""
@@ -71,5 +71,7 @@ class Meter:
         )
 
     def _measure(self) -> Hardware:
+        device = self._llm.loaded.device
         # over as many bytes as a step reads: what of so many stays in a processor's caches, does of a model's, too
-        return measure_hardware(self._llm.loaded.device, self._new_counter(None).step_bytes)
+        bandwidth = device.read_bandwidth(self._new_counter(None).step_bytes)
+        return Hardware.of_device(device.info()).at_speeds(bandwidth.median, device.multiply_add_peaks())

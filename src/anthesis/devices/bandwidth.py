@@ -9,7 +9,6 @@ from anthesis.errors import UnsupportedError
 from anthesis.host import BANDWIDTH_BUFFER_BYTES, BANDWIDTH_SECONDS, memory_bandwidth
 from anthesis.units import counted
 
-
 MAX_BUFFER_BYTES = 1 << 30
 """Many times a last-level cache: of a larger buffer no more would stay in it."""
 
