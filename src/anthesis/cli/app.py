@@ -17,6 +17,7 @@ from anthesis.cli.bench import bench
 from anthesis.cli.complete import complete
 from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
+from anthesis.cli.evaluate import evaluate
 from anthesis.cli.generate import generate
 from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
@@ -57,6 +58,7 @@ app.command()(generate)
 app.command()(complete)
 app.command()(merge)
 app.command()(bench)
+app.command()(evaluate)
 app.command()(report)
 app.command()(plan)
 app.command()(convert)
