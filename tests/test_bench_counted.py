@@ -11,7 +11,7 @@ import typer
 from anthesis.bench import Report, Request, read_report, sweep
 from anthesis.cli.bench import _print_table, bench
 from anthesis.devices.bandwidth import ReadBandwidth
-from anthesis.report import read_lines, render
+from anthesis.report import compose, read_result, render
 from command_line import tiny_model
 from counting_device import CAPTURE_S, CountingDevice, opened_as_reference
 
@@ -67,10 +67,11 @@ def test_a_timed_run_that_holds_a_capture_is_invalid_and_kept(
     path = tmp_path / "result.json"
     path.write_text(json.dumps(report.document()))
     assert read_report(path).rows == report.rows
-    (line,) = read_lines(path)
+    file = read_result(path)
+    (line,) = file.lines
     assert line.invalid == "; ".join(reasons)
     assert line.tokens_per_s is not None
-    assert "graph captures in timed runs 1, 2" in render([line], "table")
+    assert "graph captures in timed runs 1, 2" in render(compose([file]), "table")
 
 
 def test_the_command_fails_where_a_row_is_invalid(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ unions of a type and None.
 
 from __future__ import annotations
 
+import hashlib
 import types
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
@@ -48,8 +49,18 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: it can't be read, or is none.
     """
+    return read_with_sha256(path)[0]
+
+
+def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object in a result file, and the SHA-256 of all its bytes.
+
+    Raises:
+        RequestError: it can't be read, or is none.
+    """
     try:
-        return parse_object(read_regular(path, MAX_BYTES))
+        data = read_regular(path, MAX_BYTES)
+        return parse_object(data), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
