@@ -21,7 +21,7 @@ from anthesis.bench.derive import decode_s, decode_tokens, has_settled, prefill_
 from anthesis.bench.measure import _check_count
 from anthesis.bench.measurement import Run, Warmup
 from anthesis.bench.statistic import summary
-from anthesis.cli.bench import _table_lines, _warnings
+from anthesis.cli.bench_table import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
 from command_line import Terminal
 from command_line import command as command_line
