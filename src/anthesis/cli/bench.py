@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anthesis.cli import options
+from anthesis.cli.bench_bar import BenchBar
 from anthesis.cli.bench_table import invalid, print_table
-from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.document import check_output, is_replaceable, print_json, write_json
 from anthesis.cli.launched import leave_to_rank_zero
-from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError
+from anthesis.units import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anthesis.bench import Report, Request
+    from anthesis.bench.partial import Partial
 
 SWEEP = "Sweep"
 RUNS = "Runs"
@@ -61,7 +68,13 @@ BenchSeed = Annotated[
 ]
 Operations = Annotated[
     bool,
-    typer.Option("--ops", rich_help_panel=RUNS, help="Once more with counters: where the time of a step goes."),
+    typer.Option("--ops", metavar="", rich_help_panel=RUNS, help="Count where the time of a decode step goes."),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=X", rich_help_panel=RUNS, show_default=False, help="Compare in turns: weights=int4, or same."
+    ),
 ]
 
 
@@ -86,16 +99,19 @@ def bench(
     invariant: options.Invariant = False,
     seed: BenchSeed = None,
     ops: Operations = False,
+    against: Against = None,
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
     """Measure how fast a model generates: greedy, past any end of text, exactly -n tokens per sequence.
 
-    Comma lists are combined: one row each. A file that -o names is replaced once the result is complete.
+    Comma lists are combined: a row and a process each; with -o, an interrupted sweep goes on.
 
     [dim]$[/] anthesis bench --batch 1,8 -o result.json
     """
-    from anthesis.bench import Request, sweep
+    from anthesis.bench import Request
+    from anthesis.bench.partial import Partial
+    from anthesis.bench.sweep import points_of
 
     leave_to_rank_zero(max(_integers("--tp", tp)), pp)
     if prompt is not None:
@@ -125,18 +141,45 @@ def bench(
         min_s=seconds,
         operations=ops,
     )
+    partial = None
     if output is not None:
         check_output(output)
-    with LoadingBar() as bar:
-        report = sweep(request, progress=_show_progress, on_weight=bar)
+        if against is None and len(points_of(request)) > 1 and is_replaceable(output):
+            partial = Partial(output.with_name(f"{output.name}.partial"))
+            check_output(partial.path)
+    report = _measured(request, against, partial)
     if json:
         print_json(report.document())
     else:
         print_table(report)
     if output is not None:
         write_json(report.document(), output)
+    if partial is not None:
+        partial.remove()
     if any(row.error is not None or invalid(row) for row in report.rows):
         raise typer.Exit(1)
+
+
+def _measured(request: Request, against: str | None, partial: Partial | None) -> Report:
+    from anthesis.bench.against import measure_in_turns
+    from anthesis.bench.sweep import points_of, sweep
+
+    try:
+        with BenchBar() as bar:
+            if against is not None:
+                return measure_in_turns(request, against, bar)
+            return sweep(request, bar, partial, _say_resumed)
+    except KeyboardInterrupt:
+        if partial is not None and partial.path.exists():
+            tell(f"bench: interrupted; the rows so far are in {partial.path}, and the same command goes on from there")
+        elif len(points_of(request)) > 1:
+            how = "with -o FILE it could go on later" if partial is None else "the same command begins anew"
+            tell(f"bench: interrupted before a row was kept; {how}")
+        raise
+
+
+def _say_resumed(path: Path, done: int, total: int) -> None:
+    tell(f"bench: {path} has {done} of {counted(total, 'row')}; going on with the others")
 
 
 def _list(flag: str, text: str) -> tuple[str, ...]:
@@ -151,7 +194,3 @@ def _integers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(item) for item in _list(flag, text))
     except ValueError:
         raise RequestError(f"{flag} {text!r} is not a comma list of numbers; write one such as 1,8") from None
-
-
-def _show_progress(text: str, done: float) -> None:
-    tell(f"bench: {text}")
