@@ -181,13 +181,13 @@ def side_b(request: Request, against: str) -> Side:
     for item in items:
         flag, equals, text = item.partition("=")
         name = flag.strip().removeprefix("--").replace("-", "_")
-        if not equals or not text or name not in _READERS:
-            known = ", ".join(known.replace("_", "-") for known in _READERS)
+        if not equals or not text or name not in CHANGEABLE:
+            known = ", ".join(known.replace("_", "-") for known in CHANGEABLE)
             raise RequestError(f"--against {item!r} is not NAME=VALUE, nor {SAME!r}; names are: {known}")
         if name in changes or (name == "python" and python != sys.executable):
             raise RequestError(f"--against names {name} twice")
         try:
-            value = _READERS[name](text.strip())
+            value = CHANGEABLE[name](text.strip())
         except ValueError:
             raise RequestError(f"--against {item!r}: {text!r} is no value of {name}") from None
         if name == "python":
@@ -209,7 +209,7 @@ def _one(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: (read(text),)
 
 
-_READERS: Mapping[str, Callable[[str], Any]] = {
+CHANGEABLE: Mapping[str, Callable[[str], Any]] = {
     "model": str,
     "weights": _one(str),
     "batch": _one(int),

@@ -45,5 +45,5 @@ def request_of_point(request: Request, point: Point) -> Request:
 def _option(flag: str, value: object) -> list[str]:
     if value is True:
         return [flag]
-    text = str(value[0] if isinstance(value, tuple) else value)
+    text = str(value[0] if isinstance(value, tuple) else value).removesuffix(".0")
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]  # what could be taken for another option

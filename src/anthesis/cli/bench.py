@@ -47,11 +47,9 @@ PromptLengths = Annotated[
 ]
 Batches = Annotated[str, typer.Option("--batch", metavar="1,8", rich_help_panel=SWEEP, help="Sequences at once.")]
 WeightKinds = Annotated[
-    str, typer.Option("--weights", metavar="KIND,...", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
+    str, typer.Option("--weights", metavar="KIND", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
 ]
-Tps = Annotated[
-    str, typer.Option("--tp", metavar="1,2", rich_help_panel=SWEEP, help="Devices to split the model among.")
-]
+Tps = Annotated[str, typer.Option("--tp", metavar="1,2", rich_help_panel=SWEEP, help="Devices that share the model.")]
 MaxWarmup = Annotated[
     int, typer.Option("--warmup", metavar="N", rich_help_panel=RUNS, help="Most runs before those that count.")
 ]
@@ -152,6 +150,8 @@ def bench(
         print_json(report.document())
     else:
         print_table(report)
+        if against is not None:
+            _print_verdict(report)
     if output is not None:
         write_json(report.document(), output)
     if partial is not None:
@@ -176,6 +176,16 @@ def _measured(request: Request, against: str | None, partial: Partial | None) ->
             how = "with -o FILE it could go on later" if partial is None else "the same command begins anew"
             tell(f"bench: interrupted before a row was kept; {how}")
         raise
+
+
+def _print_verdict(report: Report) -> None:
+    from anthesis.bench.verdict import compare
+    from anthesis.cli.compare import print_verdicts
+
+    a, b = report.rows
+    print(f"A, the first row, and B, the second ({b.turns.changed or 'the same'}):" if b.turns is not None else a)
+    for comparison in compare([("this result", report)]):
+        print_verdicts(comparison)
 
 
 def _say_resumed(path: Path, done: int, total: int) -> None:
