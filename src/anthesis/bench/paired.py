@@ -58,7 +58,7 @@ def p_value(differences: Sequence[float], least: float = 0.0) -> float:
     """How likely differences as one-sided as these are, if the pairs are shifted by at most `least`.
 
     The signed-rank test, exact: every difference less the shift is as likely above as below zero. Where a coin decided
-    which one of a pair came first, that holds whatever the times are distributed like, and however long disturbances last.
+    which one of a pair came first, that holds for any distribution of the times, and however long a disturbance lasts.
 
     Args:
         differences: of pairs.
