@@ -24,7 +24,7 @@ from anthesis.bench.measurement import Run
 from anthesis.bench.result import Point
 from anthesis.bench.statistic import summary
 from anthesis.bench.traffic import traffic
-from anthesis.cli.bench import _table_lines, _warnings
+from anthesis.cli.bench_table import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
 from command_line import Terminal
 from command_line import command as command_line

@@ -14,6 +14,7 @@ import typer
 
 from anthesis import AnthesisError, __version__
 from anthesis.cli.bench import bench
+from anthesis.cli.compare import compare
 from anthesis.cli.complete import complete
 from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
@@ -59,6 +60,7 @@ app.command()(complete)
 app.command()(merge)
 app.command()(bench)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(report)
 app.command()(plan)
 app.command()(convert)
