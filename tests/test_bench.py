@@ -26,6 +26,8 @@ from anthesis.bench.statistic import summary
 from anthesis.bench.traffic import traffic
 from anthesis.cli.bench_table import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
+from anthesis.json_text import format_json
+from anthesis.records import MAX_RESULT_VALUES
 from command_line import Terminal
 from command_line import command as command_line
 
@@ -358,7 +360,7 @@ def test_the_table_is_whole_on_a_terminal(columns: int) -> None:
     terminal = Terminal(command_line("bench", *options), COLUMNS=str(columns))
     assert terminal.finish() == 0
     lines = [line.rpartition("\x1b[2K")[2] for line in terminal.output.splitlines()]  # what a bar leaves
-    header = next(i for i, line in enumerate(lines) if line.startswith("batch "))
+    header = next(i for i, line in enumerate(lines) if line.startswith("batch weights"))
     assert re.split(" +", lines[header]) == [
         "batch", "weights", "first", "token", "p95", "prompt", "decode", "in", "all", "limit",
     ]  # fmt: skip
@@ -414,3 +416,26 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, arguments: t
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_more_samples_than_a_result_can_hold_are_refused() -> None:
+    Request(batch=(1, 8, 32, 64), weights=("bf16", "int8", "int4"), prompt_tokens=(7, 512))
+    with pytest.raises(RequestError, match=r"2,560,000 times of tokens are more than the 2,097,152 that a result can"):
+        Request(batch=(256,), max_new_tokens=1000)
+
+
+@pytest.mark.slow
+def test_the_largest_result_is_read_again(tmp_path: Path, report: Report) -> None:
+    (row,) = report.rows
+    assert row.measurement is not None
+    run = row.measurement.runs[0]
+    long = replace(run, token_s=(tuple(round(0.0123456789 * i, 9) for i in range(1, MAX_RESULT_VALUES // 2)),))
+    path = tmp_path / "large.json"
+    path.write_text(
+        format_json(
+            replace(report, rows=(replace(row, measurement=replace(row.measurement, runs=(long,))),)).document()
+        )
+    )
+    (again,) = read_report(path).rows
+    assert again.measurement is not None
+    assert again.measurement.runs == (long,)

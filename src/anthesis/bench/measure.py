@@ -13,7 +13,7 @@ from anthesis.bench.limit import limit, work_of
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.measurement import Measurement, Run, Warmup
 from anthesis.bench.operations import measure_operations
-from anthesis.bench.request import Request
+from anthesis.bench.request import MAX_RUNS, MAX_TIMES, Request
 from anthesis.bench.result import Point
 from anthesis.bench.subject import Configuration
 from anthesis.bench.traffic import traffic
@@ -28,9 +28,6 @@ DEFAULT_PROMPT_TOKENS = 7
 
 Progress = Callable[[str, float], None]
 """Told what begins, and which share of the point's work, between 0 and 1, is done by then."""
-
-MAX_RUNS = 100
-"""More are not needed where a hundred take no 10 seconds, unless they were asked for."""
 
 _WARM_SHARE = 0.3
 """Of the work, by when the timed runs begin: a guess, for progress only."""
@@ -100,7 +97,8 @@ class Session:
     def is_enough(self) -> bool:
         """There are as many timed runs, and they took as long, as was asked for; or there are very many."""
         count, asked = len(self._runs), self._request
-        return count >= asked.runs and (self._total_s >= asked.min_s or count >= MAX_RUNS)
+        times = count * self._point.batch * asked.max_new_tokens
+        return count >= asked.runs and (self._total_s >= asked.min_s or count >= MAX_RUNS or times >= MAX_TIMES)
 
     @property
     def _total_s(self) -> float:
@@ -124,7 +122,7 @@ class Session:
         self._counted.append((before, after))
         run = Run(
             total_s=total_s,
-            token_s=tuple(c.timing.token_s for c in completions),
+            token_s=tuple(tuple(round(time_s, 9) for time_s in c.timing.token_s) for c in completions),
             read_bytes_per_s=(),
             synchronise_s=synchronise_s,
         )
@@ -134,7 +132,9 @@ class Session:
         bandwidth = self._device.read_bandwidth(self._work.bytes_of_step)
         self._note = bandwidth.note
         peaks = dict(self._device.multiply_add_peaks())
-        self._runs.append(replace(run, read_bytes_per_s=bandwidth.samples, multiply_adds_per_s=peaks))
+        self._runs.append(
+            replace(run, read_bytes_per_s=tuple(map(round, bandwidth.samples)), multiply_adds_per_s=peaks)
+        )
         self._fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
         return total_s
 
