@@ -196,13 +196,31 @@ def test_floors_of_shards_add_up(model: Path, tmp_path: Path) -> None:
     with Worker(request, dataset, output, lambda: LLM(str(model), device="cpu", load=False), num_shards=3) as worker:
         work = worker.complete_all()
     merged = merge(output).summary
+    # all rows of a shard begin together: a step with the prompts gives the first token of four
+    assert [session.steps for session in merged.sessions] == [4, 4, 4]
     floors = [session.floor_s for session in merged.sessions]
-    assert len(floors) == 3
     assert all(floors)
     assert work.floor_s == pytest.approx(sum(floor or 0 for floor in floors))
     assert merged.share_of_limit == pytest.approx(sum(floor or 0 for floor in floors) / work.run_s)
     # measured once, before the weights were loaded: none of them took long
     assert len({session.read_bytes_per_s for session in merged.sessions}) == 1
+
+
+def test_long_sessions_are_measured_at_both_ends(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anthesis.dataset.limit.MEASURE_AGAIN_S", 0.0)
+    data, output = write_rows(tmp_path / "rows.jsonl", 4), tmp_path / "out.jsonl"
+    dataset = open_dataset(name=str(data), column="content")
+    opened = lambda: LLM(str(model), device="cpu", load=False)  # noqa: E731
+    with Worker(Request(max_new_tokens=2), dataset, output, opened, num_shards=2) as worker:
+        worker.complete_all()
+    first, second = merge(output).summary.sessions
+    for session in (first, second):
+        assert len(session.read_bytes_per_s) == 2
+        floor_s = session.memory_bound_bytes / mean(session.read_bytes_per_s)
+        if session.compute_bound_flops:
+            floor_s += session.compute_bound_flops / mean(session.flops_per_s)
+        assert session.floor_s == pytest.approx(floor_s, rel=1e-12)
+    assert second.read_bytes_per_s[0] == first.read_bytes_per_s[1]
 
 
 def test_summaries_from_before_are_read(model: Path, tmp_path: Path) -> None:

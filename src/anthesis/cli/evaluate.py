@@ -33,7 +33,7 @@ TextFile = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(
-        metavar="N", parser=options.whole_number, rich_help_panel=TEXT, help="Tokens a piece; 512, or the context."
+        metavar="N", parser=options.whole_number, rich_help_panel=TEXT, help="Of so many tokens; left out: 512 at most."
     ),
 ]
 Tokens = Annotated[

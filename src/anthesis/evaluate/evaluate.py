@@ -44,7 +44,10 @@ def evaluate(
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text = read_text(Path(request.text))
     if request.against is not None and request.tp * request.pp > 1 and launched() is not None:
-        raise RequestError("the ranks that a launcher has started serve one model, and comparing takes two; start none")
+        raise RequestError(
+            "the ranks that a launcher has started serve one model, and comparing takes two; leave the launcher out: "
+            "tp and pp start the ranks"
+        )
     with ExitStack() as opened:
         llm = opened.enter_context(LLM(**request.opening(request.weights), load=False))
         window = request.window or min(WINDOW, llm.max_context or WINDOW)

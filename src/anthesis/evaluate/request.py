@@ -63,19 +63,9 @@ class Request:
 
     def opening(self, weights: str) -> dict[str, Any]:
         """The arguments of `LLM`, with these weights."""
-        names = (
-            "model",
-            "device",
-            "tp",
-            "pp",
-            "threads",
-            "cache",
-            "cache_memory",
-            "prefill_chunk",
-            "invariant",
-            "seed",
-        )
-        return {"weights": weights, **{name: getattr(self, name) for name in names}}
+        own = ("text", "window", "tokens", "weights", "against")
+        shared = {name: value for name, value in vars(self).items() if name not in own}
+        return {"weights": weights, **shared}
 
     def command(self) -> str:
         """The command line that asks for the same."""
