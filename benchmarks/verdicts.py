@@ -54,11 +54,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--slower", type=float, default=0.1, help="part of a decode step's time that is added to it")
     parser.add_argument("-o", "--output", type=Path, help="write the page to this file, as Markdown")
-    parser.add_argument(
-        "bench", nargs="*", help="arguments of `anthesis bench`, after --; else -n 32 --runs 24 --seconds 3"
-    )
+    parser.add_argument("bench", nargs="*", help="after --: arguments of `anthesis bench` instead of these")
     asked = parser.parse_args()
-    arguments = asked.bench or ["-n", "32", "--runs", "24", "--seconds", "3"]
+    arguments = asked.bench or ["-n", "16", "--runs", "40", "--seconds", "0"]
     begin = time.monotonic()
     sessions: dict[str, list[Report]] = {"the same": [], f"{asked.slower:.0%} slower": []}
     with tempfile.TemporaryDirectory() as directory:

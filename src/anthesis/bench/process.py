@@ -149,9 +149,9 @@ class PointProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets the process end by itself where all went well, else makes it; it is gone afterwards, and its ranks."""
+        """Lets the process end by itself, which it does with its stdin; or makes it, where it may be in the middle."""
         try:
-            if error is not None:
+            if error is not None and not isinstance(error, AnthesisError | MemoryError):
                 self._process.terminate()
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):

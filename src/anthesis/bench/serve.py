@@ -135,9 +135,9 @@ class _Messages(logging.Handler):
 def _unforeseen(
     answers: _Answers, kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Tells of what no user can have caused, and shows where it happened."""
-    answers.send("error", kind=kind.__name__, message=f"{kind.__name__}: {error}", details="")
+    """Shows where something happened that no user can have caused, and tells of it."""
     sys.__excepthook__(kind, error, trace)
+    answers.send("error", kind=kind.__name__, message=f"{kind.__name__}: {error}", details="")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,8 @@ def _why_unusable(a: Labelled, b: Labelled) -> str | None:
         measured = label.row.measurement
         if measured is None:
             return f"not comparable: side {side} was not measured: {label.row.error}"
+        if not all(map(_is_sound, measured.runs)):
+            return f"not comparable: side {side} has a run with impossible times; the file is damaged"
         if measured.invalid:
             return f"not comparable: side {side} is invalid: {'; '.join(measured.invalid)}"
     rounds = [len(label.row.measurement.runs) for label in (a, b) if label.row.measurement is not None]
@@ -209,10 +211,23 @@ _Quantity = Callable[[Run], float | None]
 
 def _quantities(a: Labelled, b: Labelled) -> dict[str, _Quantity]:
     """Seconds of a run, by what they are called."""
-    counts = {sum(map(len, one.row.measurement.runs[0].token_s)) for one in (a, b) if one.row.measurement is not None}
+    rows = [label.row.measurement for label in (a, b)]
+    counts = {_tokens(run) for measured in rows if measured is not None for run in measured.runs[:1]}
     # other numbers of sequences can be compared by token only
     in_all = {"in all": _total_s} if len(counts) == 1 else {"in all, by token": _total_s_by_token}
     return {**in_all, "first token": _first_s, "per token": _step_s}
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether times can be compared; a damaged file may hold anything."""
+    if not run.token_s or not all(run.token_s):
+        return False
+    step_s = _step_s(run)
+    return min(run.total_s, _first_s(run), 1.0 if step_s is None else step_s) > 0
+
+
+def _tokens(run: Run) -> int:
+    return sum(map(len, run.token_s))
 
 
 def _total_s(run: Run) -> float:
@@ -220,7 +235,7 @@ def _total_s(run: Run) -> float:
 
 
 def _total_s_by_token(run: Run) -> float:
-    return run.total_s / sum(map(len, run.token_s))
+    return run.total_s / _tokens(run)
 
 
 def _first_s(run: Run) -> float:
@@ -233,7 +248,8 @@ def _step_s(run: Run) -> float | None:
 
 
 def _medians(a: Labelled, b: Labelled) -> dict[str, tuple[float, ...]]:
-    measured = [label.row.measurement for label in (a, b) if label.row.measurement is not None]
+    rows = [label.row.measurement for label in (a, b)]
+    measured = [one for one in rows if one is not None and all(map(_is_sound, one.runs))]
     found = {name: [_samples(one, of) for one in measured] for name, of in _quantities(a, b).items()}
     return {name: tuple(map(statistics.median, sides)) for name, sides in found.items() if all(sides)}
 
