@@ -28,8 +28,8 @@ def evaluation(
     found = None
     if against is not None:
         found = Against(
-            model=against, quality=replace(quality, perplexity=19.5), mean_kl=0.0123, kl_standard_error=0.001, max_kl=1.5,
-            greedy_agreement=0.954, perplexity_ratio=perplexity / 19.5, log_ratio_standard_error=0.002,
+            model=against, quality=replace(quality, perplexity=19.5), mean_kl=0.0123, kl_standard_error=0.001,
+            max_kl=1.5, greedy_agreement=0.954, perplexity_ratio=perplexity / 19.5, log_ratio_standard_error=0.002,
         )  # fmt: skip
     return Evaluation(
         started_at="2026-11-20T12:00:00+00:00",

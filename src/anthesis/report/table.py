@@ -42,6 +42,8 @@ def table(contents: Contents, width: int | None, is_styled: bool) -> str:
             published = {f"#{line.number}" for line in lines if line.is_published}
             bad = {f"#{line.number}" for line in lines if line.error or line.invalid}
             _print_grid(console, grid(lines, columns), lambda row: _style(row[0], published, bad))  # noqa: B023
+    for text_of_row in remarks(contents.lines):
+        console.print(Text(text_of_row), soft_wrap=width is None)
     _print_bars(console, [line for line in contents.points if line.has_latency])
     if contents.evaluations:
         _heading(console, "quality")
@@ -50,7 +52,6 @@ def table(contents: Contents, width: int | None, is_styled: bool) -> str:
         _heading(console, TITLE)
         _print_pivot(console, contents)
     for title, texts in (
-        ("", remarks(contents.lines)),
         ("", general_notes(contents)),
         ("prices", price_lines(contents)),
         ("published", source_lines(contents)),

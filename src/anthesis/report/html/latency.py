@@ -156,7 +156,7 @@ def _name(line: Line) -> str:
     model = cut(printable(line.model or "", 200), 26)
     parts = [line.weights or "", f"x{line.devices}" if (line.devices or 1) > 1 else ""]
     parts += [f"b{line.batch}" if (line.batch or 1) > 1 else "", cut(printable(line.place or ""), 20)]
-    return f"#{line.number} {model} " + " ".join(part for part in parts if part)
+    return cut(f"#{line.number} {model} " + " ".join(part for part in parts if part), 60)
 
 
 def _group_name(line: Line, keys: Sequence[tuple[Any, ...]]) -> str:
