@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from anthesis.bench import Report, Request, read_report, sweep
-from anthesis.cli.bench import _print_table, bench
+from anthesis.cli.bench import bench
+from anthesis.cli.bench_table import print_table
 from anthesis.devices.bandwidth import ReadBandwidth
 from anthesis.report import compose, read_result, render
 from command_line import tiny_model
@@ -19,10 +20,8 @@ NEW = 4
 """Steps of a run: one for the prompt, then one for each further token."""
 
 
-def measured(directory: Path, device: CountingDevice, batch: tuple[int, ...] = (1,), warmup: int = 2) -> Report:
-    request = Request(
-        model=tiny_model(directory), device="reference", max_new_tokens=NEW, batch=batch, warmup=warmup, runs=2
-    )
+def measured(directory: Path, device: CountingDevice) -> Report:
+    request = Request(model=tiny_model(directory), device="reference", max_new_tokens=NEW, warmup=2, runs=2, min_s=0)
     with opened_as_reference(device):
         return sweep(request)
 
@@ -36,19 +35,11 @@ def test_captures_while_warming_up_are_told_apart(tmp_path: Path, capsys: pytest
     assert (found.captures, found.capture_s, found.compilations, found.cpu_fallbacks) == (3, 3 * CAPTURE_S, 6, 0)
     assert found.peak_memory_bytes == 1000 * 3 * NEW  # after two runs to warm up and a timed one
     assert row.measurement.invalid == ()
-    _print_table(report)
+    print_table(report)
     printed = capsys.readouterr().out
     assert "batch 1, weights native, tp 1: 3 steps captured in 750 ms, before the timed runs" in printed
     assert "invalid" not in printed
     assert report.versions["counting"] == "1.0"
-
-
-def test_each_batch_counts_what_came_since_the_one_before(tmp_path: Path) -> None:
-    # four runs of four steps for the first batch; the second one's first step takes both prompts
-    report = measured(tmp_path, CountingDevice(captures=(0, 16, 17)), batch=(1, 2))
-    counted = [row.measurement.counted for row in report.rows if row.measurement is not None]
-    assert [found.captures for found in counted if found is not None] == [1, 2]
-    assert all(row.measurement is not None and row.measurement.invalid == () for row in report.rows)
 
 
 def test_a_timed_run_that_holds_a_capture_is_invalid_and_kept(
@@ -67,7 +58,7 @@ def test_a_timed_run_that_holds_a_capture_is_invalid_and_kept(
     assert row.measurement.counted is not None
     assert row.measurement.counted.captures == 1
     assert len(row.measurement.runs) == 2
-    _print_table(report)
+    print_table(report)
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("invalid: batch 1, weights native, tp 1: ")] == [
         f"invalid: batch 1, weights native, tp 1: {reason}" for reason in reasons
@@ -84,7 +75,7 @@ def test_a_timed_run_that_holds_a_capture_is_invalid_and_kept(
 
 def test_the_command_fails_where_a_row_is_invalid(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    options = {"max_new_tokens": NEW, "warmup": 2, "runs": 1, "device": "reference", "output": output}
+    options = {"max_new_tokens": NEW, "warmup": 2, "runs": 1, "seconds": 0.0, "device": "reference", "output": output}
     with opened_as_reference(CountingDevice(captures=(2 * NEW,))), pytest.raises(typer.Exit) as ended:
         bench(tiny_model(tmp_path), **options)
     assert ended.value.exit_code == 1

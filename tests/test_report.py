@@ -186,7 +186,7 @@ def test_no_more_of_a_file_is_read_than_a_result_may_have(tmp_path: Path) -> Non
     with path.open("wb") as sparse:
         sparse.truncate(3 << 30)
     before = forget_peak_kib()
-    with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 16,777,216 bytes"):
+    with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 67,108,864 bytes"):
         read_result(path)
     assert peak_kib() - before < 100_000
 

@@ -59,6 +59,10 @@ class UnsupportedError(RequestError):
     """A feature that does not exist here; the message names it and says what does."""
 
 
+class DeviceMemoryError(RequestError):
+    """The memory of a device is too small for what was asked for."""
+
+
 class CheckpointError(AnthesisError, OSError):
     """A checkpoint is missing, damaged, incomplete, or does not hold what its configuration says."""
 
@@ -92,7 +96,15 @@ class RankError(AnthesisError):
 
 ERRORS = {
     error.__name__: error
-    for error in (RequestError, ConfigError, UnsupportedError, CheckpointError, TokenizerError, DataSetError)
+    for error in (
+        RequestError,
+        ConfigError,
+        UnsupportedError,
+        DeviceMemoryError,
+        CheckpointError,
+        TokenizerError,
+        DataSetError,
+    )
 }
 """Those that a user can mend, by name: a rank that meets one tells it to rank 0."""
 

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anthesis.errors import RequestError
-from anthesis.json_text import MAX_BYTES, parse_object, type_name
+from anthesis.json_text import parse_object, type_name
 from anthesis.regular_file import read_regular
 
 _T = TypeVar("_T")
+
+MAX_RESULT_BYTES = 64 << 20
+MAX_RESULT_VALUES = 4 << 20
+"""More than other documents may have: a result keeps every sample."""
 
 _hints = cache(get_type_hints)  # a document may hold hundreds of records of one class
 
@@ -59,8 +63,9 @@ def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
         RequestError: it can't be read, or is none.
     """
     try:
-        data = read_regular(path, MAX_BYTES)
-        return parse_object(data), hashlib.sha256(data).hexdigest()
+        data = read_regular(path, MAX_RESULT_BYTES)
+        found = parse_object(data, max_bytes=MAX_RESULT_BYTES, max_values=MAX_RESULT_VALUES)
+        return found, hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:

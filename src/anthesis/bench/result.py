@@ -56,12 +56,14 @@ class Turns:
         side: "A", or "B": what --against said.
         changed: of side B, what is different from side A, as --against had it; nothing where nothing is.
         order: when the runs of this row took place among those of both rows, which are numbered from 0 on.
+        version: of anthesis in the process of this side, which `python=` may have made another one.
     """
 
     session: str
     side: Literal["A", "B"]
     changed: str
     order: tuple[int, ...]
+    version: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,11 @@ import typer
 
 from anthesis import AnthesisError, __version__
 from anthesis.cli.bench import bench
+from anthesis.cli.compare import compare
 from anthesis.cli.complete import complete
 from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
+from anthesis.cli.evaluate import evaluate
 from anthesis.cli.generate import generate
 from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
@@ -57,6 +59,8 @@ app.command()(generate)
 app.command()(complete)
 app.command()(merge)
 app.command()(bench)
+app.command()(evaluate)
+app.command()(compare)
 app.command()(report)
 app.command()(plan)
 app.command()(convert)

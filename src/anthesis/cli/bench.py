@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anthesis.cli import options
-from anthesis.cli.document import check_output, print_json, write_json
+from anthesis.cli.bench_bar import BenchBar
+from anthesis.cli.bench_table import invalid, print_table
+from anthesis.cli.document import check_output, is_replaceable, print_json, write_json
 from anthesis.cli.launched import leave_to_rank_zero
-from anthesis.cli.loading import LoadingBar
 from anthesis.cli.prompts import check_made_up, check_text
 from anthesis.cli.terminal import tell
-from anthesis.columns import aligned
 from anthesis.errors import RequestError
-from anthesis.units import amount, counted, duration, rate
+from anthesis.units import counted
 
 if TYPE_CHECKING:
-    from anthesis.bench import Measurement, Report
-    from anthesis.bench.operations import OperationKind
-    from anthesis.bench.result import Point, Row
+    from pathlib import Path
+
+    from anthesis.bench import Report, Request
+    from anthesis.bench.partial import Partial
 
 SWEEP = "Sweep"
 RUNS = "Runs"
@@ -46,11 +47,9 @@ PromptLengths = Annotated[
 ]
 Batches = Annotated[str, typer.Option("--batch", metavar="1,8", rich_help_panel=SWEEP, help="Sequences at once.")]
 WeightKinds = Annotated[
-    str, typer.Option("--weights", metavar="KIND,...", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
+    str, typer.Option("--weights", metavar="KIND", rich_help_panel=SWEEP, help="fp32 bf16 fp16 int8 int4 ...")
 ]
-Tps = Annotated[
-    str, typer.Option("--tp", metavar="1,2", rich_help_panel=SWEEP, help="Devices to split the model among.")
-]
+Tps = Annotated[str, typer.Option("--tp", metavar="1,2", rich_help_panel=SWEEP, help="Devices that share the model.")]
 MaxWarmup = Annotated[
     int, typer.Option("--warmup", metavar="N", rich_help_panel=RUNS, help="Most runs before those that count.")
 ]
@@ -67,10 +66,14 @@ BenchSeed = Annotated[
 ]
 Operations = Annotated[
     bool,
-    typer.Option("--ops", rich_help_panel=RUNS, help="Once more with counters: where the time of a step goes."),
+    typer.Option("--ops", metavar="", rich_help_panel=RUNS, help="Count where the time of a decode step goes."),
 ]
-
-COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "share")
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=X", rich_help_panel=RUNS, show_default=False, help="Compare in turns: weights=int4, or same."
+    ),
+]
 
 
 def bench(
@@ -94,16 +97,19 @@ def bench(
     invariant: options.Invariant = False,
     seed: BenchSeed = None,
     ops: Operations = False,
+    against: Against = None,
     json: options.Json = False,
     output: options.OutputFile = None,
 ) -> None:
     """Measure how fast a model generates: greedy, past any end of text, exactly -n tokens per sequence.
 
-    Comma lists are combined: one row each. A file that -o names is replaced once the result is complete.
+    Comma lists are combined: a row and a process each; with -o, an interrupted sweep goes on.
 
     [dim]$[/] anthesis bench --batch 1,8 -o result.json
     """
-    from anthesis.bench import Request, sweep
+    from anthesis.bench import Request
+    from anthesis.bench.partial import Partial
+    from anthesis.bench.sweep import points_of
 
     leave_to_rank_zero(max(_integers("--tp", tp)), pp)
     if prompt is not None:
@@ -133,18 +139,57 @@ def bench(
         min_s=seconds,
         operations=ops,
     )
+    partial = None
     if output is not None:
         check_output(output)
-    with LoadingBar() as bar:
-        report = sweep(request, progress=_show_progress, on_weight=bar)
+        if against is None and len(points_of(request)) > 1 and is_replaceable(output):
+            partial = Partial(output.with_name(f"{output.name}.partial"))
+            check_output(partial.path)
+    report = _measured(request, against, partial)
     if json:
         print_json(report.document())
     else:
-        _print_table(report)
+        print_table(report)
+        if against is not None:
+            _print_verdict(report)
     if output is not None:
         write_json(report.document(), output)
-    if any(row.error is not None or _invalid(row) for row in report.rows):
+    if partial is not None:
+        partial.remove()
+    if any(row.error is not None or invalid(row) for row in report.rows):
         raise typer.Exit(1)
+
+
+def _measured(request: Request, against: str | None, partial: Partial | None) -> Report:
+    from anthesis.bench.against import measure_in_turns
+    from anthesis.bench.sweep import points_of, sweep
+
+    try:
+        with BenchBar() as bar:
+            if against is not None:
+                return measure_in_turns(request, against, bar)
+            return sweep(request, bar, partial, _say_resumed)
+    except KeyboardInterrupt:
+        if partial is not None and partial.path.exists():
+            tell(f"bench: interrupted; the rows so far are in {partial.path}, and the same command goes on from there")
+        elif len(points_of(request)) > 1:
+            how = "with -o FILE it could go on later" if partial is None else "the same command begins anew"
+            tell(f"bench: interrupted before a row was kept; {how}")
+        raise
+
+
+def _print_verdict(report: Report) -> None:
+    from anthesis.bench.verdict import compare
+    from anthesis.cli.compare import print_verdicts
+
+    a, b = report.rows
+    print(f"A, the first row, and B, the second ({b.turns.changed or 'the same'}):" if b.turns is not None else a)
+    for comparison in compare([("this result", report)]):
+        print_verdicts(comparison)
+
+
+def _say_resumed(path: Path, done: int, total: int) -> None:
+    tell(f"bench: {path} has {done} of {counted(total, 'row')}; going on with the others")
 
 
 def _list(flag: str, text: str) -> tuple[str, ...]:
@@ -159,151 +204,3 @@ def _integers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(item) for item in _list(flag, text))
     except ValueError:
         raise RequestError(f"{flag} {text!r} is not a comma list of numbers; write one such as 1,8") from None
-
-
-def _show_progress(text: str, done: float) -> None:
-    tell(f"bench: {text}")
-
-
-def _print_table(report: Report) -> None:
-    for line in _table_lines(report):
-        print(line)
-    for row in report.rows:
-        if row.error is not None:
-            print(f"failed: {_named(row.point)}: {row.error}")
-        for reason in _invalid(row):
-            print(f"invalid: {_named(row.point)}: {reason}")
-    for row in report.rows:
-        if row.measurement is not None and row.measurement.operations is not None:
-            for line in _operations(row.point, row.measurement.operations):
-                print(line)
-    measured = [row.measurement for row in report.rows if row.measurement is not None]
-    for line in _explanation(measured[0]) if measured else []:
-        print(line)
-    for row in report.rows:
-        for line in _captures(row):
-            print(line)
-    for line in _warnings(report):
-        print(line)
-
-
-def _named(point: Point) -> str:
-    return f"batch {point.batch}, weights {point.weights}, tp {point.tp}"
-
-
-def _invalid(row: Row) -> tuple[str, ...]:
-    """Why a row's figures must not be used."""
-    return () if row.measurement is None else row.measurement.invalid
-
-
-def _table_lines(report: Report) -> list[str]:
-    """The measured rows under their headers, never cut; 80 columns are enough for what usually comes."""
-    rows = [_cells(row, row.measurement) for row in report.rows if row.measurement is not None]
-    if not rows:
-        return []
-    left_out = set() if len({row.point.tp for row in report.rows}) > 1 else {COLUMNS.index("tp")}
-    kept = [i for i in range(len(COLUMNS)) if i not in left_out]
-    return aligned([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], ["weights"])
-
-
-def _cells(row: Row, measured: Measurement) -> list[str]:
-    speed, traffic = measured.speed, measured.traffic
-    between, decode = speed.between_tokens_s, speed.decode_tokens_per_s
-    share = traffic.share_of_bandwidth if traffic else None
-    return [
-        str(row.point.batch),
-        row.point.weights if row.point.weights != "native" else "+".join(measured.model.weight_kinds),
-        str(row.point.tp),
-        duration(speed.first_token_s.median),
-        "-" if between is None else duration(between.median),
-        "-" if between is None else duration(between.p95),
-        rate(speed.prefill_tokens_per_s.median),
-        "-" if decode is None else rate(decode.median),
-        duration(speed.total_s.median),
-        "-" if share is None else f"{share.median:.1%}",
-    ]
-
-
-def _operations(point: Point, kinds: tuple[OperationKind, ...]) -> list[str]:
-    """Where a decode step's time goes, a line for each kind of operation."""
-    total = sum(kind.step_s for kind in kinds)
-    cells = [
-        [
-            kind.kind,
-            f"x{kind.count}",
-            amount(kind.memory_bytes, "B"),
-            amount(kind.activation_bytes, "B"),
-            duration(kind.step_s),
-            f"{kind.memory_bytes / kind.step_s / 1e9:.1f}" if kind.memory_bytes else "-",
-            f"{kind.flops / kind.step_s / 1e9:.1f}" if kind.flops else "-",
-            f"{kind.step_s / total:.1%}",
-        ]
-        for kind in kinds
-    ]
-    head = ["operation", "", "memory", "activations", "time", "GB/s", "GFLOP/s", "share"]
-    return [
-        f"a decode step, batch {point.batch}, weights {point.weights}: {duration(total)} with counters on",
-        *aligned(head, cells, ["operation"]),
-    ]
-
-
-def _explanation(measured: Measurement) -> list[str]:
-    config, model, traffic = measured.configuration, measured.model, measured.traffic
-    size = f"{counted(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
-    warmup = f"{len(measured.warmup.run_s)} to warm up"
-    loading = f"loading took {duration(measured.load_s)}"
-    peaks = measured.ranks_peak_memory_bytes or (measured.process_peak_memory_bytes,)
-    peak = f"peak memory {' + '.join(amount(nbytes, 'B') for nbytes in peaks)}"
-    held = measured.counted.peak_memory_bytes if measured.counted is not None else None
-    if held is not None:
-        peak += f", {amount(held, 'B')} of the device"
-    lines = [
-        f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
-        f"medians of {counted(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
-        "first: until the first token; token: from one to the next; in all: the whole call",
-        "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
-    ]
-    if traffic is not None and traffic.read_bandwidth_bytes_per_s is not None:
-        lines.append(
-            f"share: of the read bandwidth, {amount(traffic.read_bandwidth_bytes_per_s.median, 'B/s')} measured after "
-            f"each run; a token must read {amount(traffic.bytes_per_token, 'B')} (first row)"
-        )
-    elif traffic is not None:
-        lines.append(f"share of the read bandwidth: {traffic.read_bandwidth_note}")
-    return lines
-
-
-def _captures(row: Row) -> list[str]:
-    """What capturing took, where steps are captured."""
-    found = None if row.measurement is None else row.measurement.counted
-    if found is None or not found.captures:
-        return []
-    took = f"{counted(found.captures, 'step')} captured in {duration(found.capture_s)}, before the timed runs"
-    return [f"{_named(row.point)}: {took}"]
-
-
-def _warnings(report: Report) -> list[str]:
-    """What to beware of, each thing once, with the rows that it is about unless it is about all."""
-    measured = [(row.point, row.measurement) for row in report.rows if row.measurement is not None]
-    about: dict[str, list[str]] = {}
-    for point, measurement in measured:
-        for message in _doubts(measurement):
-            about.setdefault(message, []).append(_named(point))
-    return [
-        f"warning: {message}" if len(rows) == len(measured) else f"warning: {'; '.join(rows)}: {message}"
-        for message, rows in about.items()
-    ]
-
-
-def _doubts(measured: Measurement) -> list[str]:
-    from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD
-
-    doubts = []
-    count = len(measured.warmup.run_s)
-    if count < SETTLED_RUNS:
-        doubts.append(f"too few warm-up runs to tell whether it settled: {count}, and {SETTLED_RUNS} must agree")
-    elif not measured.warmup.settled:
-        doubts.append(f"no three runs in a row agreed within {SETTLED_SPREAD:.0%} in {count} warm-up runs")
-    if not measured.runs_agree:
-        doubts.append("the runs did not all generate the same tokens")
-    return doubts

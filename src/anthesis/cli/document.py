@@ -19,7 +19,7 @@ def check_output(path: Path) -> None:
         RequestError: a directory, or a place in a directory that is missing or can't be written to.
     """
     check_place(path)
-    if not os.access(path.resolve().parent if _is_replaceable(path) else path, os.W_OK):
+    if not os.access(path.resolve().parent if is_replaceable(path) else path, os.W_OK):
         raise RequestError(f"-o {path} can't be written to; name another file")
 
 
@@ -44,7 +44,7 @@ def write_text(text: str, path: Path) -> None:
         AnthesisError: the operating system can't write it.
     """
     try:
-        if _is_replaceable(path):
+        if is_replaceable(path):
             replace_file(path, text, alone=False)
         else:
             path.write_text(text, "utf-8")
@@ -52,6 +52,6 @@ def write_text(text: str, path: Path) -> None:
         raise AnthesisError(f"{path} could not be written: {error.strerror}; nothing was saved there") from error
 
 
-def _is_replaceable(path: Path) -> bool:
+def is_replaceable(path: Path) -> bool:
     """Whether a new file may take the place; a device or a named pipe must stay and be written to."""
     return path.absolute().parts[1:2] not in (("dev",), ("proc",)) and (path.is_file() or not path.exists())

@@ -14,13 +14,23 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.5
 
 
-def start_bar(*columns: ProgressColumn, completed: int = 0, total: int | None = None) -> Progress:
-    """A bar on stderr with one task, gone when it is stopped."""
+def start_bar(
+    *columns: ProgressColumn, completed: int = 0, total: int | None = None, drawn_alone: bool = True
+) -> Progress:
+    """A bar on stderr with one task, gone when it is stopped.
+
+    Args:
+        columns: that it has.
+        completed, total: of its task.
+        drawn_alone: by a thread, again and again; else only when it is told to.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False)
-    bar.add_task("", completed=completed, total=total)
+    bar = Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, auto_refresh=drawn_alone
+    )
+    bar.add_task("", completed=completed, total=total, times="")
     bar.start()
     return bar
 

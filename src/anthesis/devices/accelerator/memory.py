@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from anthesis.errors import RequestError, first_line
+from anthesis.errors import DeviceMemoryError, first_line
 
 
 @contextmanager
@@ -20,11 +20,11 @@ def saying_what_for(device: torch.device, what: str, remedy: str) -> Iterator[No
         remedy: what would take less.
 
     Raises:
-        RequestError: there was too little.
+        DeviceMemoryError: there was too little.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RequestError(
+        raise DeviceMemoryError(
             f"the {device.type} device ran out of memory for {what}; {remedy}. It says: {first_line(error)}"
         ) from error
