@@ -227,9 +227,9 @@ def _quality(line: Line) -> str | None:
         return None if line.quality_note is None else f'<span class="warn">{escape(line.quality_note)}</span>'
     more = []
     if line.perplexity_ratio is not None:
-        more.append(f"{line.perplexity_ratio:.4f}x {_text(line.quality_against or '')}")
+        more.append(f"{line.perplexity_ratio:.4f}x&nbsp;{_text(line.quality_against or '')}")
     if line.mean_kl is not None and line.greedy_agreement is not None:
-        more += [f"KL {line.mean_kl:.4f}", f"{share(line.greedy_agreement)} agree"]
+        more += [f"KL&nbsp;{line.mean_kl:.4f}", f"{share(line.greedy_agreement)}&nbsp;agree"]
     return _with_small(f"{line.perplexity:.3f}", "<br>".join(more) or None)
 
 
