@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from anthesis.bench import read_report
 from anthesis.report import Contents, compose, read_prices, read_results, render
-from command_line import fail
-from report_files import CUDA, HPU, document, write
+from command_line import Terminal, command, fail
+from report_files import CUDA, HPU, document, evaluation, write
 
 
 class Scripts(HTMLParser):
@@ -182,13 +184,27 @@ def test_hostile_texts_end_no_element(tmp_path: Path) -> None:
         assert not any("<" in text.replace("<br>", "") for text in trace.get("hovertext", []))
 
 
-def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+def test_what_json_has_no_number_for_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    path.write_text(CUDA.read_text().replace('"load_s": 6.2', '"load_s": NaN'))
-    assert "NaN" in path.read_text()
-    page = Scripts(render(compose(read_results([path])), "html"))
+    text = CUDA.read_text().replace('"load_s": 6.2', '"load_s": NaN')
+    path.write_text(re.sub(r'"bf16": [\d.e+]+', '"bf16": Infinity', text))
+    measured = read_report(CUDA).rows[0].measurement
+    assert measured is not None
+    found = evaluation(measured.model, perplexity=math.nan)
+    contents = compose(read_results([path, write(tmp_path / "quality.json", found.document())]))
+    assert contents.lines[0].multiply_adds_per_s == {}
+    assert contents.evaluations[0].perplexity is contents.lines[0].perplexity is contents.lines[0].load_s is None
+    for form in ("table", "md", "csv", "json"):
+        assert render(contents, form)
+    page = Scripts(render(contents, "html"))
     (raw,) = [text for attributes, text in page.scripts if attributes.get("id") == "raw-1"]
     assert json.loads(raw)["rows"][0]["measurement"]["load_s"] is None
+
+
+def test_html_is_not_for_a_terminal() -> None:
+    terminal = Terminal(command("report", str(CUDA), "--format", "html"))
+    assert terminal.finish() == 2
+    assert terminal.output.startswith("anthesis: html is megabytes for a browser, not for a terminal; name a file")
 
 
 def test_without_plotly_html_is_refused_before_files_are_read(tmp_path: Path) -> None:

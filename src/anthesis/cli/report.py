@@ -12,6 +12,7 @@ import typer
 from anthesis.cli import options
 from anthesis.cli.document import check_output, write_text
 from anthesis.cli.terminal import is_styled
+from anthesis.errors import RequestError
 
 COMPARE = "Beside them"
 
@@ -72,12 +73,11 @@ def report(
 
     [dim]$[/] anthesis report results/*.json --published -o report.html
     """
-    from anthesis.report import FORMATS, check_format, compose, read_prices, read_results, render
+    from anthesis.report import check_format, compose, read_prices, read_results, render
 
-    if form is None:
-        ending = "" if output is None else output.suffix.removeprefix(".")
-        form = ending if ending in FORMATS else "table"
+    form = form or _format_of(output)
     check_format(form)  # better said before files are read
+    _check_terminal(form, output)
     if output is not None:
         check_output(output)
     prices = read_prices(price or ())
@@ -87,3 +87,16 @@ def report(
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     sys.stdout.write(render(contents, form, width=width, is_styled=is_styled(sys.stdout)))
+
+
+def _format_of(output: Path | None) -> str:
+    """What the file's name ends in, or a table."""
+    from anthesis.report import FORMATS
+
+    ending = "" if output is None else output.suffix.removeprefix(".")
+    return ending if ending in FORMATS else "table"
+
+
+def _check_terminal(form: str, output: Path | None) -> None:
+    if form == "html" and output is None and sys.stdout.isatty():
+        raise RequestError("html is megabytes for a browser, not for a terminal; name a file with -o report.html")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 COMPLETE = "complete"
 PUBLISHED = "published"
@@ -168,9 +169,7 @@ class Line:
     invalid: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in list(vars(self).items()):
-            if isinstance(value, float) and not math.isfinite(value):  # of figures near the ends of what a float holds
-                object.__setattr__(self, name, None)
+        keep_finite(self)
 
     @property
     def is_published(self) -> bool:
@@ -185,7 +184,7 @@ class Line:
     @property
     def has_latency(self) -> bool:
         """It is a point with a time for each token, and not a data set."""
-        return self.is_usable and self.latency_s is not None
+        return self.is_usable and self.latency_s is not None and self.latency_s > 0
 
     @property
     def place(self) -> str | None:
@@ -203,3 +202,12 @@ class Line:
             self.place or "",
         ]
         return ", ".join(part for part in parts if part)
+
+
+def keep_finite(record: Any) -> None:
+    """Makes None of the figures of a new dataclass that are no number, or near the ends of what a float holds."""
+    for name, value in list(vars(record).items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            object.__setattr__(record, name, None)
+        elif isinstance(value, dict):
+            object.__setattr__(record, name, {key: item for key, item in value.items() if math.isfinite(item)})

@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def with_price(line: Line, price: Price | None) -> Line:
     # the ranks of a processor share their machine, which has one price
     is_machine = bool(line.processor) and (line.device_description or "").startswith(line.processor or "")
     usd_per_s = price.usd_per_hour / 3600 * (1 if is_machine else line.devices or 1)
-    per_token = None if not line.tokens_per_s else usd_per_s / line.tokens_per_s
+    per_token = usd_per_s / line.tokens_per_s if line.tokens_per_s and line.tokens_per_s > 0 else None
     return replace(
         line,
         usd_per_job=usd_per_s * line.total_s,
@@ -106,7 +107,7 @@ def check_used(prices: Sequence[Price], lines: Sequence[Line]) -> None:
 
 def _of_value(value: str) -> list[Price]:
     name, equals, number = value.rpartition("=")
-    if equals and not Path(value).exists():
+    if equals and not os.path.exists(value):
         where = f"--price {printable(value)}"
         return [Price(name=_name(name, where), usd_per_hour=_usd(number, where), source=COMMAND_LINE)]
     return _of_file(Path(value))

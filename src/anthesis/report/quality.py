@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from anthesis.bench.subject import Model
 from anthesis.evaluate.result import Evaluation
 from anthesis.quantize import WEIGHT_KINDS
-from anthesis.report.line import Line
+from anthesis.report.line import Line, keep_finite
 from anthesis.report.result_file import ResultFile
 
 NOT_MEASURED = "quality not measured"
@@ -44,7 +44,7 @@ class Evaluated:
     text: str
     text_sha256: str
     scored_tokens: int
-    perplexity: float
+    perplexity: float | None
     against_weights: str | None
     against_perplexity: float | None
     perplexity_ratio: float | None
@@ -54,6 +54,9 @@ class Evaluated:
     max_kl: float | None
     greedy_agreement: float | None
     command: str
+
+    def __post_init__(self) -> None:
+        keep_finite(self)
 
 
 def evaluated(file: ResultFile, found: Evaluation) -> Evaluated:
