@@ -112,7 +112,8 @@ def test_a_process_that_dies(tmp_path: Path, signal_name: str, line: str, when: 
 
 def of(request: Request) -> tuple[Request, Point]:
     """A request, and its only point."""
-    return request, *points_of(request)
+    (point,) = points_of(request)
+    return request, point
 
 
 def measured(point: PointRun) -> Finished:
