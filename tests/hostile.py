@@ -29,7 +29,8 @@ from anthesis.dataset import open_dataset
 from anthesis.dataset.summary import Summary
 from anthesis.errors import AnthesisError, naming
 from anthesis.models import trace
-from anthesis.report import FORMATS, read_lines, render
+from anthesis.report import FORMATS, compose, render
+from anthesis.report import read_result as read_for_report
 from anthesis.tokenizer import open_tokenizer
 from text_model import text_model
 
@@ -149,9 +150,9 @@ def read_rows(name: str) -> Callable[[Path], None]:
 
 def read_result(directory: Path) -> None:
     """Reads what `anthesis report` shows, in all of its forms."""
-    lines = read_lines(directory / "result.json")
+    contents = compose([read_for_report(directory / "result.json")])
     for form in FORMATS:
-        render(lines, form)
+        render(contents, form)
 
 
 def _gguf() -> bytes:

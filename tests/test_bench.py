@@ -17,17 +17,23 @@ import pytest
 
 from anthesis import LLM
 from anthesis.bench import Measurement, Report, Request, measure, read_report, sweep
-from anthesis.bench.derive import decode_s, decode_tokens, has_settled, prefill_s, speed, tokens_sha256, traffic
+from anthesis.bench.derive import decode_s, decode_tokens, has_settled, prefill_s, speed, tokens_sha256
+from anthesis.bench.limit import work_of
 from anthesis.bench.measure import _check_count
-from anthesis.bench.measurement import Run, Warmup
+from anthesis.bench.measurement import Run
+from anthesis.bench.result import Point
 from anthesis.bench.statistic import summary
+from anthesis.bench.traffic import traffic
 from anthesis.cli.bench_table import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
+from anthesis.json_text import format_json
+from anthesis.records import MAX_RESULT_VALUES
 from command_line import Terminal
 from command_line import command as command_line
 
 VOCAB, HIDDEN, LAYERS, HEADS = 96, 64, 2, 4
 BATCH, NEW = 3, 6
+POINT = Point(batch=1, weights="native", tp=1)
 
 
 def write_model(directory: Path, **changes: object) -> str:
@@ -45,7 +51,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     model = write_model(tmp_path_factory.mktemp("model"))
-    return sweep(Request(model=model, batch=(BATCH,), max_new_tokens=NEW, warmup=2, runs=2, device="reference"))
+    return sweep(
+        Request(model=model, batch=(BATCH,), max_new_tokens=NEW, warmup=2, runs=2, min_s=0, device="reference")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +174,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None, message:
 
 def test_a_single_token_has_no_decoding(tmp_path: Path) -> None:
     with LLM(write_model(tmp_path), device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=1, prompt_tokens=(4,), warmup=0, runs=1, min_s=0), batch=1)
+        measured = measure(llm, Request(max_new_tokens=1, warmup=0, runs=1, min_s=0), replace(POINT, prompt_tokens=4))
     assert len(measured.configuration.prompt_token_ids) == 4
     assert measured.speed.generated_tokens == 1
     assert measured.speed.between_tokens_s is measured.speed.decode_tokens_per_s is measured.traffic is None
@@ -182,7 +190,7 @@ def test_runs_end_at_their_bound_or_when_three_agree(tmp_path: Path) -> None:
     assert not has_settled([1.0, 1.06, 1.02])
     assert not has_settled([1.0, 1.0, 1.0, 2.0])
     with LLM(write_model(tmp_path), device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=2, warmup=40, runs=1, min_s=0), batch=1)
+        measured = measure(llm, Request(max_new_tokens=2, warmup=40, runs=1, min_s=0), POINT)
     count = len(measured.warmup.run_s)
     assert 3 <= count <= 40
     assert measured.warmup.settled == has_settled(measured.warmup.run_s)
@@ -196,7 +204,7 @@ def test_tokens_that_come_during_the_prefill_of_others_are_no_decoding() -> None
     assert prefill_s(run) == 2.5
     assert decode_s(run) == 2.0
     assert decode_tokens(run) == 3
-    found = speed([run], prompt_tokens=(10,))
+    found = speed([run], prompt_tokens=10)
     assert found.prefill_tokens_per_s.median == 2 * 10 / 2.5
     assert found.decode_tokens_per_s is not None
     assert found.decode_tokens_per_s.median == 3 / 2.0
@@ -204,10 +212,10 @@ def test_tokens_that_come_during_the_prefill_of_others_are_no_decoding() -> None
 
 
 def test_without_bandwidth_there_is_no_share(tmp_path: Path) -> None:
-    with LLM(write_model(tmp_path), device="reference") as llm:
-        program = llm.loaded.program("argmax")
     run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=())
-    found = traffic([run], [program], 4, 3, "not measured: no extension")
+    with LLM(write_model(tmp_path), device="reference") as llm:
+        work = work_of(llm, run, 4, 3)
+    found = traffic(work, [run], "not measured: no extension")
     assert found is not None
     assert found.share_of_bandwidth is found.read_bandwidth_bytes_per_s is None
     assert found.read_bandwidth_note == "not measured: no extension"
@@ -240,9 +248,9 @@ def test_more_tokens_than_fit_the_context_are_refused_before_the_first_run(tmp_p
     with LLM(write_model(tmp_path), device="reference", max_context=10) as llm:
         request = Request(max_new_tokens=4, warmup=0, runs=1, min_s=0)
         with pytest.raises(RequestError, match="7 prompt tokens and 4 new ones do not fit the context of 10"):
-            measure(llm, request, batch=1, progress=begun.append)
+            measure(llm, request, POINT, progress=lambda text, done: begun.append(text))
         assert begun == []
-        measure(llm, replace(request, max_new_tokens=3), batch=1)
+        measure(llm, replace(request, max_new_tokens=3), POINT)
 
 
 def test_a_point_alone_that_fails_is_an_error(tmp_path: Path) -> None:
@@ -260,8 +268,8 @@ def test_a_point_alone_that_fails_is_an_error(tmp_path: Path) -> None:
         ({"runs": 0}, "runs is 0"),
         ({"warmup": -1}, "warmup is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"prompt_tokens": 0}, "prompt_tokens is 0"),
-        ({"prompt": "text", "prompt_tokens": 3}, "two prompts"),
+        ({"prompt_tokens": (0,)}, "prompt_tokens is 0"),
+        ({"prompt": "text", "prompt_tokens": (3,)}, "two prompts"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
@@ -274,12 +282,12 @@ def test_a_text_needs_a_tokenizer(tmp_path: Path) -> None:
         LLM(write_model(tmp_path), device="reference") as llm,
         pytest.raises(RequestError, match="has no tokenizer"),
     ):
-        measure(llm, Request(prompt="text"), batch=1)
+        measure(llm, Request(prompt="text"), POINT)
 
 
 def test_the_default_model_takes_the_default_prompt() -> None:
     with LLM(device="reference") as llm:
-        measured = measure(llm, Request(max_new_tokens=2, warmup=0, runs=1, min_s=0), batch=1)
+        measured = measure(llm, Request(max_new_tokens=2, warmup=0, runs=1, min_s=0), POINT)
         assert llm.tokenizer is not None
         prompt = llm.tokenizer.encode("DeepSpeed is a machine learning framework")
     assert measured.configuration.prompt == "DeepSpeed is a machine learning framework"
@@ -293,15 +301,15 @@ def test_the_table_is_whole_on_a_terminal(columns: int) -> None:
     options = ("--device", "reference", "-n", "3", "--warmup", "0", "--seconds", "0", "--runs", "1")
     terminal = Terminal(command_line("bench", *options), COLUMNS=str(columns))
     assert terminal.finish() == 0
-    lines = terminal.output.splitlines()
-    header = next(i for i, line in enumerate(lines) if line.startswith("batch "))
+    lines = [line.rpartition("\x1b[2K")[2] for line in terminal.output.splitlines()]  # what a bar leaves
+    header = next(i for i, line in enumerate(lines) if line.startswith("batch weights"))
     assert re.split(" +", lines[header]) == [
-        "batch", "weights", "first", "token", "p95", "prompt", "decode", "in", "all", "share",
+        "batch", "weights", "first", "token", "p95", "prompt", "decode", "in", "all", "limit",
     ]  # fmt: skip
     cells = r" +1 int4m\+int8-g32( +[\d.,]+ m?s){3}( +[\d.,]+/s){2} +[\d.,]+ m?s +([\d.]+%|-)"
     assert re.fullmatch(cells, lines[header + 1])
     assert len(lines[header]) == len(lines[header + 1]) <= 80
-    assert "…" not in terminal.output
+    assert "…" not in "".join(lines[header:])
 
 
 def test_tp_is_a_column_where_it_is_swept(report: Report) -> None:
@@ -311,21 +319,19 @@ def test_tp_is_a_column_where_it_is_swept(report: Report) -> None:
 
 
 def test_equal_warnings_are_one_with_the_rows_they_are_about(report: Report, measured: Measurement) -> None:
-    def rows(*warmups: Warmup) -> Report:
+    def rows(*marks: tuple[str, ...]) -> Report:
         (row,) = report.rows
         return replace(
             report,
             rows=tuple(
-                replace(row, point=replace(row.point, batch=i), measurement=replace(measured, warmup=warmup))
-                for i, warmup in enumerate(warmups, start=1)
+                replace(row, point=replace(row.point, batch=i), measurement=replace(measured, marks=found))
+                for i, found in enumerate(marks, start=1)
             ),
         )
 
-    unsettled, settled = Warmup(run_s=(1.0, 2.0, 3.0), settled=False), Warmup(run_s=(1.0, 1.0, 1.0), settled=True)
-    message = "no three runs in a row agreed within 5% in 3 warm-up runs"
-    assert _warnings(rows(unsettled, unsettled)) == [f"warning: {message}"]
-    assert _warnings(rows(unsettled, settled)) == [f"warning: batch 1, weights native, tp 1: {message}"]
-    assert _warnings(rows(settled, settled)) == []
+    assert _warnings(rows(("odd",), ("odd",))) == ["warning: odd"]
+    assert _warnings(rows(("odd",), ())) == ["warning: batch 1, weights native, tp 1: odd"]
+    assert _warnings(rows((), ())) == []
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
@@ -352,3 +358,26 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, arguments: t
     assert result.returncode == 2
     assert result.stdout == ""
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_more_samples_than_a_result_can_hold_are_refused() -> None:
+    Request(batch=(1, 8, 32, 64), weights=("bf16", "int8", "int4"), prompt_tokens=(7, 512))
+    with pytest.raises(RequestError, match=r"2,560,000 times of tokens are more than the 2,097,152 that a result can"):
+        Request(batch=(256,), max_new_tokens=1000)
+
+
+@pytest.mark.slow
+def test_the_largest_result_is_read_again(tmp_path: Path, report: Report) -> None:
+    (row,) = report.rows
+    assert row.measurement is not None
+    run = row.measurement.runs[0]
+    long = replace(run, token_s=(tuple(round(0.0123456789 * i, 9) for i in range(1, MAX_RESULT_VALUES // 2)),))
+    path = tmp_path / "large.json"
+    path.write_text(
+        format_json(
+            replace(report, rows=(replace(row, measurement=replace(row.measurement, runs=(long,))),)).document()
+        )
+    )
+    (again,) = read_report(path).rows
+    assert again.measurement is not None
+    assert again.measurement.runs == (long,)

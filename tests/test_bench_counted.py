@@ -12,7 +12,7 @@ from anthesis.bench import Report, Request, read_report, sweep
 from anthesis.cli.bench import bench
 from anthesis.cli.bench_table import print_table
 from anthesis.devices.bandwidth import ReadBandwidth
-from anthesis.report import read_lines, render
+from anthesis.report import compose, read_result, render
 from command_line import tiny_model
 from counting_device import CAPTURE_S, CountingDevice, opened_as_reference
 
@@ -21,7 +21,7 @@ NEW = 4
 
 
 def measured(directory: Path, device: CountingDevice) -> Report:
-    request = Request(model=tiny_model(directory), device="reference", max_new_tokens=NEW, warmup=2, runs=2)
+    request = Request(model=tiny_model(directory), device="reference", max_new_tokens=NEW, warmup=2, runs=2, min_s=0)
     with opened_as_reference(device):
         return sweep(request)
 
@@ -66,15 +66,16 @@ def test_a_timed_run_that_holds_a_capture_is_invalid_and_kept(
     path = tmp_path / "result.json"
     path.write_text(json.dumps(report.document()))
     assert read_report(path).rows == report.rows
-    (line,) = read_lines(path)
+    file = read_result(path)
+    (line,) = file.lines
     assert line.invalid == "; ".join(reasons)
     assert line.tokens_per_s is not None
-    assert "graph captures in timed runs 1, 2" in render([line], "table")
+    assert "graph captures in timed runs 1, 2" in render(compose([file]), "table")
 
 
 def test_the_command_fails_where_a_row_is_invalid(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    options = {"max_new_tokens": NEW, "warmup": 2, "runs": 1, "device": "reference", "output": output}
+    options = {"max_new_tokens": NEW, "warmup": 2, "runs": 1, "seconds": 0.0, "device": "reference", "output": output}
     with opened_as_reference(CountingDevice(captures=(2 * NEW,))), pytest.raises(typer.Exit) as ended:
         bench(tiny_model(tmp_path), **options)
     assert ended.value.exit_code == 1

@@ -69,7 +69,7 @@ def test_only_steps_of_all_sequences_count(tmp_path: Path) -> None:
 
 
 def test_counting_does_not_change_what_is_generated(tmp_path: Path) -> None:
-    request = {"model": tiny_model(tmp_path), "device": "cpu", "max_new_tokens": 5, "warmup": 0, "runs": 1}
+    request = {"model": tiny_model(tmp_path), "device": "cpu", "max_new_tokens": 5, "warmup": 0, "runs": 1, "min_s": 0}
     plain, counted = (sweep(Request(**request, operations=on)).rows[0].measurement for on in (False, True))
     assert plain is not None and counted is not None
     assert plain.operations is None
@@ -78,7 +78,9 @@ def test_counting_does_not_change_what_is_generated(tmp_path: Path) -> None:
 
 
 def test_a_result_with_operations_is_read_again(tmp_path: Path) -> None:
-    request = Request(model=tiny_model(tmp_path), device="cpu", max_new_tokens=3, warmup=0, runs=1, operations=True)
+    request = Request(
+        model=tiny_model(tmp_path), device="cpu", max_new_tokens=3, warmup=0, runs=1, min_s=0, operations=True
+    )
     report = sweep(request)
     assert Report.from_document(report.document()).rows == report.rows
 
@@ -109,7 +111,7 @@ def test_the_table(tmp_path: Path) -> None:
 
 def test_a_device_without_counters_says_so(tmp_path: Path) -> None:
     request = Request(
-        model=tiny_model(tmp_path), device="reference", max_new_tokens=3, warmup=0, runs=1, operations=True
+        model=tiny_model(tmp_path), device="reference", max_new_tokens=3, warmup=0, runs=1, min_s=0, operations=True
     )
     with pytest.raises(UnsupportedError, match="no counters of its operations; --device cpu has"):
         sweep(request)

@@ -85,6 +85,7 @@ def test_sizes_that_are_no_powers_of_two(tmp_path: Path, model: str) -> None:
     check(compiled(tmp_path, model, "--weights", "bf16,int8,int4-g128"))
 
 
+@pytest.mark.slow
 def test_a_step_that_draws(tmp_path: Path) -> None:
     text = compiled(tmp_path, "random:bloomz-560m", "--sample")
     kernels = {name for name, _ in check(text)}

@@ -77,6 +77,7 @@ def cells(text: str, first: str) -> list[list[str]]:
     return [line for line in lines if line[0] == first]
 
 
+@pytest.mark.slow
 def test_a_dry_run_does_every_job_without_the_extension(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_EXTENSION)
     output = tmp_path / "dry.json"

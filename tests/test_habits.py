@@ -40,6 +40,7 @@ ORDER = (
     ("bench",),
     ("evaluate",),
     ("dataset",),
+    ("schema",),
     ("report",),
     ("cli",),
     ("__main__",),

@@ -14,6 +14,7 @@ import torch
 
 from anthesis import LLM
 from anthesis.bench import Request, measure
+from anthesis.bench.sweep import points_of
 from anthesis.devices import open_device
 from anthesis.devices.accelerator.sizes import needed_blocks, size_of
 from anthesis.devices.hpu import HpuDevice
@@ -107,7 +108,7 @@ def test_bench_tells_captures_from_timed_runs(lazy: HpuDevice, tmp_path: Path, w
     config.write_text(json.dumps(BLOOM))
     request = Request(prompt_tokens=(5,), max_new_tokens=4, warmup=warmup, runs=2, min_s=0, device="hpu")
     with LLM(f"random:{config}", device="hpu") as llm:
-        found = measure(llm, request, 1)
+        found = measure(llm, request, points_of(request)[0])
     assert found.counted is not None
     assert (found.counted.captures > 0) is not invalid
     assert [reason.partition(" in ")[0] for reason in found.invalid] == (

@@ -112,6 +112,7 @@ def test_command_line_generates_without_pytorch(tiny_model: str) -> None:
     json.loads(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_works_in_an_environment_of_its_own(tmp_path: Path, tiny_model: str) -> None:
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]

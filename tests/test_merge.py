@@ -18,7 +18,7 @@ from anthesis.dataset import Request, Worker, merge, open_dataset, read_summary
 from anthesis.dataset.shard_set import ShardSet
 from anthesis.dataset.summary import summary_path
 from anthesis.errors import AnthesisError, RequestError
-from anthesis.report import read_lines
+from anthesis.report import read_result
 from command_line import anthesis, command, fail, obey_permissions, succeed
 from completing import count_lines, write_rows
 from text_model import text_model
@@ -80,7 +80,7 @@ def test_what_comes_out(output: Path) -> None:
     assert f"{ROWS} rows of {SHARDS} shards in {output}, each there once, 2 of them with an error" in told(output)
     assert [json.loads(line)["row"] for line in output.read_text().splitlines()] == list(range(ROWS))
     assert names(output) == ["out.jsonl", "out.jsonl.shards", "out.jsonl.summary.json"]
-    (line,) = read_lines(output)
+    (line,) = read_result(output).lines
     assert (line.rows, line.failed_rows, line.finished, line.kind) == (ROWS, 2, True, "complete")
     assert line.timed_rows == ROWS
     succeed("report", str(output))

@@ -1,12 +1,16 @@
-"""`anthesis report`: one schema in four formats, of results of `bench` and summaries of `complete`."""
+"""`anthesis report`: one schema in every format, of results of `bench` and summaries of `complete`."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
+import itertools
 import json
 import os
 import re
+import shlex
+import statistics
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,9 +18,12 @@ import pytest
 
 from anthesis.dataset import read_summary
 from anthesis.errors import RequestError
-from anthesis.report import Line, read_lines, render
-from command_line import anthesis, fail, obey_permissions, succeed, tiny_model
+from anthesis.report import Contents, Line, ResultFile, compose, read_result, read_results, render
+from anthesis.report.result_file import Entry
+from anthesis.units import duration
+from command_line import Terminal, anthesis, command, fail, obey_permissions, succeed, tiny_model
 from hostile import forget_peak_kib, peak_kib, sample
+from report_files import CUDA, HPU, document, write
 from text_model import text_model
 
 DEVICE = ("--device", "reference")
@@ -52,7 +59,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_lines_hold_what_the_files_say(results: tuple[Path, Path]) -> None:
     bench, rows = results
     document = json.loads(bench.read_text())
-    lines = read_lines(bench)
+    lines = read_result(bench).lines
     assert [(line.batch, line.weights) for line in lines] == [(1, "fp32"), (2, "fp32"), (1, "int4"), (2, "int4")]
     for line, row in zip(lines[:2], document["rows"], strict=False):
         speed = row["measurement"]["speed"]
@@ -61,49 +68,63 @@ def test_lines_hold_what_the_files_say(results: tuple[Path, Path]) -> None:
         assert (line.generated_tokens, line.new_tokens, line.is_random) == (3 * (line.batch or 0), 3, True)
         assert line.error is None
     assert all("int4" in (line.error or "") and line.tokens_per_s is None for line in lines[2:])
-    (line,) = read_lines(rows)
+    (line,) = read_result(rows).lines
     summary = read_summary(rows.with_name("rows.jsonl.summary.json"))
-    assert read_lines(Path(line.source)) == [line]
+    assert read_result(Path(line.source)).lines == [line]
     assert (line.kind, line.rows, line.failed_rows, line.finished) == ("complete", 4, 1, True)
     assert line.generated_tokens == summary.counts.completion_tokens > 0
     assert line.rows_per_s == pytest.approx(4 / summary.sessions[0].run_s)
 
 
 def test_csv_and_json_hold_the_same_in_full(results: tuple[Path, Path]) -> None:
-    lines = [line for path in results for line in read_lines(path)]
-    document = json.loads(render(lines, "json"))
+    contents = compose(read_results([*results, CUDA]), published=True, baseline="1")
+    document = json.loads(render(contents, "json"))
     assert (document["kind"], document["schema_version"]) == ("report", 1)
-    assert [Line(**line) for line in document["lines"]] == lines
-    table = list(csv.DictReader(io.StringIO(render(lines, "csv"))))
+    assert [Line(**line) for line in document["lines"]] == contents.lines
+    assert [line.number for line in contents.lines] == list(range(1, len(contents.lines) + 1))
+    table = list(csv.DictReader(io.StringIO(render(contents, "csv"))))
     assert list(table[0]) == [field.name for field in fields(Line)]
     for found, line in zip(table, document["lines"], strict=True):
-        assert found == {key: "" if value is None else str(value) for key, value in line.items()}
+        assert found == {key: _csv_cell(value) for key, value in line.items()}
+
+
+def _csv_cell(value: object) -> str:
+    return "" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def test_the_table_and_markdown_say_once_what_is_the_same(results: tuple[Path, Path]) -> None:
     table = succeed("report", *map(str, results))
-    assert table.startswith("processor: ")
-    heading = next(line for line in table.splitlines() if line.startswith("kind"))
-    at = table.splitlines().index(heading)
-    assert "rows/s" in heading
-    assert [line.split()[0] for line in table.splitlines()[at + 1 : at + 6]] == ["bench"] * 4 + ["complete"]
+    assert table.startswith("Fastest: #")
+    heads = [i for i, line in enumerate(table.splitlines()) if line.split()[:1] == ["#"]]
+    rows = [[line.split()[0] for line in table.splitlines()[i + 1 :] if line.strip().startswith("#")] for i in heads]
+    assert rows[0][:4] == ["#1", "#2", "#3", "#4"]
+    assert rows[1][0] == "#5"
+    assert "rows/s" in table.splitlines()[heads[1]]
+    assert table.splitlines().count("kind: bench") == table.splitlines().count("kind: complete") == 1
     assert "random weights" in table
     markdown = succeed("report", str(results[0]), "--format", "md")
     assert re.search(r"^- kind: bench$", markdown, re.MULTILINE)
     grid = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert len(grid) == 6
+    assert grid[0].startswith("| # | weights |")
     assert len({line.replace("\\|", "").count("|") for line in grid}) == 1
 
 
 def test_names_reach_a_terminal_in_one_line_without_its_control_characters(results: tuple[Path, Path]) -> None:
-    (line,) = read_lines(results[1])
-    lines = [replace(line, model="a\x1b[31m\nb"), replace(line, model="c", error="d\x9be")]
-    assert json.loads(render(lines, "json"))["lines"][0]["model"] == "a\x1b[31m\nb"
+    (line,) = read_result(results[1]).lines
+    contents = _of([replace(line, model="a\x1b[31m\nb"), replace(line, model="c", error="d\x9be")])
+    assert json.loads(render(contents, "json"))["lines"][0]["model"] == "a\x1b[31m\nb"
     for form in ("table", "md"):
-        text = render(lines, form)
+        text = render(contents, form)
         assert all(c.isprintable() for c in text.replace("\n", ""))
-        assert "a\\x1b[31m b" in text.replace("\\\\", "\\")
-        assert len(text.splitlines()) == len(render([line, replace(line, model="c", error="d")], form).splitlines())
+        assert "a\\x1b[31m b" in text.replace("\\\\", "\\").replace("\\[", "[")
+        plain = render(_of([line, replace(line, model="c", error="d")]), form)
+        assert len(text.splitlines()) == len(plain.splitlines())
+
+
+def _of(lines: list[Line]) -> Contents:
+    """A report of these lines."""
+    return compose([ResultFile(path="x", sha256="0", document={}, entries=tuple(Entry(line, {}) for line in lines))])
 
 
 def test_a_data_set_is_shown_once(results: tuple[Path, Path]) -> None:
@@ -113,12 +134,12 @@ def test_a_data_set_is_shown_once(results: tuple[Path, Path]) -> None:
 
 
 def test_a_file_is_written_in_the_format_it_ends_in(results: tuple[Path, Path], tmp_path: Path) -> None:
-    lines = read_lines(results[1])
-    for name, form in (("a.md", "md"), ("a.csv", "csv"), ("a.json", "json"), ("a.txt", "table")):
+    contents = compose([read_result(results[1])])
+    for name, form in (("a.md", "md"), ("a.csv", "csv"), ("a.json", "json"), ("a.html", "html"), ("a.txt", "table")):
         assert succeed("report", str(results[1]), "-o", str(tmp_path / name)) == ""
-        assert (tmp_path / name).read_text() == render(lines, form)
+        assert (tmp_path / name).read_text() == render(contents, form)
     succeed("report", str(results[1]), "-o", str(tmp_path / "b.md"), "--format", "table")
-    assert (tmp_path / "b.md").read_text() == render(lines, "table")
+    assert (tmp_path / "b.md").read_text() == render(contents, "table")
     (tmp_path / "closed").mkdir(mode=0o555)
     refused = fail("report", str(results[1]), "-o", str(tmp_path / "closed" / "c.md"), before=obey_permissions)
     assert "can't be written to; name another file" in refused
@@ -129,7 +150,8 @@ def test_a_file_is_written_in_the_format_it_ends_in(results: tuple[Path, Path], 
     [
         (None, "can't be read: No such file"),
         ("{", "not valid JSON"),
-        ('{"kind": "report"}', "neither a result of `anthesis bench -o` nor a summary"),
+        ('{"kind": "report"}', "neither a result of `anthesis bench -o` or `anthesis evaluate -o` nor a summary"),
+        ('{"kind": "evaluate", "schema_version": 1}', "the result lacks started_at, request, command"),
         ("[1]", "a JSON object is needed, not an array"),
         ('{"kind": "bench", "schema_version": 7}', "schema_version 7"),
         ('{"kind": "complete", "schema_version": 1}', "the summary lacks request, limit"),
@@ -156,7 +178,7 @@ def test_a_directory_is_no_result(tmp_path: Path, place: str) -> None:
 def test_a_pipe_is_no_result(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # which nobody writes to: to open it would be to wait forever
     with pytest.raises(RequestError, match=r"pipe can't be read: a directory, pipe or device"):
-        read_lines(tmp_path / "pipe")
+        read_result(tmp_path / "pipe")
 
 
 def test_no_more_of_a_file_is_read_than_a_result_may_have(tmp_path: Path) -> None:
@@ -164,8 +186,8 @@ def test_no_more_of_a_file_is_read_than_a_result_may_have(tmp_path: Path) -> Non
     with path.open("wb") as sparse:
         sparse.truncate(3 << 30)
     before = forget_peak_kib()
-    with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 16,777,216 bytes"):
-        read_lines(path)
+    with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 67,108,864 bytes"):
+        read_result(path)
     assert peak_kib() - before < 100_000
 
 
@@ -174,10 +196,133 @@ def test_keys_and_versions_are_shown_in_part(tmp_path: Path) -> None:
     for change in ({"schema_version": "\x1b" * 100_000}, {"versions": {"\x1b" * 100_000: 5}}):
         path.write_text(json.dumps(summary | change))
         with pytest.raises(RequestError) as caught:
-            read_lines(path)
+            read_result(path)
         assert len(str(caught.value)) < 500
         assert str(caught.value).isprintable()
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    assert "known are: table, md, csv, json" in fail("report", str(tmp_path / "x"), "--format", "xml")
+    assert "known are: table, md, csv, json, html" in fail("report", str(tmp_path / "x"), "--format", "xml")
+
+
+# --- what old files and other devices hold ----------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_samples() -> None:
+    lines = read_result(CUDA).lines
+    for line, row in zip(lines, document(CUDA)["rows"], strict=True):
+        if row["measurement"] is None:
+            assert (line.error, line.total_s) == (row["error"], None)
+            continue
+        runs, new = row["measurement"]["runs"], row["measurement"]["configuration"]["new_tokens"]
+        total_s = sorted(run["total_s"] for run in runs)
+        assert line.total_s == pytest.approx(statistics.median(total_s), rel=1e-4)
+        assert line.latency_s == pytest.approx(statistics.median(total_s) / new, rel=1e-4)
+        low, high = total_s  # two runs: percentiles are linear between them
+        assert line.total_p5_s == pytest.approx(low + 0.05 * (high - low))
+        assert line.total_p95_s == pytest.approx(low + 0.95 * (high - low))
+        gaps = [b - a for run in runs for times in run["token_s"] for a, b in itertools.pairwise(times)]
+        assert line.token_s == pytest.approx(statistics.median(gaps), rel=1e-2)
+        prefill_s = [max(times[0] for times in run["token_s"]) for run in runs]
+        assert line.prefill_s == pytest.approx(statistics.median(prefill_s), rel=1e-2)
+        assert line.share_of_step_floor == row["measurement"]["limit"]["share_of_step_floor"]["median"]
+        assert line.first_run_s == row["measurement"]["warmup"]["run_s"][0]
+        assert (line.captures, line.capture_s) == (6, 1.84)
+        assert line.device_peak_memory_bytes == 2_310_000_000
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json", "html"])
+def test_results_of_other_devices_are_rendered(form: str) -> None:
+    text = render(compose(read_results([CUDA, HPU])), form)
+    shown = html.unescape(text) if form == "html" else text
+    for words in (
+        "made up: for tests of the report",
+        "NVIDIA H100",
+        "GAUDI2",
+        "out of memory: ",
+        "unsupported: the hpu",
+    ):
+        assert words in shown
+    assert "a timed run captured a step" in shown
+    assert "the read bandwidth moved by 31 %" in shown
+
+
+def test_memory_is_that_of_all_ranks() -> None:
+    row = document(HPU)["rows"][1]
+    assert row["point"]["tp"] == 8
+    line = read_result(HPU).lines[1]
+    assert line.peak_memory_bytes == sum(row["measurement"]["ranks_peak_memory_bytes"])
+    assert (line.tp, line.pp, line.devices) == (8, 1, 8)
+
+
+def test_results_of_the_first_version_are_readable(tmp_path: Path) -> None:
+    old = document(CUDA)
+    for name in ("commit", "finished"):
+        del old[name]
+    old["request"]["prompt_tokens"] = 7  # one number, before it could be swept
+    for row in old["rows"]:
+        for name in ("started_at", "command", "turns"):
+            del row[name]
+        del row["point"]["prompt_tokens"]
+        if row["measurement"] is not None:
+            for name in ("limit", "bandwidth_moved", "marks", "timed_s", "between_s", "counted", "invalid"):
+                del row["measurement"][name]
+            for name in ("source", "fingerprint", "products"):
+                del row["measurement"]["model"][name]
+            del row["measurement"]["device"]["kernels"]
+            for run in row["measurement"]["runs"]:
+                del run["synchronise_s"]
+    file = read_result(write(tmp_path / "old.json", old))
+    first, second = file.lines[:2]
+    assert (first.share_of_step_floor, first.capture_s, first.marks, first.commit) == (None, None, None, None)
+    assert first.started_at == old["started_at"]
+    command = "anthesis bench random:bloom-560m -n 6 --device cuda --warmup 3 --runs 2 --seconds 0 --prompt-tokens 7"
+    assert first.command == f"{command} --weights bf16"
+    assert second.command == f"{command} --batch 8 --weights bf16"
+    for form in ("table", "md", "csv", "json", "html"):
+        assert "NVIDIA H100" in render(compose([file]), form)
+
+
+def test_a_rebuilt_command_is_quoted(tmp_path: Path) -> None:
+    changed = document(HPU)
+    changed["request"] |= {"prompt": "a $(reboot) 'b'\n", "cache": 7, "threads": True, "invariant": True}
+    line = read_result(write(tmp_path / "x.json", changed)).lines[0]
+    words = shlex.split(line.command or "")
+    assert words[words.index("-p") + 1] == "a $(reboot) 'b'\n"
+    assert words[words.index("--cache") + 1] == "7"
+    assert "--threads" not in words
+    assert "--invariant" in words
+
+
+# --- a terminal -------------------------------------------------------------------------------------------------------
+
+
+def test_tables_fit_a_terminal_and_lose_nothing() -> None:
+    contents = compose(read_results([CUDA, HPU]), published=True)
+    narrow = render(contents, "table", width=80)
+    styled = render(contents, "table", width=80, is_styled=True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", styled)
+    assert [line.rstrip() for line in plain.splitlines()] == narrow.splitlines()
+    assert plain != styled
+    assert max(map(len, narrow.splitlines())) <= 80
+    for line in contents.lines:
+        if line.token_s is not None:
+            assert duration(line.token_s) in narrow
+            assert duration(line.total_s or 0) in narrow
+
+
+def test_bars_are_as_long_as_latencies() -> None:
+    contents = compose([read_result(HPU)])
+    rows = [line for line in render(contents, "table").splitlines() if "█" in line]
+    one, eight = (line.latency_s or 0 for line in contents.lines[:2])
+    lengths = [row.count("█") for row in rows]
+    assert lengths[0] == 32
+    assert lengths[1] == pytest.approx(32 * eight / one, abs=1)
+
+
+@pytest.mark.parametrize(("before", "styled"), [((), True), (("env", "NO_COLOR=1"), False)])
+def test_a_terminal_gets_colours_unless_it_refuses(before: tuple[str, ...], styled: bool) -> None:
+    terminal = Terminal([*before, *command("report", str(HPU), "--published")])
+    assert terminal.finish() == 0
+    assert ("\x1b[" in terminal.output) is styled
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", terminal.output).splitlines())) <= 100

@@ -12,6 +12,7 @@ import torch
 from anthesis import LLM
 from anthesis.bench import Request, measure
 from anthesis.bench.machine import this_machine, versions
+from anthesis.bench.sweep import points_of
 from anthesis.devices import open_device
 from anthesis.devices.cuda import CudaDevice
 from anthesis.errors import AnthesisError, RequestError
@@ -71,7 +72,7 @@ def row(asked: Row) -> Found:
     """One line of the table."""
     request = Request(
         model=asked.source,
-        prompt_tokens=asked.prompt_tokens,
+        prompt_tokens=(asked.prompt_tokens,),
         max_new_tokens=asked.new_tokens,
         batch=(asked.batch,),
         weights=(asked.weights,),
@@ -79,14 +80,16 @@ def row(asked: Row) -> Found:
         invariant=asked.invariant,
         warmup=asked.warmup,
         runs=asked.runs,
+        min_s=0,  # the whole has minutes
     )
+    (point,) = points_of(request)
     try:
         llm = opened(asked)
     except RequestError as error:  # it does not fit: the message says what is needed and what there is
         yield {"refused": str(error)}
         return
     with llm:
-        yield {"measurement": to_document(measure(llm, request, asked.batch))}
+        yield {"measurement": to_document(measure(llm, request, point))}
 
 
 def profiles(rows: Sequence[Row]) -> Found:

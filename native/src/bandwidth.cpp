@@ -20,6 +20,7 @@ using Words = std::span<const std::uint64_t>;
 
 constexpr std::size_t kStreams = 4;
 constexpr std::size_t kMinPasses = 3;
+constexpr std::size_t kMinPassBytes = std::size_t{64} << 20; // so that starting together is no part of the time
 
 // Sums the words. Several places of the buffer are read side by side, because the prefetcher follows several streams
 // and one alone leaves requests to memory unused. Adding integers lets the compiler vectorise and reorder freely.
@@ -120,7 +121,7 @@ private:
     // An exception here would leave the others at the gate for ever.
     void lead(double seconds, const std::function<bool()>& interrupted) noexcept {
         place(0);
-        const double nbytes = static_cast<double>(words_.size_bytes());
+        const double nbytes = static_cast<double>(words_.size_bytes() * repeats_);
         double measured = 0;
         while (true) {
             gate_.arrive_and_wait();
@@ -139,11 +140,15 @@ private:
 
     void read(std::size_t index) {
         const Words mine = part(words_, index, threads_);
-        if (sum_(mine) != mine.size()) wrong_ = true; // all words are 1; also keeps the sum from being optimised away
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i < repeats_; ++i) sum += sum_(mine);
+        // all words are 1; also keeps the sum from being optimised away
+        if (sum != mine.size() * repeats_) wrong_ = true;
     }
 
     std::span<std::uint64_t> words_;
     std::size_t threads_;
+    std::size_t repeats_ = (kMinPassBytes + words_.size_bytes() - 1) / words_.size_bytes(); // of the buffer in a pass
     Sum sum_ = fastest_sum();
     std::barrier<Stopwatch> gate_;
     std::atomic<Start> start_ = Start::waiting;

@@ -24,8 +24,8 @@ BANDWIDTH_SECONDS = 0.1
 _MEMORY_SHARE = 4
 """The buffer may take one part in this many of the memory that is available."""
 
-_MIN_BUFFER_BYTES = 64 << 20
-"""What fits in a large last-level cache says nothing about memory."""
+_MIN_FREE_BYTES = 64 << 20
+"""With less for the buffer there is too little memory to do anything with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,19 @@ def memory_bandwidth(buffer_bytes: int = BANDWIDTH_BUFFER_BYTES, seconds: float 
     """Measures it.
 
     Args:
-        buffer_bytes: to read; less where the memory that is available is not four times as large.
+        buffer_bytes: to read; at least a mebibyte, and less where the memory that is available is not four times as
+            large.
         seconds: to spend reading; at least three passes are made.
 
     Raises:
         UnsupportedError: the native extension was never built, or there is too little memory.
     """
     available = available_memory_bytes()
-    buffer_bytes = min(buffer_bytes, available // _MEMORY_SHARE)
-    if buffer_bytes < _MIN_BUFFER_BYTES:
+    most = available // _MEMORY_SHARE
+    if most < _MIN_FREE_BYTES:
         raise UnsupportedError(f"{available >> 20} MiB of memory is too little to measure how fast it is read")
     threads = usable_cores()
+    buffer_bytes = max(native.MIN_BANDWIDTH_BYTES, min(buffer_bytes, most))
     samples = native.read_bandwidth(buffer_bytes, threads, seconds)
     return Bandwidth(samples=tuple(samples), threads=threads, buffer_bytes=buffer_bytes)
 

@@ -7,6 +7,7 @@ one for each comma and each opening bracket.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,22 +18,29 @@ MAX_VALUES = 1 << 20
 """At most some 100 bytes each."""
 
 
-def parse_json(data: bytes, *, unique_keys: bool = False) -> Any:
+_NUMBERS = re.compile(r"\[\n\s+([-+.\de]+(?:,\n\s+[-+.\de]+)*)\n\s+\]")
+"""An array of numbers, one on each line; there is no line break within a string of JSON."""
+
+
+def parse_json(
+    data: bytes, *, unique_keys: bool = False, max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES
+) -> Any:
     """The value that a JSON text stands for.
 
     Args:
         data: UTF-8, with or without a byte order mark.
         unique_keys: refuse an object that names a key twice, instead of keeping the last.
+        max_bytes, max_values: longer texts, and those that may have more values, are refused.
 
     Raises:
         ValueError: not JSON, not UTF-8, too long, too many values, nested too deeply, or a key twice; the message is a
             reason to put behind the file's name.
     """
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"too long: {len(data):,} bytes of JSON, at most {MAX_BYTES:,} are read")
+    if len(data) > max_bytes:
+        raise ValueError(f"too long: {len(data):,} bytes of JSON, at most {max_bytes:,} are read")
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if values > MAX_VALUES:
-        raise ValueError(f"too many values: up to {values:,} of them, at most {MAX_VALUES:,} are read")
+    if values > max_values:
+        raise ValueError(f"too many values: up to {values:,} of them, at most {max_values:,} are read")
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
@@ -50,21 +58,22 @@ def parse_json(data: bytes, *, unique_keys: bool = False) -> Any:
         raise ValueError("not valid JSON: a number has thousands of digits") from None
 
 
-def parse_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
-    """Like `parse_json`, for a JSON object.
+def parse_object(data: bytes, **options: Any) -> dict[str, Any]:
+    """Like `parse_json`, with the same options, for a JSON object.
 
     Raises:
         ValueError: as `parse_json`; also another value than an object.
     """
-    found = parse_json(data, unique_keys=unique_keys)
+    found = parse_json(data, **options)
     if not isinstance(found, Mapping):
         raise ValueError(f"a JSON object is needed, not {type_name(found)}")
     return dict(found)
 
 
 def format_json(document: Mapping[str, Any]) -> str:
-    """A document of ours as text for people and programs, with a line break at its end."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """A document of ours as text for people and programs, with a line break at its end; numbers share a line."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def type_name(value: object) -> str:

@@ -20,16 +20,16 @@ from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices.device import InstructionTime
 from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, blocks_for, check_batch
-from anthesis.engine.engine import Engine
+from anthesis.engine.engine import Engine, OnStep
 from anthesis.engine.sampling import SamplingParams
-from anthesis.engine.sequence import FinishReason, Sequence
+from anthesis.engine.sequence import Sequence, last_token
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
 from anthesis.errors import RequestError, check_counts, naming
 from anthesis.parallel.layout import Layout
 from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
-from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings
+from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings, as_token_ids, check_token_ids
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 OnWeight = Callable[[int, int], None]
@@ -110,6 +110,7 @@ class LLM:
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
             self.max_context = self._context_limit(config.max_context, max_context)
             self.description = checkpoint.description
+            self.source = checkpoint.source
             self.is_random = checkpoint.is_random
             self.config = config
             self.seed = seed
@@ -227,6 +228,10 @@ class LLM:
         """
         self._engine.step()
 
+    def watch(self, on_step: OnStep | None) -> None:
+        """From now on tells what is in each step, once it has run; None: no longer."""
+        self._engine.on_step = on_step
+
     def measure(self, on: bool) -> list[InstructionTime]:
         """See `Executable.measure`; of greedy steps."""
         return self._engine.measure(on)
@@ -254,18 +259,34 @@ class LLM:
         return model_fingerprint(self._checkpoint.path, self.config)
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
-        """The logits after each token of a text.
+        """All of `logit_chunks` in one array, (T, V) float32 (float64 on reference-fp64).
+
+        Args:
+            token_ids: T ids.
+
+        Raises:
+            RequestError: as `logit_chunks`.
+        """
+        return np.concatenate(list(self.logit_chunks(token_ids)))
+
+    def logit_chunks(self, token_ids: Seq[int]) -> Iterator[NDArray[np.float32]]:
+        """The logits after each token of a text, without holding all of them at once.
 
         Args:
             token_ids: T ids.
 
         Returns:
-            (T, V) float32 (float64 on reference-fp64): row t scores the token that follows token t.
+            Arrays (R, V) float32 (float64 on reference-fp64), at most `prefill_chunk` rows each, T in all: row t scores
+            the token that follows token t.
 
         Raises:
             RequestError: no ids, ids the model does not have, or more than fit its context.
         """
-        return np.concatenate(list(self._logits(token_ids)))
+        ids = self.encode(token_ids)
+        if self.max_context is not None and len(ids) > self.max_context:
+            raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
+        sequence = Sequence(ids, SamplingParams(max_new_tokens=1), len(ids), "length", frozenset(), None, 1)
+        return self._engine.logits(sequence)
 
     def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """How likely each token of a text is after those before it, without holding all logits at once.
@@ -282,7 +303,7 @@ class LLM:
         if len(token_ids) < 2:
             raise RequestError(f"scoring needs at least 2 token ids; there are {len(token_ids)}")
         scores: list[float] = []
-        for chunk in self._logits(token_ids):
+        for chunk in self.logit_chunks(token_ids):
             following = token_ids[len(scores) + 1 : len(scores) + 1 + len(chunk)]
             scores.extend(log_probability(row, token) for row, token in zip(chunk, following, strict=False))
         return np.array(scores, np.float32)
@@ -317,15 +338,9 @@ class LLM:
                 assert isinstance(prompt, str)
                 ids = self.tokenizer.encode(prompt)
         else:
-            ids = [token for token in prompt if isinstance(token, int | np.integer)]
-            if len(ids) != len(prompt):
-                raise RequestError("a prompt must be a text or a list of token ids; messages need chat=True")
-        if not ids:
-            raise RequestError("the prompt has no tokens; give at least one")
-        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
-            bad = next(token for token in ids if not 0 <= token < self.config.vocab_size)
-            raise RequestError(f"token id {bad} is outside the model's vocabulary of {self.config.vocab_size}")
-        return [int(token) for token in ids]
+            ids = as_token_ids(prompt)
+        check_token_ids(ids, self.config.vocab_size)
+        return ids
 
     def made_up_prompt(self, num_tokens: int) -> list[int]:
         """Token ids that stand for a prompt of this length, always the same: multiples of a prime, wrapped around.
@@ -356,15 +371,7 @@ class LLM:
         ids = self.encode(prompt, chat)
         if params.stop and self.tokenizer is None:
             raise RequestError(f"stop strings need a tokenizer, and {self.description} has none")
-        limit = len(ids) + params.max_new_tokens
-        reason: FinishReason = "length"
-        if self.max_context is not None and limit > self.max_context:
-            if len(ids) >= self.max_context:
-                raise RequestError(
-                    f"the prompt has {len(ids)} tokens and the context ends at {self.max_context}, so there is no room "
-                    "for a completion; shorten the prompt or raise max_context as far as the model allows"
-                )
-            limit, reason = self.max_context, "context"
+        limit, reason = last_token(len(ids), params.max_new_tokens, self.max_context)
         # ids that pad the embedding have no text; the model reads them all the same
         known = ids if self.tokenizer is None else [token for token in ids if token < self.tokenizer.size]
         if seed is None:
@@ -378,13 +385,6 @@ class LLM:
             text_stream=None if self.tokenizer is None else self.tokenizer.stream(after=known),
             vocab_size=self.config.vocab_size,
         )
-
-    def _logits(self, token_ids: Seq[int]) -> Iterator[NDArray[np.float32]]:
-        ids = self.encode(token_ids)
-        if self.max_context is not None and len(ids) > self.max_context:
-            raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
-        sequence = Sequence(ids, SamplingParams(max_new_tokens=1), len(ids), "length", frozenset(), None, 1)
-        return self._engine.logits(sequence)
 
     @staticmethod
     def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:

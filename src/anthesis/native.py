@@ -10,7 +10,7 @@ from types import ModuleType
 from anthesis.errors import RequestError, UnsupportedError
 
 MIN_BANDWIDTH_BYTES = 1 << 20
-"""Below a mebibyte a pass is over before the clock has moved enough to tell."""
+"""What is smaller stays in the caches nearest to a core, and nobody waits for it."""
 
 
 @cache
@@ -48,12 +48,13 @@ def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
     """Measures how fast this machine's threads together read memory.
 
     Args:
-        nbytes: size of the buffer that is read, in bytes; take many times the last-level cache. It is freed afterwards.
+        nbytes: size of the buffer that is read, in bytes. One that is not many times as large as the last-level cache
+            stays in it, in part, as a model of that size would. It is freed afterwards.
         threads: threads that read, each its own part, all starting each pass together.
         seconds: time to spend reading, in seconds; at least three passes are made in any case.
 
     Returns:
-        One sample per pass over the buffer, in bytes per second, in order.
+        One sample per pass, over the buffer or a small one as often as makes 64 MiB, in bytes per second, in order.
 
     Raises:
         RequestError: too small a buffer, no threads, a negative time, or more memory or threads than there are.

@@ -38,3 +38,32 @@ def as_messages(prompt: Prompt) -> Messages:
     if not messages or len(messages) != len(prompt):
         raise RequestError('chat needs a text or a list of messages {"role": ..., "content": ...}')
     return messages
+
+
+def as_token_ids(prompt: Prompt) -> list[int]:
+    """The token ids of a prompt that is no text.
+
+    Raises:
+        RequestError: something else than ids.
+    """
+    ids = [int(token) for token in prompt if isinstance(token, int | np.integer)]
+    if len(ids) != len(prompt):
+        raise RequestError("a prompt must be a text or a list of token ids; messages need chat=True")
+    return ids
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Refuses ids that a model does not have.
+
+    Args:
+        ids: of a prompt.
+        vocab_size: of the model: ids are below it.
+
+    Raises:
+        RequestError: one is outside, or there are none.
+    """
+    if not ids:
+        raise RequestError("the prompt has no tokens; give at least one")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        bad = next(token for token in ids if not 0 <= token < vocab_size)
+        raise RequestError(f"token id {bad} is outside the model's vocabulary of {vocab_size}")

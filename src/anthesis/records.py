@@ -6,6 +6,7 @@ unions of a type and None.
 
 from __future__ import annotations
 
+import hashlib
 import types
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from functools import cache
@@ -13,10 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from anthesis.errors import RequestError
-from anthesis.json_text import MAX_BYTES, parse_object, type_name
+from anthesis.json_text import parse_object, type_name
 from anthesis.regular_file import read_regular
 
 _T = TypeVar("_T")
+
+MAX_RESULT_BYTES = 64 << 20
+MAX_RESULT_VALUES = 4 << 20
+"""More than other documents may have: a result keeps every sample."""
 
 _hints = cache(get_type_hints)  # a document may hold hundreds of records of one class
 
@@ -48,8 +53,19 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: it can't be read, or is none.
     """
+    return read_with_sha256(path)[0]
+
+
+def read_with_sha256(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object in a result file, and the SHA-256 of all its bytes.
+
+    Raises:
+        RequestError: it can't be read, or is none.
+    """
     try:
-        return parse_object(read_regular(path, MAX_BYTES))
+        data = read_regular(path, MAX_RESULT_BYTES)
+        found = parse_object(data, max_bytes=MAX_RESULT_BYTES, max_values=MAX_RESULT_VALUES)
+        return found, hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise RequestError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -9,10 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from anthesis.bench.measurement import Run, Speed, Traffic
-from anthesis.bench.statistic import Statistic, summary
-from anthesis.program.cost import cost
-from anthesis.program.ir import Cost, Program, Step
+from anthesis.bench.measurement import Run, Speed
+from anthesis.bench.statistic import summary, whole_summary
 
 SETTLED_RUNS = 3
 SETTLED_SPREAD = 0.05
@@ -56,54 +54,12 @@ def speed(runs: Sequence[Run], prompt_tokens: int) -> Speed:
     gaps = [b - a for run in runs for times in run.token_s for a, b in pairwise(times)]
     return Speed(
         generated_tokens=generated,
-        total_s=_summary([run.total_s for run in runs]),
-        first_token_s=_summary([times[0] for run in runs for times in run.token_s]),
+        total_s=whole_summary([run.total_s for run in runs]),
+        first_token_s=whole_summary([times[0] for run in runs for times in run.token_s]),
         between_tokens_s=summary(gaps),
-        tokens_per_s=_summary([generated / run.total_s for run in runs]),
-        prefill_tokens_per_s=_summary([prompt_tokens * len(run.token_s) / prefill_s(run) for run in runs]),
+        tokens_per_s=whole_summary([generated / run.total_s for run in runs]),
+        prefill_tokens_per_s=whole_summary([prompt_tokens * len(run.token_s) / prefill_s(run) for run in runs]),
         decode_tokens_per_s=summary(decode_tokens(run) / decode_s(run) for run in runs) if gaps else None,
-    )
-
-
-def traffic(
-    runs: Sequence[Run], programs: Sequence[Program], prompt_tokens: int, new_tokens: int, bandwidth_note: str
-) -> Traffic | None:
-    """What the decode steps read, and how near to the memory's speed that came.
-
-    The steps after the first token attend to prompt + 1, ..., prompt + new - 1 tokens: prompt + new / 2 on average.
-
-    Args:
-        runs: at least one.
-        programs: that ran, of all ranks: they share the memory.
-        prompt_tokens: of each sequence.
-        new_tokens: of each sequence.
-        bandwidth_note: how the bandwidth was measured, or why not.
-
-    Returns:
-        None where there is no decode step.
-    """
-    if new_tokens == 1:
-        return None
-    batch = len(runs[0].token_s)
-    context = prompt_tokens + new_tokens // 2
-    step = Step(rows=batch, logit_rows=batch, context=context, sequences=batch)
-    needed = sum((cost(program, step) for program in programs), Cost())
-    step_bytes = needed.weight_bytes + needed.cache_bytes
-    step_s = [decode_s(run) / (new_tokens - 1) for run in runs]
-    shares = [
-        step_bytes / seconds / statistics.median(run.read_bytes_per_s)
-        for run, seconds in zip(runs, step_s, strict=True)
-        if run.read_bytes_per_s
-    ]
-    return Traffic(
-        weight_bytes_per_step=needed.weight_bytes,
-        cache_bytes_per_step=needed.cache_bytes,
-        bytes_per_token=step_bytes / batch,
-        mean_context_tokens=context,
-        step_s=_summary(step_s),
-        read_bandwidth_bytes_per_s=summary(sample for run in runs for sample in run.read_bytes_per_s),
-        read_bandwidth_note=bandwidth_note,
-        share_of_bandwidth=summary(shares),
     )
 
 
@@ -113,9 +69,3 @@ def tokens_sha256(sequences: Sequence[Sequence[int]]) -> str:
     for tokens in sequences:
         digest.update(np.array(tokens, "<i4").tobytes())
     return digest.hexdigest()
-
-
-def _summary(samples: Sequence[float]) -> Statistic:
-    found = summary(samples)
-    assert found is not None, "no samples"
-    return found

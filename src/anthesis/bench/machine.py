@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +27,36 @@ def this_machine() -> Machine:
         available_memory_bytes=available_memory_bytes(),
         os=platform.platform(),
     )
+
+
+def commit() -> str | None:
+    """The commit of anthesis' own sources, with "-dirty" where they differ from it; None where that is not known.
+
+    It is known of a git checkout, and of an installation that pip made from a git address.
+
+    Source:
+        PEP 610, direct_url.json.
+    """
+    root = Path(anthesis.__file__).resolve().parents[2]
+    if (root / ".git").exists() and (root / "src" / "anthesis").is_dir():
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src", "native")
+        return head and head + ("-dirty" if changed else "")
+    try:
+        address = json.loads(distribution("anthesis").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    found = address.get("vcs_info", {}).get("commit_id")
+    return found if isinstance(found, str) else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says, or None where it doesn't: it is not there, or another user's checkout is none of its business."""
+    try:
+        found = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def versions() -> dict[str, str]:

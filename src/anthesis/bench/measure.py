@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+from anthesis.bench import audit
 from anthesis.bench.counted import intrusions, warming_up
-from anthesis.bench.derive import has_settled, speed, tokens_sha256, traffic
+from anthesis.bench.derive import has_settled, speed, tokens_sha256
+from anthesis.bench.limit import limit, work_of
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.measurement import Measurement, Run, Warmup
 from anthesis.bench.operations import measure_operations
-from anthesis.bench.request import Request
+from anthesis.bench.request import MAX_RUNS, MAX_TIMES, Request
 from anthesis.bench.result import Point
 from anthesis.bench.subject import Configuration
+from anthesis.bench.traffic import traffic
 from anthesis.completion import Completion
 from anthesis.devices.device import Counters
 from anthesis.errors import AnthesisError, RequestError
@@ -71,6 +75,8 @@ class Session:
         self._runs: list[Run] = []
         self._counted: list[tuple[Counters, Counters]] = []
         self._fingerprints: list[str] = []
+        self._span: tuple[float, float] | None = None
+        self._between_s = 0.0
 
     def warm_up(self, progress: Progress = lambda text, done: None) -> None:
         """Runs like those that count, until the last three agree or there were `request.warmup` of them."""
@@ -89,33 +95,59 @@ class Session:
 
     @property
     def is_enough(self) -> bool:
-        """There are as many timed runs, and they took as long, as was asked for."""
-        return len(self._runs) >= self._request.runs and self._total_s >= self._request.min_s
+        """There are as many timed runs, and they took as long, as was asked for; or there are very many."""
+        count, asked = len(self._runs), self._request
+        times = count * self._point.batch * asked.max_new_tokens
+        return count >= asked.runs and (self._total_s >= asked.min_s or count >= MAX_RUNS or times >= MAX_TIMES)
 
     @property
     def _total_s(self) -> float:
         return sum(run.total_s for run in self._runs)
 
     def run(self, progress: Progress = lambda text, done: None) -> float:
-        """One timed run; its seconds."""
+        """One timed run, and what is measured after it; the run's seconds."""
         done = min(len(self._runs) / self._request.runs, self._total_s / (self._request.min_s or 1e-9))
         progress(f"run {len(self._runs) + 1}", _WARM_SHARE + (1 - _WARM_SHARE) * min(1.0, done))
         before = self._device.counters()
+        begin = time.perf_counter()
         total_s, completions = self._once()
+        end = time.perf_counter()
+        self._device.synchronize()
+        synchronise_s = time.perf_counter() - end
+        if self._span is None:
+            self._span = begin, begin
+        self._between_s += begin - self._span[1]
+        self._span = self._span[0], end
         after = self._device.counters()
         self._counted.append((before, after))
+        run = Run(
+            total_s=total_s,
+            token_s=tuple(tuple(round(time_s, 9) for time_s in c.timing.token_s) for c in completions),
+            read_bytes_per_s=(),
+            synchronise_s=synchronise_s,
+        )
         if not self._runs:  # before a buffer of ours is in it
             self._peak, self._device_peak = self._llm.loaded.peak_memory_bytes(), after.memory_bytes
-        bandwidth = self._device.read_bandwidth()
+            self._work = work_of(self._llm, run, len(self._prompt_ids), self._request.max_new_tokens)
+        bandwidth = self._device.read_bandwidth(self._work.bytes_of_step)
         self._note = bandwidth.note
-        token_s = tuple(c.timing.token_s for c in completions)
-        self._runs.append(Run(total_s=total_s, token_s=token_s, read_bytes_per_s=bandwidth.samples))
+        peaks = dict(self._device.multiply_add_peaks())
+        self._runs.append(
+            replace(run, read_bytes_per_s=tuple(map(round, bandwidth.samples)), multiply_adds_per_s=peaks)
+        )
         self._fingerprints.append(tokens_sha256([c.token_ids for c in completions]))
         return total_s
 
     def measurement(self) -> Measurement:
         """What was found; after one run or more."""
-        llm, request, runs = self._llm, self._request, self._runs
+        llm, request, runs, work = self._llm, self._request, self._runs, self._work
+        assert self._span is not None, "measurement() comes after run()"
+        warmup = Warmup(run_s=tuple(self._warmup_s), settled=has_settled(self._warmup_s))
+        found = speed(runs, len(self._prompt_ids))
+        timed_s = self._span[1] - self._span[0]
+        moved = audit.bandwidth_moved(runs)
+        runs_agree = len(set(self._fingerprints)) == 1
+        programs = llm.loaded.programs("argmax")
         return Measurement(
             model=model_of(llm),
             configuration=Configuration(
@@ -132,19 +164,30 @@ class Session:
             ),
             device=device_of(llm),
             load_s=llm.load_s,
-            warmup=Warmup(run_s=tuple(self._warmup_s), settled=has_settled(self._warmup_s)),
+            warmup=warmup,
             runs=tuple(runs),
-            speed=speed(runs, len(self._prompt_ids)),
-            traffic=traffic(
-                runs, llm.loaded.programs("argmax"), len(self._prompt_ids), request.max_new_tokens, self._note
-            ),
+            speed=found,
+            traffic=traffic(work, runs, self._note),
             tokens_sha256=self._fingerprints[0],
-            runs_agree=len(set(self._fingerprints)) == 1,
+            runs_agree=runs_agree,
             process_peak_memory_bytes=self._peak[0],
             ranks_peak_memory_bytes=self._peak,
             operations=self._operations,
             counted=warming_up(Counters(), self._warm, self._device_peak),
-            invalid=intrusions(self._counted),
+            invalid=(
+                *intrusions(self._counted),
+                *audit.still_at_work(runs),
+                *audit.too_fast(work, runs),
+                *audit.unaccounted(runs, timed_s, self._between_s),
+                *audit.miscounted(runs, found, self._point.batch, request.max_new_tokens),
+                *audit.wrong_bytes(programs, work.decode or work.prefill),
+            ),
+            limit=limit(work, runs),
+            bandwidth_moved=moved,
+            marks=audit.marks(warmup, moved, runs_agree),
+            first_run_s=(self._warmup_s or [runs[0].total_s])[0],
+            timed_s=timed_s,
+            between_s=self._between_s,
         )
 
     def _once(self) -> tuple[float, list[Completion]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anthesis.bench.operations import OperationKind
 from anthesis.bench.statistic import Statistic
@@ -52,12 +52,14 @@ class Run:
         read_bytes_per_s: one sample for each pass of the bandwidth measurement after the run; none where it can't.
         synchronise_s: waiting for the device after the clock was stopped. A step ends when its tokens are on the host,
             so nothing should be left to do.
+        multiply_adds_per_s: the peaks measured after the run, by the kind of the inputs; empty where they are unknown.
     """
 
     total_s: float
     token_s: tuple[tuple[float, ...], ...]
     read_bytes_per_s: tuple[float, ...]
     synchronise_s: float = 0.0
+    multiply_adds_per_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,8 @@ class Traffic:
         step_s: decode_s / (new_tokens - 1), of the runs.
         read_bandwidth_bytes_per_s: of all passes after all runs; None where it was not measured.
         read_bandwidth_note: how it was measured, or why not.
-        share_of_bandwidth: bytes per step / step_s / the median bandwidth measured after the same run, of the runs;
-            None without a bandwidth. Above 1 where weights stay in a cache.
+        share_of_bandwidth: the time to read a step's bytes at the median bandwidth measured after the same run, by
+            step_s, of the runs; ranks with memory of their own read at the same time. None without a bandwidth.
     """
 
     weight_bytes_per_step: int
@@ -163,6 +165,7 @@ class Measurement:
         limit: the least time the work can take; None in results of versions that did not compute it.
         bandwidth_moved: (greatest - least) / median of the bandwidths after the runs; None without two of them.
         marks: what to keep in mind with these figures: a bandwidth that moved by more than 20 %, say.
+        first_run_s: the first run of all, which sets things up: to warm up, or the first timed one.
         timed_s: from the beginning of the first timed run to the end of the last, what was done between them included.
         between_s: of that, what was done between the runs: waiting for the device, measuring the bandwidth.
     """
@@ -185,5 +188,6 @@ class Measurement:
     limit: Limit | None = None
     bandwidth_moved: float | None = None
     marks: tuple[str, ...] = ()
+    first_run_s: float | None = None
     timed_s: float | None = None
     between_s: float | None = None

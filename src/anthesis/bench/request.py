@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from anthesis.engine.blocks import check_batch
 from anthesis.errors import RequestError, check_counts
 from anthesis.quantize import weight_kind
+from anthesis.records import MAX_RESULT_VALUES
+
+MAX_RUNS = 100
+MAX_TIMES = 100_000
+"""Where that many runs, or times of tokens, take less than `min_s`, there are no more, unless they were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +30,12 @@ class Request:
         pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, seed: as in `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count, at least.
-        min_s: seconds that they take together, at least.
+        min_s: seconds that they take together, at least, or 100 runs, or 100,000 times of tokens.
         operations: run once more with counters, and tell where the time of a decode step goes.
 
     Raises:
-        RequestError: a number out of its range, an unknown kind of weights, nothing to sweep, or two prompts.
+        RequestError: a number out of its range, an unknown kind of weights, nothing to sweep, two prompts, or more
+            samples than a result can hold.
     """
 
     model: str | None = None
@@ -73,3 +79,15 @@ class Request:
             raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
         if not 0 <= self.min_s < math.inf:
             raise RequestError(f"min_s is {self.min_s}; it must be a number of seconds, 0 or more")
+        times = sum(self._most_times(batch) for batch in self.batch)
+        times *= len(self.weights) * len(self.tp) * len(self.prompt_tokens or (None,))
+        if times > MAX_RESULT_VALUES // 2:  # bandwidths and all else have room beside them
+            raise RequestError(
+                f"up to {times:,} times of tokens are more than the {MAX_RESULT_VALUES // 2:,} that a result can hold; "
+                "ask for fewer runs, tokens or sequences, or sweep in parts"
+            )
+
+    def _most_times(self, batch: int) -> int:
+        """Of tokens, in all timed runs of a point."""
+        of_run = batch * self.max_new_tokens
+        return max(of_run * self.runs, min(of_run * MAX_RUNS, MAX_TIMES + of_run))

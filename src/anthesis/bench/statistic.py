@@ -43,3 +43,10 @@ def summary(samples: Iterable[float]) -> Statistic | None:
         max=max(values),
         standard_deviation=statistics.stdev(values) if len(values) > 1 else None,
     )
+
+
+def whole_summary(samples: Iterable[float]) -> Statistic:
+    """The summary of samples of which there is at least one."""
+    found = summary(samples)
+    assert found is not None, "no samples"
+    return found

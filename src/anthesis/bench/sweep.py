@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anthesis.bench.command import command_of, request_of_point
 from anthesis.bench.failure import failure
-from anthesis.bench.machine import this_machine, versions
+from anthesis.bench.machine import commit, this_machine, versions
 from anthesis.bench.partial import Partial
 from anthesis.bench.point import Finished, LocalPoint, PointRun
 from anthesis.bench.process import PointProcess
@@ -109,6 +109,7 @@ def new_report(request: Request) -> Report:
         versions=versions(),
         clocks=dict(CLOCKS),
         rows=(),
+        commit=commit(),
     )
 
 

@@ -61,6 +61,15 @@ class Checkpoint:
     _weights: _Weights | None
     path: Path | None = None
 
+    @property
+    def source(self) -> str:
+        """Where the weights come from: "random", "hub ID at REVISION", "file NAME" or "directory NAME"."""
+        if self.path is None:
+            return "random"
+        if self.path.parent.name == "snapshots":  # of the hub's cache
+            return f"hub {self.description} at {self.path.name}"
+        return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}"
+
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
         """The kind in which a weight of the program will be loaded; pass this method to `Builder`.
 

@@ -18,6 +18,7 @@ from anthesis.cli.compare import compare
 from anthesis.cli.complete import complete
 from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
+from anthesis.cli.evaluate import evaluate
 from anthesis.cli.generate import generate
 from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
@@ -58,6 +59,7 @@ app.command()(generate)
 app.command()(complete)
 app.command()(merge)
 app.command()(bench)
+app.command()(evaluate)
 app.command()(compare)
 app.command()(report)
 app.command()(plan)

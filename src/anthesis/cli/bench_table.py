@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anthesis.bench.operations import OperationKind
     from anthesis.bench.result import Point, Row
 
-COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "share")
+COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "limit")
 
 
 def print_table(report: Report) -> None:
@@ -58,9 +58,9 @@ def _table_lines(report: Report) -> list[str]:
 
 
 def _cells(row: Row, measured: Measurement) -> list[str]:
-    speed, traffic = measured.speed, measured.traffic
+    speed, limit = measured.speed, measured.limit
     between, decode = speed.between_tokens_s, speed.decode_tokens_per_s
-    share = traffic.share_of_bandwidth if traffic else None
+    share = limit.share_of_step_floor if limit else None
     return [
         str(row.point.batch),
         row.point.weights if row.point.weights != "native" else "+".join(measured.model.weight_kinds),
@@ -114,13 +114,16 @@ def _explanation(measured: Measurement) -> list[str]:
         "first: until the first token; token: from one to the next; in all: the whole call",
         "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
     ]
-    if traffic is not None and traffic.read_bandwidth_bytes_per_s is not None:
+    limit, bandwidth = measured.limit, None if traffic is None else traffic.read_bandwidth_bytes_per_s
+    if traffic is not None and bandwidth is None:
+        lines.append(f"no limit: the read bandwidth was {traffic.read_bandwidth_note}")
+    elif traffic is not None and bandwidth is not None and limit is not None and limit.step_floor_s is not None:
         lines.append(
-            f"share: of the read bandwidth, {amount(traffic.read_bandwidth_bytes_per_s.median, 'B/s')} measured after "
-            f"each run; a token must read {amount(traffic.bytes_per_token, 'B')} (first row)"
+            f"limit: the least possible time of a decode step, as a share of what it took (first row: "
+            f"{duration(limit.step_floor_s)}, bound by {limit.step_bound}; a token must read "
+            f"{amount(traffic.bytes_per_token, 'B')}, and after each run memory was read at "
+            f"{amount(bandwidth.median, 'B/s')})"
         )
-    elif traffic is not None:
-        lines.append(f"share of the read bandwidth: {traffic.read_bandwidth_note}")
     return lines
 
 
@@ -138,23 +141,9 @@ def _warnings(report: Report) -> list[str]:
     measured = [(row.point, row.measurement) for row in report.rows if row.measurement is not None]
     about: dict[str, list[str]] = {}
     for point, measurement in measured:
-        for message in _doubts(measurement):
+        for message in measurement.marks:
             about.setdefault(message, []).append(_named(point))
     return [
         f"warning: {message}" if len(rows) == len(measured) else f"warning: {'; '.join(rows)}: {message}"
         for message, rows in about.items()
     ]
-
-
-def _doubts(measured: Measurement) -> list[str]:
-    from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD
-
-    doubts = []
-    count = len(measured.warmup.run_s)
-    if count < SETTLED_RUNS:
-        doubts.append(f"too few warm-up runs to tell whether it settled: {count}, and {SETTLED_RUNS} must agree")
-    elif not measured.warmup.settled:
-        doubts.append(f"no three runs in a row agreed within {SETTLED_SPREAD:.0%} in {count} warm-up runs")
-    if not measured.runs_agree:
-        doubts.append("the runs did not all generate the same tokens")
-    return doubts

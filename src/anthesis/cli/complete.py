@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,10 +17,11 @@ from anthesis.cli.prompts import check_seed
 from anthesis.cli.signals import exit_on_sigterm
 from anthesis.cli.terminal import tell
 from anthesis.errors import RequestError
-from anthesis.units import counted, duration
+from anthesis.units import amount, counted, duration
 
 if TYPE_CHECKING:
     from anthesis.dataset.complete import Outcome
+    from anthesis.dataset.summary import Session
     from anthesis.llm import LLM
 
 logger = logging.getLogger("anthesis")
@@ -190,6 +192,18 @@ def _closing_lines(outcome: Outcome, output: Path) -> list[str]:
             f"this session: {counted(done.rows, 'row')} in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
             f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
         )
+        lines += _limit_lines(session)
     kinds = "+".join(model.weight_kinds)
     made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"
     return [*lines, f"{made_by} · times in {summary_path(output)}"]
+
+
+def _limit_lines(session: Session) -> list[str]:
+    """How near the session came to what the device can do, where that is known."""
+    if session.floor_s is None or session.share_of_limit is None:
+        return []
+    rates = [f"{amount(mean(session.read_bytes_per_s), 'B/s')} read"]
+    if session.flops_per_s:
+        rates.append(amount(mean(session.flops_per_s), "FLOP/s"))
+    floor = f"{counted(session.steps, 'step')} could have taken {duration(session.floor_s)}"
+    return [f"{floor}, at {' and '.join(rates)} as measured: {session.share_of_limit:.1%} of the limit"]

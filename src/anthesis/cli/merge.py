@@ -64,10 +64,11 @@ def tell_merged(merged: Merged, output: Path) -> None:
     """Says what came of it."""
     from anthesis.dataset.summary import summary_path
 
-    counts = merged.summary.counts
+    counts, share = merged.summary.counts, merged.summary.share_of_limit
+    near = "" if share is None else f", at {share:.1%} of the limit"
     failed = f", {counts.failed_rows:,} of them with an error instead" if counts.failed_rows else ""
     were = "all there already" if merged.was_there else "each there once"
     tell(
         f"{counted(counts.rows, 'row')} of {counted(merged.num_shards, 'shard')} in {output}, {were}{failed}: "
-        f"{counts.completion_tokens:,} tokens generated and counted; times in {summary_path(output)}"
+        f"{counts.completion_tokens:,} tokens generated and counted{near}; times in {summary_path(output)}"
     )

@@ -1,7 +1,8 @@
-"""`anthesis report`: result files as one table."""
+"""`anthesis report`: result files, and what others have published, as one report."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,35 @@ import typer
 
 from anthesis.cli import options
 from anthesis.cli.document import check_output, write_text
+from anthesis.cli.terminal import is_styled
+
+COMPARE = "Beside them"
 
 Results = Annotated[
     list[Path],
-    typer.Argument(metavar="RESULT...", show_default=False, help="Of bench -o, or of complete."),
+    typer.Argument(metavar="RESULT...", show_default=False, help="Of bench -o, complete, or evaluate -o."),
+]
+Published = Annotated[
+    bool,
+    typer.Option("--published", metavar="", rich_help_panel=COMPARE, help="Gaudi, Gaudi2 and A100, as published."),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        metavar="ROW",
+        rich_help_panel=COMPARE,
+        help="Ratios to this row: its number, or words that only it has.",
+    ),
+]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--price",
+        metavar="NAME=USD",
+        rich_help_panel=COMPARE,
+        help="Per hour of one device; or a csv file of prices. Repeatable.",
+    ),
 ]
 Format = Annotated[
     str | None,
@@ -22,7 +48,7 @@ Format = Annotated[
         metavar="NAME",
         rich_help_panel=options.OUTPUT,
         show_default=False,
-        help="table md csv json; left out: what FILE ends in, or table.",
+        help="table md csv json html; left out: what FILE ends in, or table.",
     ),
 ]
 TextFile = Annotated[
@@ -31,25 +57,33 @@ TextFile = Annotated[
 ]
 
 
-def report(results: Results, form: Format = None, output: TextFile = None) -> None:
-    """Show results of bench and summaries of complete as one table.
+def report(
+    results: Results,
+    published: Published = False,
+    baseline: Baseline = None,
+    price: Prices = None,
+    form: Format = None,
+    output: TextFile = None,
+) -> None:
+    """Show results of bench, complete and evaluate as one report.
 
-    csv and json hold every figure, in SI units; table and md are for people.
+    html is one file with charts; csv and json hold every figure, in SI units; table and md are for people.
+    A csv file of prices has the columns device, usd_per_hour, source, date.
 
-    [dim]$[/] anthesis report results/*.json --format md
+    [dim]$[/] anthesis report results/*.json --published -o report.html
     """
-    from anthesis.report import FORMATS, read_lines, render
+    from anthesis.report import FORMATS, check_format, compose, read_prices, read_results, render
 
     if form is None:
         ending = "" if output is None else output.suffix.removeprefix(".")
         form = ending if ending in FORMATS else "table"
-    render([], form)  # an unknown format is better said before files are read
+    check_format(form)  # better said before files are read
     if output is not None:
         check_output(output)
-    # a data set is named by its output, its summary, or by both
-    sources = {lines[0].source: lines for lines in map(read_lines, results) if lines}
-    text = render([line for lines in sources.values() for line in lines], form)
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        write_text(text, output)
+    prices = read_prices(price or ())
+    contents = compose(read_results(results), published=published, prices=prices, baseline=baseline)
+    if output is not None:
+        write_text(render(contents, form), output)
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.write(render(contents, form, width=width, is_styled=is_styled(sys.stdout)))

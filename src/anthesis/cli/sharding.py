@@ -148,6 +148,10 @@ def _closing_lines(done: Work, load_s: float, finished: int, num_shards: int, ou
         did = f"{counted(len(done.shards), 'shard')}, {counted(rows, 'row')} in {duration(run_s)}"
         rates = f"{rows / run_s:.2f} rows/s, {done.counts.completion_tokens / run_s:.1f} tokens/s"
         lines = [f"this worker: {did}, {rates}; loading took {duration(load_s)}"]
+        if done.floor_s is not None and run_s:
+            lines.append(
+                f"their steps could have taken {duration(done.floor_s)}: {done.floor_s / run_s:.0%} of the limit"
+            )
     if finished == num_shards:
         return [*lines, f"all {num_shards} shards are finished; put them together: anthesis merge {output}"]
     lines.append(f"{finished} of {num_shards} shards are finished")

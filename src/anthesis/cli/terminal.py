@@ -46,11 +46,19 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def dim(text: str, stream: TextIO) -> str:
-    """The text as something aside, where the stream is a terminal that can show that.
+def is_styled(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that can show colours and the like, and nobody has said not to.
 
     Source:
-        ECMA-48, SGR 2 (faint) and 0; https://no-color.org.
+        https://no-color.org.
     """
-    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return text if plain else f"\x1b[2m{text}\x1b[0m"
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text as something aside, where the stream can show that.
+
+    Source:
+        ECMA-48, SGR 2 (faint) and 0.
+    """
+    return f"\x1b[2m{text}\x1b[0m" if is_styled(stream) else text

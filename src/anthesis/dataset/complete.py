@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anthesis.dataset.identity import check_same, known_unopened, made_by, wanted_of, warn_of_another_computer
+from anthesis.dataset.limit import Meter
 from anthesis.dataset.output import OutputFile
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
@@ -87,10 +88,12 @@ def complete(
                     return Outcome(before, None)
                 warn_of_another_computer(before, llm.device_info)
                 logger.warning("going on after the %s rows that %s holds", f"{file.counts.rows:,}", output)
+            meter = Meter(llm)
             load(llm)
             run = Run(
-                request, dataset, file, summary_path(output), llm, wanted, before, threads, progress, load_s=llm.load_s
-            )
+                request, dataset, file, summary_path(output), llm, meter, wanted, before, threads, progress,
+                load_s=llm.load_s,
+            )  # fmt: skip
             summary = run.run()
             return Outcome(summary, summary.sessions[-1])
 

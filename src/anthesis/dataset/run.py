@@ -16,6 +16,7 @@ from typing import Any
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.machine import this_machine, versions
 from anthesis.completion import Handle
+from anthesis.dataset.limit import Meter
 from anthesis.dataset.output import OutputFile, not_written, row_line
 from anthesis.dataset.read import DataSet, Row
 from anthesis.dataset.request import Request
@@ -94,6 +95,7 @@ class Run:
         file: the output, recovered.
         summary_file: where the summary stands.
         llm: the model.
+        meter: of the same, for the session's share of the limit.
         wanted: all that the rows depend on, for the summary.
         before: the summary of the sessions before, or None.
         threads: that the model was asked to use, for the summary.
@@ -111,6 +113,7 @@ class Run:
         file: OutputFile,
         summary_file: Path,
         llm: LLM,
+        meter: Meter,
         wanted: dict[str, Any],
         before: Summary | None,
         threads: int | None,
@@ -119,16 +122,28 @@ class Run:
         load_s: float,
     ) -> None:
         assert llm.tokenizer is not None
-        self._request, self._dataset, self._file, self._llm = request, dataset, file, llm
+        self._request, self._dataset, self._file, self._llm, self._meter = request, dataset, file, llm, meter
         self._decode = llm.tokenizer.decode
         self._summary_file, self._progress = summary_file, progress
         self._seed = wanted["seed"]
         self._batch = self._choose_batch()
         self._limit = None if request.limit is None else file.shard.rows_of(request.limit)
+        meter.begin()
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
         self._before = file.counts
         past = () if before is None else before.sessions
+        session = Session(
+            started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            load_s=load_s,
+            run_s=0.0,
+            counts=Counts(),
+            batch=self._batch,
+            threads=threads,
+            process_peak_memory_bytes=process_peak_memory_bytes(),
+            ended="running",
+            shard=None if file.shard == WHOLE else file.shard.index,
+        )
         self._summary = Summary(
             request=wanted,
             limit=request.limit,
@@ -136,20 +151,7 @@ class Run:
             counts=file.counts,
             written=file.written,
             # a session that wrote no last note was killed
-            sessions=(
-                *past,
-                Session(
-                    started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    load_s=load_s,
-                    run_s=0.0,
-                    counts=Counts(),
-                    batch=self._batch,
-                    threads=threads,
-                    process_peak_memory_bytes=process_peak_memory_bytes(),
-                    ended="running",
-                    shard=None if file.shard == WHOLE else file.shard.index,
-                ),
-            ),
+            sessions=(*past, meter.noted(session)),
             model=model_of(llm),
             device=device_of(llm),
             machine=this_machine(),
@@ -311,12 +313,14 @@ class Run:
             process_peak_memory_bytes=process_peak_memory_bytes(),
             ended=ended,
         )
+        if ended == "finished":  # who interrupts it does not want to wait
+            self._meter.end(session.run_s)
         self._summary = replace(
             self._summary,
             counts=self._file.counts,
             written=self._file.written,
             finished=ended == "finished",
-            sessions=(*self._summary.sessions[:-1], session),
+            sessions=(*self._summary.sessions[:-1], self._meter.noted(session)),
         )
         self._file.sync()
         self._write_summary()

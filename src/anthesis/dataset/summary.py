@@ -77,6 +77,15 @@ class Session:
         process_peak_memory_bytes: the most this process ever held.
         ended: "finished", "interrupted" (a signal), "failed", or "running": still, or killed.
         shard: that it worked on, or None: on all rows.
+        steps: of the model, rows that were not written any more included.
+        memory_bound_bytes: of weights and cache, that the steps had to read which are bound by the memory.
+        compute_bound_flops: that the others had to compute.
+        read_bytes_per_s: of the memory, measured before the first row, and again after the last of a session of 10 s or
+            more; empty where it can't be.
+        flops_per_s: peak, measured with it; empty where it is unknown, and computing counts as nothing.
+        floor_s: the least time of these steps: memory_bound_bytes / mean(read_bytes_per_s) + compute_bound_flops /
+            mean(flops_per_s); None where it is unknown, and in summaries of versions that did not count.
+        share_of_limit: floor_s / run_s.
     """
 
     started_at: str
@@ -88,6 +97,13 @@ class Session:
     process_peak_memory_bytes: int
     ended: Literal["running", "finished", "interrupted", "failed"]
     shard: int | None = None
+    steps: int = 0
+    memory_bound_bytes: int = 0
+    compute_bound_flops: int = 0
+    read_bytes_per_s: tuple[float, ...] = ()
+    flops_per_s: tuple[float, ...] = ()
+    floor_s: float | None = None
+    share_of_limit: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +134,13 @@ class Summary:
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
     kind: str = KIND
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """Of all sessions whose floor is known, together; None where no session's is."""
+        known = [(session.floor_s, session.run_s) for session in self.sessions if session.floor_s is not None]
+        run_s = sum(run_s for _, run_s in known)
+        return sum(floor_s for floor_s, _ in known) / run_s if run_s else None
 
     def write(self, path: Path) -> None:
         """Replaces the file.

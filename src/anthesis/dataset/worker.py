@@ -21,13 +21,14 @@ from anthesis.dataset.claim import Claim
 from anthesis.dataset.complete import earlier_summary
 from anthesis.dataset.holder import SIGNS, Seen, lease_asked_for, read_claim, storage_time
 from anthesis.dataset.identity import check_same, known_unopened, made_by, wanted_of, warn_of_another_computer
+from anthesis.dataset.limit import Meter
 from anthesis.dataset.output import OutputFile
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.dataset.run import Progress, Run
 from anthesis.dataset.shard import Shard
 from anthesis.dataset.shard_set import ShardSet, ShardState, SharedRequest
-from anthesis.dataset.summary import Counts, Summary, summary_path
+from anthesis.dataset.summary import Counts, Session, Summary, summary_path
 from anthesis.errors import ClaimError, RequestError
 from anthesis.llm import LLM
 
@@ -45,6 +46,7 @@ class Work:
         shards: that it finished, in this order.
         counts: of the rows that it wrote.
         run_s: it took for them.
+        floor_s: that they could have taken at least; None where that is unknown.
         held: shards that others were at when it ended, with their names.
         broken: shards whose files are damaged, with what is wrong.
     """
@@ -52,8 +54,16 @@ class Work:
     shards: list[int] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     run_s: float = 0.0
+    floor_s: float | None = 0.0
     held: dict[int, str] = field(default_factory=dict)
     broken: dict[int, RequestError] = field(default_factory=dict)
+
+    def add(self, session: Session) -> None:
+        """Takes in what a session did."""
+        self.counts += session.counts
+        self.run_s += session.run_s
+        known = self.floor_s is not None and session.floor_s is not None
+        self.floor_s = (self.floor_s or 0.0) + (session.floor_s or 0.0) if known else None
 
 
 class Worker:
@@ -112,7 +122,7 @@ class Worker:
             wanted |= made_by(self.llm)
             self._wanted = self._agree(before, wanted)
             opened.pop_all()
-        self._is_loaded = False
+        self._meter: Meter | None = None  # until the weights are loaded
 
     def complete_all(self, first: int = 0) -> Work:
         """Completes shards until each is finished, or a process is at it that has just given a sign of life.
@@ -262,18 +272,18 @@ class Worker:
                 logger.warning("shard %d is left out: %s", claim.shard, error)
                 return
             load_s = 0.0
-            if not self._is_loaded:
+            if self._meter is None:
+                self._meter = Meter(self.llm)
                 self._load(self.llm)
-                self._is_loaded, load_s = True, self.llm.load_s
+                load_s = self.llm.load_s
             run = Run(
-                self._request, self._dataset, file, summary_path(output), self.llm, self._wanted, before,
+                self._request, self._dataset, file, summary_path(output), self.llm, self._meter, self._wanted, before,
                 self._threads, progress, load_s=load_s,
             )  # fmt: skip
             summary = run.run()
             self.shards.finish(claim, summary)
         self.work.shards.append(claim.shard)
-        self.work.counts += summary.sessions[-1].counts
-        self.work.run_s += summary.sessions[-1].run_s
+        self.work.add(summary.sessions[-1])
 
     def _recovered(self, output: Path, file: OutputFile) -> Summary | None:
         """The summary of the rows that were taken on, which are checked."""

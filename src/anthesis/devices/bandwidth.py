@@ -6,7 +6,11 @@ import statistics
 from dataclasses import dataclass
 
 from anthesis.errors import UnsupportedError
-from anthesis.host import BANDWIDTH_SECONDS, memory_bandwidth
+from anthesis.host import BANDWIDTH_BUFFER_BYTES, BANDWIDTH_SECONDS, memory_bandwidth
+from anthesis.units import counted
+
+MAX_BUFFER_BYTES = 1 << 30
+"""Many times a last-level cache: of a larger buffer no more would stay in it."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,15 @@ class ReadBandwidth:
         return statistics.median(self.samples) if self.samples else None
 
 
-def of_host() -> ReadBandwidth:
-    """That of the host's memory, all usable cores reading."""
+def of_host(nbytes: int | None = None) -> ReadBandwidth:
+    """That of the host's memory, all usable cores reading.
+
+    Args:
+        nbytes: as in `Device.read_bandwidth`.
+    """
     try:
-        found = memory_bandwidth()
+        found = memory_bandwidth(BANDWIDTH_BUFFER_BYTES if nbytes is None else min(nbytes, MAX_BUFFER_BYTES))
     except UnsupportedError as error:
         return ReadBandwidth((), f"not measured: {error}")
-    threads, size = found.threads, found.buffer_bytes >> 20
-    return ReadBandwidth(found.samples, f"{threads} threads reading {size} MiB for {BANDWIDTH_SECONDS} s")
+    threads, size = counted(found.threads, "thread"), f"{found.buffer_bytes / (1 << 20):,.0f} MiB"
+    return ReadBandwidth(found.samples, f"{threads} reading {size} for {BANDWIDTH_SECONDS} s")

@@ -29,6 +29,7 @@ class DeviceInfo:
         arithmetic: dtype in which products are summed, and the inputs they take.
         batch_invariant: a prompt's logits are the same bits alone, in any batch and in chunks of any size.
         full_batch: sequences completed at once beyond which a step takes longer by nearly as much as it does more.
+        kernels: which ones compute: "avx512", "triton", ...
         uses_host_memory: its memory is the host's, which all ranks of a machine share.
     """
 
@@ -38,6 +39,7 @@ class DeviceInfo:
     arithmetic: str
     batch_invariant: bool
     full_batch: int
+    kernels: str
     uses_host_memory: bool = False
 
 
@@ -137,11 +139,27 @@ class Device(Protocol):
     def compile(self, program: Program, weights: Mapping[str, PackedWeight], cache: Cache) -> Executable:
         """Lowers (and captures) the program; the cache is shared with the programs compiled before."""
 
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """What the other operand of a product is rounded to, in words.
+
+        Args:
+            kind: of the weights.
+            wide: as the operation says (`Linear.wide_inputs`).
+        """
+
     def counters(self) -> Counters:
         """What it has counted since it was opened."""
 
-    def read_bandwidth(self) -> ReadBandwidth:
-        """Measures how fast the memory that holds the weights is read, in a fraction of a second."""
+    def synchronize(self) -> None:
+        """Waits until the device has done all it was asked for; a step that has returned leaves nothing to wait for."""
+
+    def read_bandwidth(self, nbytes: int | None = None) -> ReadBandwidth:
+        """Measures how fast the memory that holds the weights is read, in a fraction of a second.
+
+        Args:
+            nbytes: of the buffer to read, or where that is no different as many as make it so; what a buffer of this
+                size keeps in a cache, a model does too. None: as many as say how fast the memory alone is.
+        """
 
     def multiply_add_peaks(self) -> Mapping[str, float]:
         """Most multiply-adds per second, measured, by the kind of their inputs: bf16, int8; empty where unknown."""

@@ -55,6 +55,7 @@ class ReferenceDevice:
             arithmetic=f"{self.dtype.name}, weights dequantised, inputs not rounded",
             batch_invariant=True,
             full_batch=16,  # docs/log.md
+            kernels="numpy",
             uses_host_memory=True,
         )
 
@@ -93,9 +94,16 @@ class ReferenceDevice:
         """Nothing is captured here."""
         return Counters()
 
-    def read_bandwidth(self) -> ReadBandwidth:
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """Nothing is rounded."""
+        return self.dtype.name
+
+    def synchronize(self) -> None:
+        """NumPy returns when it has computed."""
+
+    def read_bandwidth(self, nbytes: int | None = None) -> ReadBandwidth:
         """That of the host's memory."""
-        return of_host()
+        return of_host(nbytes)
 
     def multiply_add_peaks(self) -> Mapping[str, float]:
         """Unknown: NumPy's products are made by a library."""

@@ -26,6 +26,10 @@ NOT_FINITE = (
 )
 _INT32_MAX = 2**31 - 1
 
+OnStep = Callable[[Finish, list[tuple[int, int]], int], None]
+"""Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, and how many rows
+had their logits computed."""
+
 
 class Engine:
     """Runs sequences to their end.
@@ -34,6 +38,9 @@ class Engine:
         blocks: where they keep their keys and values.
         compile: lowers the program that finishes in one of the ways, with so many top log-probabilities, over a cache.
         prefill_chunk: prompt rows in one step.
+
+    Attributes:
+        on_step: told what was in each step that has run; None: nobody is.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._closed = False
+        self.on_step: OnStep | None = None
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Takes sequences in; they start as soon as there is room.
@@ -106,16 +114,20 @@ class Engine:
             if count == sequence.num_pending:
                 chosen.append(sequence)
                 last_rows.append(end - 1)
+        finish: Finish = "cache"
         if not chosen:
-            outputs = self._executable("cache").run(inputs)
+            outputs = self._executable(finish).run(inputs)
         else:
             inputs["logit_rows"] = np.array(last_rows, np.int32)
             if any(sequence.params.needs_sample for sequence in chosen):
+                finish = "sample"
                 asked = [s.params.logprobs for s in chosen if s.params.logprobs is not None]
-                executable = self._executable("sample", max(asked, default=None))
+                executable = self._executable(finish, max(asked, default=None))
                 outputs = executable.run(inputs | sample_inputs(chosen))
             else:
-                outputs = self._executable("argmax").run(inputs)
+                finish = "argmax"
+                outputs = self._executable(finish).run(inputs)
+        self._tell(finish, rows, len(chosen))
         for sequence, count in rows:
             sequence.computed += count
         for i, sequence in enumerate(chosen):
@@ -168,11 +180,17 @@ class Engine:
                 count = min(self._prefill_chunk, sequence.num_pending)
                 inputs = self._row_inputs([(sequence, count)])
                 inputs["logit_rows"] = np.arange(count, dtype=np.int32)
-                yield self._executable("logits").run(inputs)["logits"]
+                outputs = self._executable("logits").run(inputs)
+                self._tell("logits", [(sequence, count)], count)
+                yield outputs["logits"]
                 self._check_open()
                 sequence.computed += count
         finally:
             self._leave(sequence)
+
+    def _tell(self, finish: Finish, rows: list[tuple[Sequence, int]], logit_rows: int) -> None:
+        if self.on_step is not None:
+            self.on_step(finish, [(sequence.computed, count) for sequence, count in rows], logit_rows)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -82,7 +82,7 @@ class LoadedModel:
         self._weights: dict[str, PackedWeight] = {}
         self._programs: dict[tuple[Finish, int | None, int], Program] = {}
         info = device.info()
-        needed = sum(device.held_bytes(value) for value in self.program("argmax").of_kind("weight"))
+        needed = self.weight_bytes
         if needed > info.memory_bytes:
             shares = f"rank {seat.rank}'s share of the weights takes" if seat.layout.size > 1 else "the weights take"
             raise RequestError(
@@ -154,6 +154,11 @@ class LoadedModel:
     def free(self) -> None:
         """Lets go of the weights."""
         self._weights.clear()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of this rank's weights on the device."""
+        return sum(self.device.held_bytes(value) for value in self.program("argmax").of_kind("weight"))
 
     @property
     def block_bytes(self) -> int:

@@ -13,10 +13,32 @@ from numpy.typing import NDArray
 from anthesis.engine.blocks import Place
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.stopping import StopStrings
-from anthesis.errors import AnthesisError
+from anthesis.errors import AnthesisError, RequestError
 from anthesis.tokenizer import TextStream
 
 FinishReason = Literal["stop", "length", "context"]
+
+
+def last_token(prompt_tokens: int, max_new_tokens: int, max_context: int | None) -> tuple[int, FinishReason]:
+    """After how many tokens of prompt and completion together a sequence ends at the latest, and why it then does.
+
+    Args:
+        prompt_tokens: that it begins with.
+        max_new_tokens: that were asked for.
+        max_context: of the model; None: without limit.
+
+    Raises:
+        RequestError: the prompt leaves no room in the context.
+    """
+    limit = prompt_tokens + max_new_tokens
+    if max_context is None or limit <= max_context:
+        return limit, "length"
+    if prompt_tokens >= max_context:
+        raise RequestError(
+            f"the prompt has {prompt_tokens} tokens and the context ends at {max_context}, so there is no room "
+            "for a completion; shorten the prompt or raise max_context as far as the model allows"
+        )
+    return max_context, "context"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Text:
         scored_tokens: tokens whose probability was taken: all of the windows but the first of each.
         windows: pieces that were each predicted by themselves.
         window_tokens: tokens of each; the last may have fewer.
+        left_out_tokens: at the end of the file, in no window: beyond what was asked for, or a last one alone.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Text:
     scored_tokens: int
     windows: int
     window_tokens: int
+    left_out_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

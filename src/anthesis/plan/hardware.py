@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from anthesis.cores import usable_cores
 from anthesis.devices import DEVICES, open_device
 from anthesis.devices.datasheets import DATASHEETS, Datasheet
-from anthesis.devices.device import Device
+from anthesis.devices.device import Device, DeviceInfo
 from anthesis.errors import RequestError
 from anthesis.program.cost import kind_bytes
 from anthesis.program.ir import Value
@@ -45,6 +45,36 @@ class Hardware:
     int8_flops_per_s: float | None = None
     link_bytes_per_s: float | None = None
     devices_per_machine: int | None = None
+
+    @staticmethod
+    def of_device(info: DeviceInfo) -> Hardware:
+        """A device of this machine, of whose speeds nothing is known yet; `at_speeds` adds them."""
+        return Hardware(
+            name=info.name,
+            description=f"this machine, {counted(usable_cores(), 'usable core')}"
+            if info.uses_host_memory
+            else info.description,
+            figures="memory: available now",
+            memory_bytes=info.memory_bytes,
+            memory_is_shared=info.uses_host_memory,
+            read_bytes_per_s=None,
+            devices_per_machine=1 if info.uses_host_memory else None,
+        )
+
+    def at_speeds(self, read_bytes_per_s: float | None, multiply_adds_per_s: Mapping[str, float]) -> Hardware:
+        """The same with speeds that were measured.
+
+        Args:
+            read_bytes_per_s: of its memory, or None.
+            multiply_adds_per_s: peaks by the kind of the inputs, bf16 and int8; empty where unknown.
+        """
+        bf16, int8 = (multiply_adds_per_s.get(kind) for kind in ("bf16", "int8"))
+        return replace(
+            self,
+            read_bytes_per_s=read_bytes_per_s,
+            bf16_flops_per_s=None if bf16 is None else 2 * bf16,
+            int8_flops_per_s=None if int8 is None else 2 * int8,
+        )
 
     def flops_per_s(self, weight_kinds: Iterable[str]) -> float | None:
         """The highest stated peak that products with these weights could reach, so that a floor stays a floor.
@@ -112,20 +142,11 @@ def holding(hardware: Hardware) -> Callable[[Value], int]:
 
 
 def _of_this_machine(device: Device) -> Hardware:
-    info, bandwidth, peaks = device.info(), device.read_bandwidth(), device.multiply_add_peaks()
+    bandwidth, peaks = device.read_bandwidth(), device.multiply_add_peaks()
     known = "unknown" if bandwidth.median is None else f"measured, median of {len(bandwidth.samples)} samples"
-    bf16, int8 = (peaks.get(kind) for kind in ("bf16", "int8"))
-    return Hardware(
-        name=info.name,
-        description=f"this machine, {counted(usable_cores(), 'usable core')}"
-        if info.uses_host_memory
-        else info.description,
-        figures=f"memory: available now; bandwidth: {known} ({bandwidth.note}); "
+    hardware = Hardware.of_device(device.info()).at_speeds(bandwidth.median, peaks)
+    return replace(
+        hardware,
+        figures=f"{hardware.figures}; bandwidth: {known} ({bandwidth.note}); "
         f"arithmetic: {'measured' if peaks else 'unknown'}",
-        memory_bytes=info.memory_bytes,
-        memory_is_shared=info.uses_host_memory,
-        read_bytes_per_s=bandwidth.median,
-        bf16_flops_per_s=None if bf16 is None else 2 * bf16,
-        int8_flops_per_s=None if int8 is None else 2 * int8,
-        devices_per_machine=1 if info.uses_host_memory else None,
     )

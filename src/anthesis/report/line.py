@@ -1,4 +1,4 @@
-"""One line of a report: what a `bench` row and a `complete` summary have in common, and what each has alone.
+"""One line of a report: what a `bench` row, a `complete` summary and a published figure have in common.
 
 This is the one schema of all formats: a column of csv and a key of json is an attribute of `Line`.
 """
@@ -7,78 +7,163 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from anthesis.bench.measurement import Measurement
-from anthesis.bench.result import KIND as BENCH
-from anthesis.bench.result import Report, Row
-from anthesis.dataset.summary import KIND as COMPLETE
-from anthesis.dataset.summary import Counts, Summary, summary_path
-from anthesis.errors import RequestError, naming
-from anthesis.records import read_document
+COMPLETE = "complete"
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A measured point, or a completed data set; None where a figure has no meaning or is not known.
+    """A measured point, a completed data set, or a published figure; None where it has no meaning or is not known.
 
     Attributes:
-        source: the file it comes from.
-        kind: "bench" or "complete".
-        started_at: UTC, ISO 8601.
+        number: of the line in the report, from 1 on: "#3" in tables.
+        kind: "bench", "complete", or "published", which was measured by others.
+        source: the file it comes from, or the address where it was published.
+        source_sha256: of all bytes of the file.
+        started_at: UTC, ISO 8601; of what is published, the day it was.
         model: what ran.
+        model_source, fingerprint: of its weights, as in results: lines with the same are of one model.
         is_random: its weights are made up.
-        device, processor: where.
+        parameters: elements of all weights.
+        device: as in `--device`; of what is published, its name.
+        device_description: of the processor or card.
+        processor: of the machine.
         weights, cache: kinds of the matrices, and dtype of the key-value cache.
-        tp: devices among which the model was split.
+        tp, pp: ranks among which each layer was split, and stages of layers.
+        devices: among which the model was split, tp x pp.
         batch: sequences at once.
+        prompt: the text; None where tokens were made up.
         prompt_tokens, new_tokens: asked for, for each sequence.
         generated_tokens: counted: in a run of all sequences, or for the whole data set.
+        runs: that were timed.
         first_token_s: median.
         token_s, token_p95_s: from one token to the next: median, and what 95 % stay below.
-        total_s: median of the runs; for a data set the sum of its sessions.
+        total_s, total_p5_s, total_p95_s: of the runs: median, and what 5 % and 95 % stay below; of a data set the sum
+            of its sessions.
+        latency_s: total_s / new_tokens: what a token of a sequence takes, its share of the prompt included.
         prefill_tokens_per_s, decode_tokens_per_s: medians of the runs.
         tokens_per_s: generated tokens / total_s; of the runs the median.
         share_of_bandwidth: median.
+        share_of_step_floor, step_bound: how near a decode step came to the least time it can take, and what bounds it:
+            "memory" or "compute".
+        share_of_prefill_floor, prefill_bound: the same of the prompts.
+        step_s, step_bytes, step_flops: of a decode step of all sequences.
+        prefill_s, prefill_bytes, prefill_flops: of the prompts of all sequences.
+        read_bandwidth_bytes_per_s: measured between the runs, median.
+        bandwidth_moved: (greatest - least) / median of these.
+        multiply_adds_per_s: measured peaks, by the kind of the inputs.
+        load_s, first_run_s, captures, capture_s: what came before the timed runs.
+        peak_memory_bytes: the most the processes of all ranks ever held, together.
+        device_peak_memory_bytes: of the device of rank 0.
         rows, failed_rows: of a data set.
         timed_rows: of these, those that total_s and the rates are of: without what a killed session did after its last
             note.
         rows_per_s: timed_rows / total_s.
+        data_prompt_tokens: of all rows of a data set.
+        share_of_limit: of a data set: of the least time that its tokens can take.
         finished: a data set is whole.
-        peak_memory_bytes: of the process.
+        perplexity, perplexity_ratio, mean_kl, greedy_agreement: what the weights cost, by an evaluation in the files.
+        quality_against: the weights that the last three are against.
+        quality_text: on which text.
+        quality_note: why there is none of them, where one should be.
+        usd_per_hour, price_source, price_date: of one device.
+        usd_per_million_tokens, usd_per_job: of generated tokens, and of total_s.
+        times_as_fast_token, times_as_fast: token_s and total_s of the baseline / those of this line.
+        turns: with which side of which session it was measured in turns.
+        tokens_sha256: of the tokens of the first run.
+        command: that measures it again.
+        commit, versions: of the software.
+        marks: what to keep in mind with its figures.
+        variant: which one of several published figures of one point.
+        note: what is known, and unknown, of a published figure.
         error: why there is no measurement.
         invalid: why its figures must not be used.
     """
 
-    source: str
     kind: str
-    started_at: str | None
-    model: str | None
+    source: str
+    number: int | None = None
+    source_sha256: str | None = None
+    started_at: str | None = None
+    model: str | None = None
+    model_source: str | None = None
+    fingerprint: str | None = None
     is_random: bool | None = None
+    parameters: int | None = None
     device: str | None = None
+    device_description: str | None = None
     processor: str | None = None
     weights: str | None = None
     cache: str | None = None
     tp: int | None = None
+    pp: int | None = None
+    devices: int | None = None
     batch: int | None = None
+    prompt: str | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     generated_tokens: int | None = None
+    runs: int | None = None
     first_token_s: float | None = None
     token_s: float | None = None
     token_p95_s: float | None = None
     total_s: float | None = None
+    total_p5_s: float | None = None
+    total_p95_s: float | None = None
+    latency_s: float | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
     share_of_bandwidth: float | None = None
+    share_of_step_floor: float | None = None
+    step_bound: str | None = None
+    share_of_prefill_floor: float | None = None
+    prefill_bound: str | None = None
+    step_s: float | None = None
+    step_bytes: int | None = None
+    step_flops: int | None = None
+    prefill_s: float | None = None
+    prefill_bytes: int | None = None
+    prefill_flops: int | None = None
+    read_bandwidth_bytes_per_s: float | None = None
+    bandwidth_moved: float | None = None
+    multiply_adds_per_s: dict[str, float] | None = None
+    load_s: float | None = None
+    first_run_s: float | None = None
+    captures: int | None = None
+    capture_s: float | None = None
+    peak_memory_bytes: int | None = None
+    device_peak_memory_bytes: int | None = None
     rows: int | None = None
     failed_rows: int | None = None
     timed_rows: int | None = None
     rows_per_s: float | None = None
+    data_prompt_tokens: int | None = None
+    share_of_limit: float | None = None
     finished: bool | None = None
-    peak_memory_bytes: int | None = None
+    perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    mean_kl: float | None = None
+    greedy_agreement: float | None = None
+    quality_against: str | None = None
+    quality_text: str | None = None
+    quality_note: str | None = None
+    usd_per_hour: float | None = None
+    price_source: str | None = None
+    price_date: str | None = None
+    usd_per_million_tokens: float | None = None
+    usd_per_job: float | None = None
+    times_as_fast_token: float | None = None
+    times_as_fast: float | None = None
+    turns: str | None = None
+    tokens_sha256: str | None = None
+    command: str | None = None
+    commit: str | None = None
+    versions: str | None = None
+    marks: str | None = None
+    variant: str | None = None
+    note: str | None = None
     error: str | None = None
     invalid: str | None = None
 
@@ -87,97 +172,34 @@ class Line:
             if isinstance(value, float) and not math.isfinite(value):  # of figures near the ends of what a float holds
                 object.__setattr__(self, name, None)
 
+    @property
+    def is_published(self) -> bool:
+        """Measured by others."""
+        return self.kind == PUBLISHED
 
-def read_lines(path: Path) -> list[Line]:
-    """The lines that a result file gives.
+    @property
+    def is_usable(self) -> bool:
+        """It has figures, and they may be compared, ranked and priced."""
+        return self.total_s is not None and self.total_s > 0 and self.error is None and self.invalid is None
 
-    Args:
-        path: what `bench -o` wrote, the summary of a data-set run, or its output, beside which the summary stands.
+    @property
+    def has_latency(self) -> bool:
+        """It is a point with a time for each token, and not a data set."""
+        return self.is_usable and self.latency_s is not None
 
-    Raises:
-        RequestError: it can't be read, or is neither.
-    """
-    if path.is_dir():
-        raise RequestError(f"{path} is a directory; name a file that bench -o or complete wrote")
-    beside = summary_path(path)
-    path = beside if beside.is_file() else path
-    with naming(path):
-        document = read_document(path)
-        if document.get("kind") == COMPLETE:
-            return [_of_summary(Summary.from_document(document), str(path))]
-        if document.get("kind") != BENCH:
-            raise RequestError(
-                "neither a result of `anthesis bench -o` nor a summary of `anthesis complete`; name such a file"
-            )
-        report = Report.from_document(document)
-    return [_of_row(row, report, str(path)) for row in report.rows]
+    @property
+    def place(self) -> str | None:
+        """Where it ran, as people call it: the card, or the processor of a device that is the machine's own."""
+        described = (self.device_description or "").partition(",")[0]
+        return described or self.processor or self.device
 
-
-def _of_row(row: Row, report: Report, source: str) -> Line:
-    shared: dict[str, Any] = {
-        "source": source,
-        "kind": report.kind,
-        "started_at": report.started_at,
-        "processor": report.machine.processor,
-        "tp": row.point.tp,
-        "batch": row.point.batch,
-    }
-    if row.measurement is None:
-        model = report.request.get("model")
-        return Line(**shared, model=model, weights=row.point.weights, error=row.error)
-    return Line(**shared, **_of_measurement(row.measurement))
-
-
-def _of_measurement(measured: Measurement) -> dict[str, Any]:
-    speed, traffic, model = measured.speed, measured.traffic, measured.model
-    between, decode = speed.between_tokens_s, speed.decode_tokens_per_s
-    share = None if traffic is None else traffic.share_of_bandwidth
-    return {
-        "model": model.description,
-        "is_random": model.is_random,
-        "device": measured.device.name,
-        "weights": "+".join(model.weight_kinds),
-        "cache": model.cache_dtype,
-        "prompt_tokens": len(measured.configuration.prompt_token_ids),
-        "new_tokens": measured.configuration.new_tokens,
-        "generated_tokens": speed.generated_tokens,
-        "first_token_s": speed.first_token_s.median,
-        "token_s": None if between is None else between.median,
-        "token_p95_s": None if between is None else between.p95,
-        "total_s": speed.total_s.median,
-        "prefill_tokens_per_s": speed.prefill_tokens_per_s.median,
-        "decode_tokens_per_s": None if decode is None else decode.median,
-        "tokens_per_s": speed.tokens_per_s.median,
-        "share_of_bandwidth": None if share is None else share.median,
-        "peak_memory_bytes": measured.process_peak_memory_bytes,
-        "invalid": "; ".join(measured.invalid) or None,
-    }
-
-
-def _of_summary(summary: Summary, source: str) -> Line:
-    timed = sum((session.counts for session in summary.sessions), Counts())
-    run_s = sum(session.run_s for session in summary.sessions)
-    last = summary.sessions[-1] if summary.sessions else None
-    return Line(
-        source=source,
-        kind=summary.kind,
-        started_at=summary.sessions[0].started_at if summary.sessions else None,
-        model=summary.model.description,
-        is_random=summary.model.is_random,
-        device=summary.device.name,
-        processor=summary.machine.processor,
-        weights="+".join(summary.model.weight_kinds),
-        cache=summary.model.cache_dtype,
-        batch=None if last is None else last.batch,
-        prompt_tokens=summary.request.get("prompt_tokens"),
-        new_tokens=summary.request.get("max_new_tokens"),
-        generated_tokens=summary.counts.completion_tokens,
-        total_s=run_s or None,
-        tokens_per_s=timed.completion_tokens / run_s if run_s else None,
-        rows=summary.counts.rows,
-        failed_rows=summary.counts.failed_rows,
-        timed_rows=timed.rows,
-        rows_per_s=timed.rows / run_s if run_s else None,
-        finished=summary.finished,
-        peak_memory_bytes=max((session.process_peak_memory_bytes for session in summary.sessions), default=None),
-    )
+    @property
+    def label(self) -> str:
+        """What tells the line apart in a few words: weights, devices and batch."""
+        parts = [
+            self.weights or "",
+            f"{self.devices} devices" if (self.devices or 1) > 1 else "",
+            f"batch {self.batch}" if self.batch else "",
+            self.place or "",
+        ]
+        return ", ".join(part for part in parts if part)

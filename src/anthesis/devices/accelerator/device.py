@@ -150,11 +150,19 @@ class AcceleratorDevice(ABC):
         captures = self.graphs.captures
         return Counters(captures=captures.count, capture_s=captures.seconds, uncaptured=captures.steps_without)
 
-    def read_bandwidth(self) -> ReadBandwidth:
+    @abstractmethod
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """See `Device.inputs_of`."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """See `Device.synchronize`."""
+
+    def read_bandwidth(self, nbytes: int | None = None) -> ReadBandwidth:
         """That of the card's memory; of the host's where its tensors are the host's."""
         if self.device.type == "cpu":
-            return of_host()
-        return of_card(self.device, self.info().memory_bytes, self.seconds_of)
+            return of_host(nbytes)
+        return of_card(self.device, self.info().memory_bytes, self.seconds_of, nbytes)
 
     def seconds_of(self, call: Callable[[], Any]) -> float:
         """How long the device takes for a call that gives a tensor, as the host sees it."""

@@ -82,7 +82,13 @@ class Attention:
 
 
 class Operations:
-    """What a device does for each kind of operation; a device with kernels of its own overrides some."""
+    """What a device does for each kind of operation; a device with kernels of its own overrides some.
+
+    Attributes:
+        kernels: what computes, for results.
+    """
+
+    kernels = "PyTorch"
 
     def settle(self) -> None:
         """Has what was asked for so far done, where a device gathers it and holds on to what it needs for it."""

@@ -62,6 +62,7 @@ class CpuDevice:
             "of the attention as the cache",
             batch_invariant=True,
             full_batch=64,  # docs/log.md
+            kernels=self.kernels,
             uses_host_memory=True,
         )
 
@@ -131,9 +132,18 @@ class CpuDevice:
         """Nothing is captured here."""
         return Counters()
 
-    def read_bandwidth(self) -> ReadBandwidth:
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """As `kernels.hpp` has it."""
+        if kind.startswith("int"):
+            return f"int{16 if wide else 8} in groups of 32"
+        return "bf16" if kind == "bf16" else "fp32"
+
+    def synchronize(self) -> None:
+        """A step runs on threads that have all done their part when it returns."""
+
+    def read_bandwidth(self, nbytes: int | None = None) -> ReadBandwidth:
         """That of the host's memory."""
-        return of_host()
+        return of_host(nbytes)
 
     def multiply_add_peaks(self) -> Mapping[str, float]:
         """Those of all usable cores, with the instructions that the kernels use."""

@@ -150,6 +150,7 @@ class CudaDevice(AcceleratorDevice):
             arithmetic="float32 sums; inputs: " + (_INVARIANT_INPUTS if self._invariant else _INPUTS),
             batch_invariant=self._invariant,
             full_batch=64,
+            kernels=self._operations.kernels,
             uses_host_memory=not self._is_card,
         )
 
@@ -196,10 +197,20 @@ class CudaDevice(AcceleratorDevice):
             return counted
         return replace(counted, memory_bytes=self._peak())
 
-    def read_bandwidth(self) -> ReadBandwidth:
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """It depends on the rows of a step, unless each is computed alone; no more for wide inputs."""
+        several = "fp32" if kind in ("fp32", "fp16") else "bf16"
+        return several if self._invariant else f"fp32 of one row, {several} of several"
+
+    def synchronize(self) -> None:
+        """Waits for all streams of the card."""
+        if self._is_card:
+            torch.cuda.synchronize(self.device)
+
+    def read_bandwidth(self, nbytes: int | None = None) -> ReadBandwidth:
         """See `AcceleratorDevice.read_bandwidth`; the buffer that is read counts for no peak of memory."""
         self._peak_bytes = self._peak()
-        found = super().read_bandwidth()
+        found = super().read_bandwidth(nbytes)
         if self._is_card:
             torch.cuda.reset_peak_memory_stats(self.device)
         return found

@@ -44,6 +44,8 @@ class CudaOperations(Operations):
         invariant: only kernels whose results for a row don't depend on what is beside it.
     """
 
+    kernels = "Triton"
+
     def __init__(self, invariant: bool = False) -> None:
         self._invariant = invariant
         self._counters: dict[tuple[torch.device, int], torch.Tensor] = {}

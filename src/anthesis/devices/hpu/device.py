@@ -81,6 +81,7 @@ class HpuDevice(AcceleratorDevice):
             "the attention as the cache",
             batch_invariant=False,
             full_batch=64,
+            kernels=self._operations.kernels,
         )
 
     def held_bytes(self, value: Value) -> int:
@@ -108,6 +109,14 @@ class HpuDevice(AcceleratorDevice):
         on_card, sample = without_sampling(program)
         executable = super().compile(on_card, weights, cache)
         return executable if sample is None else SamplingExecutable(on_card, executable, sample)
+
+    def inputs_of(self, kind: str, wide: bool) -> str:
+        """The same for all products."""
+        return "fp32" if kind == "fp32" else "bf16"
+
+    def synchronize(self) -> None:
+        """Waits for all that was asked of the card."""
+        self._hpu.synchronize()
 
     def counters(self) -> Counters:
         """What was captured and compiled, what the host's processor had to do, and the most memory that was held."""

@@ -1,0 +1,68 @@
+"""The line of a data set that `complete` completed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anthesis.dataset.summary import Counts, Session, Summary
+from anthesis.report.line import Line
+
+
+def line_of_summary(summary: Summary, source: str, sha256: str) -> Line:
+    """The line of a data set: its rates are those of all sessions over their seconds.
+
+    Args:
+        summary: that `complete` wrote.
+        source: the file's name.
+        sha256: of the file.
+    """
+    timed = sum((session.counts for session in summary.sessions), Counts())
+    run_s = sum(session.run_s for session in summary.sessions)
+    last = summary.sessions[-1] if summary.sessions else None
+    prompt_tokens, new_tokens = summary.request.get("prompt_tokens"), summary.request.get("max_new_tokens")
+    return Line(
+        kind=summary.kind,
+        source=source,
+        source_sha256=sha256,
+        started_at=summary.sessions[0].started_at if summary.sessions else None,
+        model=summary.model.description,
+        model_source=summary.model.source,
+        fingerprint=summary.model.fingerprint,
+        is_random=summary.model.is_random,
+        parameters=summary.model.parameters,
+        device=summary.device.name,
+        device_description=summary.device.description,
+        processor=summary.machine.processor,
+        weights="+".join(summary.model.weight_kinds),
+        cache=summary.model.cache_dtype,
+        batch=None if last is None else last.batch,
+        prompt_tokens=prompt_tokens if _is_count(prompt_tokens) else None,
+        new_tokens=new_tokens if _is_count(new_tokens) else None,
+        generated_tokens=summary.counts.completion_tokens,
+        total_s=run_s or None,
+        tokens_per_s=timed.completion_tokens / run_s if run_s else None,
+        load_s=sum(session.load_s for session in summary.sessions) if summary.sessions else None,
+        rows=summary.counts.rows,
+        failed_rows=summary.counts.failed_rows,
+        timed_rows=timed.rows,
+        rows_per_s=timed.rows / run_s if run_s else None,
+        data_prompt_tokens=summary.counts.prompt_tokens,
+        share_of_limit=_share_of_limit(summary.sessions),
+        finished=summary.finished,
+        peak_memory_bytes=max((session.process_peak_memory_bytes for session in summary.sessions), default=None),
+        versions=", ".join(f"{name} {version}" for name, version in summary.versions.items()),
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _share_of_limit(sessions: tuple[Session, ...]) -> float | None:
+    """That of all sessions, each weighing as long as it ran; None where one of them has none."""
+    shares = [(getattr(session, "share_of_limit", None), session.run_s) for session in sessions]
+    known = [(share, seconds) for share, seconds in shares if share is not None]
+    total_s = sum(seconds for _, seconds in known)
+    if len(known) < len(shares) or not total_s:
+        return None
+    return float(sum(share * seconds for share, seconds in known) / total_s)

@@ -1,0 +1,70 @@
+"""What all charts of a report share: Plotly's description of one, its colours, and the texts in it.
+
+Colours are names of the page's own, "var(--own)": it puts in those of the light or the dark scheme. A mark carries the
+number of its line as `customdata`, and what it says as `hovertext`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anthesis.errors import printable
+from anthesis.report.line import Line
+
+Figure = dict[str, Any]
+
+_SERIES = 8
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart, or why there is none.
+
+    Attributes:
+        name: in the page's addresses.
+        title: above it.
+        caption: what is shown how.
+        summary: the same for those who can't see it.
+        figure: `data` and `layout`, and `wide` and `narrow`, what differs of the layout; None: nothing to show.
+        missing: why there is none.
+    """
+
+    name: str
+    title: str
+    caption: str
+    summary: str = ""
+    figure: Figure | None = None
+    missing: str = ""
+
+
+def text_of(text: str) -> str:
+    """A text for Plotly, which takes some tags and references to characters in it for its own."""
+    return printable(text, 300).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def drawn(chart: Chart, summary: str, figure: Figure) -> Chart:
+    return replace(chart, summary=summary, figure=figure)
+
+
+def colour(i: int) -> str:
+    return f"var(--series-{i % _SERIES + 1})"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """What to divide by, and the unit that this gives."""
+    return (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "µs")
+
+
+def plain(line: Line) -> str:
+    return f"#{line.number} {printable(line.model or '', 60)}, {printable(line.label, 100)}"
+
+
+def told(line: Line, figure: str) -> str:
+    variant = f" ({printable(line.variant)})" if line.variant else ""
+    return f"{text_of(plain(line))}{text_of(variant)}<br>{text_of(figure)}"
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,292 @@
+"""Faults planted into what is measured and into how: each shows in the figures, or makes the row invalid."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anthesis import LLM
+from anthesis.bench import Measurement, Request, measure
+from anthesis.bench.audit import bandwidth_moved, marks, miscounted, too_fast, unaccounted, wrong_bytes
+from anthesis.bench.derive import decode_s, prefill_s, speed
+from anthesis.bench.limit import limit, work_of
+from anthesis.bench.measure import Session
+from anthesis.bench.measurement import Run, Warmup
+from anthesis.bench.result import Point
+from anthesis.devices import OPENERS
+from anthesis.devices.cpu.device import CpuDevice, CpuExecutable
+from anthesis.devices.reference import ReferenceDevice
+from anthesis.errors import AnthesisError
+from anthesis.program.attend import Attend
+from anthesis.program.ir import Array, Arrays, Program
+from anthesis.program.ops import Linear
+from command_line import tiny_model
+
+NEW, RUNS = 5, 3
+POINT = Point(batch=2, weights="native", tp=1)
+REQUEST = Request(max_new_tokens=NEW, warmup=1, runs=RUNS, min_s=0)
+SLEEP_S = 0.02
+
+Run1 = Callable[[Arrays], dict[str, Array]]
+
+
+class ChangedDevice(ReferenceDevice):
+    """The reference device, whose steps are run by a function of ours that is given the real one.
+
+    Args:
+        change: makes what is called in place of the executable's `run`.
+    """
+
+    def __init__(self, change: Callable[[Run1], Run1]) -> None:
+        super().__init__()
+        self._change = change
+
+    def compile(self, program: Program, weights: Mapping[str, Array], cache: dict[str, Array]) -> Any:
+        executable = super().compile(program, weights, cache)
+        executable.run = self._change(executable.run)  # type: ignore[method-assign]
+        return executable
+
+
+@contextmanager
+def opened(tmp_path: Path, device: Any = None) -> Iterator[LLM]:
+    """A tiny model, on a device of ours in place of the reference one."""
+    with pytest.MonkeyPatch.context() as patched:
+        if device is not None:
+            patched.setitem(OPENERS, "reference", lambda threads, seat, invariant: device)
+        with LLM(tiny_model(tmp_path), device="reference") as llm:
+            yield llm
+
+
+def sleeping_in_decode(run: Run1) -> Run1:
+    """Steps with a row for each sequence, so no prompt, take longer."""
+
+    def slower(inputs: Arrays) -> dict[str, Array]:
+        if len(inputs["tokens"]) == POINT.batch:
+            time.sleep(SLEEP_S)
+        return run(inputs)
+
+    return slower
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
+    """Nothing planted: nothing may be found."""
+    with opened(tmp_path_factory.mktemp("sound")) as llm:
+        return measure(llm, REQUEST, POINT)
+
+
+def test_nothing_speaks_against_a_sound_run(sound: Measurement) -> None:
+    assert sound.invalid == ()
+    assert sound.timed_s is not None and sound.between_s is not None
+    assert sound.between_s < sound.timed_s
+    assert sound.limit is not None and sound.limit.step_bytes is not None
+
+
+def test_a_sleep_in_decode_is_in_the_decode_clock_and_in_no_other(tmp_path: Path, sound: Measurement) -> None:
+    with opened(tmp_path, ChangedDevice(sleeping_in_decode)) as llm:
+        slow = measure(llm, REQUEST, POINT)
+    assert slow.invalid == ()
+    assert slow.speed.between_tokens_s is not None
+    assert slow.speed.between_tokens_s.min >= SLEEP_S
+    for run in slow.runs:
+        assert decode_s(run) >= (NEW - 1) * SLEEP_S
+        assert run.total_s >= (NEW - 1) * SLEEP_S
+    assert min(map(prefill_s, slow.runs)) < SLEEP_S
+    assert slow.traffic is not None
+    assert slow.traffic.step_s.median >= SLEEP_S
+    assert slow.speed.decode_tokens_per_s is not None
+    assert slow.speed.decode_tokens_per_s.max <= POINT.batch / SLEEP_S
+
+
+def test_a_sleep_that_no_clock_has_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = Session._once
+
+    def stopping_early(self: Session) -> Any:
+        found = once(self)
+        time.sleep(SLEEP_S)
+        return found
+
+    monkeypatch.setattr(Session, "_once", stopping_early)
+    with opened(tmp_path) as llm:
+        (reason,) = measure(llm, REQUEST, POINT).invalid
+    assert "from the first timed run to the last are in no clock" in reason
+
+
+def test_time_in_two_clocks_is_found() -> None:
+    run = Run(total_s=1.0, token_s=((0.5, 1.0),), read_bytes_per_s=())
+    assert list(unaccounted([run, run], 2.5, 0.5)) == []
+    (reason,) = unaccounted([run, run], 2.1, 0.5)
+    assert reason == "400 ms of the 2.10 s from the first timed run to the last are in two clocks"
+
+
+def test_a_skipped_synchronise_is_found(tmp_path: Path) -> None:
+    class Deferring(ChangedDevice):
+        """Gives tokens before its work is done, as a device does whose results nobody waits for."""
+
+        busy_until = 0.0
+
+        def __init__(self) -> None:
+            super().__init__(self._defer)
+
+        def _defer(self, run: Run1) -> Run1:
+            def early(inputs: Arrays) -> dict[str, Array]:
+                self.busy_until = max(self.busy_until, time.perf_counter()) + SLEEP_S
+                return run(inputs)
+
+            return early
+
+        def synchronize(self) -> None:
+            time.sleep(max(0.0, self.busy_until - time.perf_counter()))
+
+    with opened(tmp_path, Deferring()) as llm:
+        found = measure(llm, REQUEST, POINT)
+    (reason,) = found.invalid
+    assert reason.startswith("the device was still at work when the clock was stopped, for up to ")
+    assert reason.endswith(f" in {RUNS} timed runs: times end too early")
+    assert all(run.synchronise_s > SLEEP_S for run in found.runs)
+
+
+def test_steps_that_are_faster_than_memory_fail_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that nobody waits for at all: its tokens are those of the warm-up, and it computes nothing."""
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 1024, "n_layer": 4, "n_head": 16, "vocab_size": 96}
+    config.write_text(json.dumps({"model_type": "bloom", **sizes}))
+    known: dict[bytes, dict[str, Array]] = {}
+    compiled = CpuDevice.compile
+
+    class Remembering:
+        def __init__(self, executable: CpuExecutable) -> None:
+            self._executable = executable
+
+        def run(self, inputs: Arrays) -> dict[str, Array]:
+            key = b"".join(inputs[name].tobytes() for name in ("tokens", "positions"))
+            if key not in known:
+                known[key] = self._executable.run(inputs)
+            return known[key]
+
+    monkeypatch.setattr(CpuDevice, "compile", lambda self, *args: Remembering(compiled(self, *args)))
+    request = replace(REQUEST, max_new_tokens=8)
+    with LLM(f"random:{config}", device="cpu") as llm:
+        invalid = measure(llm, request, replace(POINT, batch=1)).invalid
+    assert any(reason.startswith("a decode step took ") and "the least possible" in reason for reason in invalid)
+
+
+def test_the_limit_allows_for_noise_and_no_more(tmp_path: Path) -> None:
+    run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=(1e9, 1.2e9))
+    with opened(tmp_path) as llm:
+        work = work_of(llm, run, 4, 3)
+    _, least = work.floors(1.2e9, {})  # of the fastest pass
+    assert least is not None and least.total_s is not None
+    steps = {share: least.total_s / share for share in (0.9, 1.04, 1.06)}
+    runs = {share: [replace(run, token_s=((1.0, 1 + s, 1 + 2 * s),))] for share, s in steps.items()}
+    assert {share: len(list(too_fast(work, found))) for share, found in runs.items()} == {0.9: 0, 1.04: 0, 1.06: 1}
+    found = limit(work, runs[0.9])
+    assert found.share_of_step_floor is not None
+    assert found.share_of_step_floor.median == pytest.approx(0.9 * 1.2 / 1.1)  # of the median pass
+
+
+def test_a_token_too_few_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = LLM.generate
+
+    def one_less(self: LLM, *args: Any, **options: Any) -> Any:
+        return generate(self, *args, **{**options, "max_new_tokens": options["max_new_tokens"] - 1})
+
+    monkeypatch.setattr(LLM, "generate", one_less)
+    with opened(tmp_path) as llm, pytest.raises(AnthesisError, match=f"generated {NEW - 1} tokens instead of {NEW}"):
+        measure(llm, REQUEST, POINT)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_tokens_that_were_counted_wrongly_are_found(
+    change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miscounting(runs: Any, prompt_tokens: int) -> Any:
+        found = speed(runs, prompt_tokens)
+        return replace(found, generated_tokens=found.generated_tokens + change)
+
+    monkeypatch.setattr(sys.modules[measure.__module__], "speed", miscounting)
+    with opened(tmp_path) as llm:
+        (reason,) = measure(llm, REQUEST, POINT).invalid
+    asked = POINT.batch * NEW
+    assert reason == f"{asked + change} tokens were counted in a run, and {asked} were asked for"
+
+
+@pytest.mark.parametrize(
+    ("token_s", "message"),
+    [
+        (((0.1, 0.2), (0.1, 0.2, 0.3)), "timed run 1 has times of 5 tokens, and 6 were asked for"),
+        (((0.1, 0.2, 0.3), (0.1, 0.4, 0.3)), "timed run 1 has a token before the one in front of it"),
+        (((0.1, 0.2, 0.3), (0.1, 0.2, 1.1)), "timed run 1 has tokens after its end"),
+    ],
+)
+def test_times_that_contradict_the_count_are_found(
+    token_s: tuple[tuple[float, ...], ...], message: str, sound: Measurement
+) -> None:
+    run = Run(total_s=1.0, token_s=token_s, read_bytes_per_s=())
+    said = replace(sound.speed, generated_tokens=6, tokens_per_s=replace(sound.speed.tokens_per_s, median=6.0))
+    assert list(miscounted([run], said, 2, 3)) == [message]
+
+
+def test_a_rate_that_is_not_tokens_by_time_is_found(sound: Measurement) -> None:
+    per_s = sound.speed.tokens_per_s
+    said = replace(sound.speed, tokens_per_s=replace(per_s, median=per_s.median * NEW / (NEW - 1)))
+    (reason,) = miscounted(sound.runs, said, POINT.batch, NEW)
+    assert "are not the 10 tokens of a run by its time" in reason
+
+
+@pytest.mark.parametrize(
+    ("op", "field", "what"), [(Linear, "weight_bytes", "weights"), (Attend, "cache_bytes", "cache")]
+)
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_bytes_that_were_counted_wrongly_are_found(
+    op: Any, field: str, what: str, factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = op.cost
+
+    def wrong(self: Any, values: Any, step: Any) -> Any:
+        found = cost(self, values, step)
+        return replace(found, **{field: int(getattr(found, field) * factor)})
+
+    monkeypatch.setattr(op, "cost", wrong)
+    with opened(tmp_path) as llm:
+        invalid = measure(llm, REQUEST, POINT).invalid
+    assert any(reason.startswith("rank 0 counts ") and what in reason for reason in invalid)
+
+
+def test_a_bandwidth_that_moved_marks_the_row() -> None:
+    def run(bandwidth: float) -> Run:
+        return Run(total_s=1.0, token_s=((0.5, 1.0),), read_bytes_per_s=(0.1 * bandwidth, bandwidth, 9 * bandwidth))
+
+    settled = Warmup(run_s=(1.0, 1.0, 1.0), settled=True)
+    steady, moving = [run(90.0), run(108.0), run(100.0)], [run(89.0), run(110.0), run(100.0)]
+    assert bandwidth_moved(steady) == pytest.approx(0.18)
+    assert marks(settled, bandwidth_moved(steady), True) == ()
+    assert marks(settled, bandwidth_moved(moving), True) == ("the read bandwidth moved by 21% during the runs",)
+    assert bandwidth_moved([run(90.0)]) is None
+
+
+def test_warming_up_that_did_not_settle_and_runs_that_differ_are_marked() -> None:
+    unsettled, few = Warmup(run_s=(1.0, 2.0, 3.0), settled=False), Warmup(run_s=(1.0,), settled=False)
+    assert marks(unsettled, None, False) == (
+        "no three runs in a row agreed within 5% in 3 warm-up runs",
+        "the runs did not all generate the same tokens",
+    )
+    assert marks(few, None, True) == ("too few warm-up runs to tell whether it settled: 1, and 3 must agree",)
+
+
+@pytest.mark.parametrize("model", ["bloom-560m", "bloomz-7b1", "llama-3.2-1b", "gpt2"])
+def test_the_bytes_of_real_shapes_are_right(model: str) -> None:
+    with LLM(f"random:{model}", weights="int8", load=False) as llm:
+        programs = llm.loaded.programs("argmax")
+        run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),) * 4, read_bytes_per_s=())
+        work = work_of(llm, run, 7, 3)
+    assert work.decode is not None
+    assert list(wrong_bytes(programs, work.decode)) == []
