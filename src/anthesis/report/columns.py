@@ -54,8 +54,8 @@ def _of(name: str, shown: Callable[[Any], str] = str) -> Callable[[Any], str | N
 
 
 def share(value: float) -> str:
-    """A share: "87.3 %"."""
-    return f"{value * 100:.1f} %"
+    """A share: "87.3%"."""
+    return f"{value:.1%}"
 
 
 def times(value: float) -> str:

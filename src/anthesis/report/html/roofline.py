@@ -15,6 +15,11 @@ _DASHES = ("solid", "dash", "dot")
 
 
 def roofline(lines: Sequence[Line]) -> Chart:
+    """Every line with a limit, under the roofs of its device.
+
+    Source:
+        Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52(4), 2009.
+    """
     chart = Chart(
         name="limit",
         title="Share of the limit",
