@@ -215,6 +215,8 @@ def test_light_and_dark_are_legible_and_fit(laptop: Opened, viewport: dict[str, 
             "bar": page.evaluate("getComputedStyle(document.querySelector('#chart-latency [data-mark]')).fill"),
         }
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        hidden = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+        assert page.evaluate(hidden) == 0
         overflowing = page.evaluate(
             "(width) => [...document.querySelectorAll('.plot text')].filter((text) => text.textContent && "
             "text.getBoundingClientRect().right > width + 1).map((text) => text.textContent)",

@@ -105,12 +105,13 @@ def _subject(measured: Measurement) -> dict[str, Any]:
         "peak_memory_bytes": sum(measured.ranks_peak_memory_bytes) or measured.process_peak_memory_bytes,
         "device_peak_memory_bytes": None if counted is None else counted.peak_memory_bytes,
         "tokens_sha256": measured.tokens_sha256,
-        "marks": "; ".join((*measured.marks, *_doubts(measured))) or None,
+        "marks": "; ".join(measured.marks or _doubts(measured)) or None,
         "invalid": "; ".join(measured.invalid) or None,
     }
 
 
 def _doubts(measured: Measurement) -> list[str]:
+    """What results of versions without marks say in other words."""
     doubts = [] if measured.warmup.settled else ["warming up did not settle"]
     return doubts if measured.runs_agree else [*doubts, "the runs did not all generate the same tokens"]
 
