@@ -35,7 +35,7 @@ step = CpuExecutable.run
 def slower_step(self, inputs):
     begin = time.perf_counter()
     outputs = step(self, inputs)
-    if len(inputs["tokens"]) == len(inputs["block_table"]):  # a decode step; one of a prompt has more rows
+    if len(inputs["tokens"]) == len(inputs["logit_rows"]):  # a decode step; a prompt has rows without logits
         end = begin + {factor} * (time.perf_counter() - begin)
         while time.perf_counter() < end:
             pass
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the page to this file, as Markdown")
     parser.add_argument("bench", nargs="*", help="after --: arguments of `anthesis bench` instead of these")
     asked = parser.parse_args()
-    arguments = asked.bench or ["-n", "16", "--runs", "40", "--seconds", "0"]
+    arguments = asked.bench or ["-n", "32", "--runs", "25", "--seconds", "0"]
     begin = time.monotonic()
     sessions: dict[str, list[Report]] = {"the same": [], f"{asked.slower:.0%} slower": []}
     with tempfile.TemporaryDirectory() as directory:

@@ -253,31 +253,6 @@ def test_more_tokens_than_fit_the_context_are_refused_before_the_first_run(tmp_p
         measure(llm, replace(request, max_new_tokens=3), POINT)
 
 
-def test_a_failing_point_does_not_stop_the_others(tmp_path: Path) -> None:
-    request = Request(
-        model=write_model(tmp_path),
-        weights=("int4-g128", "bf16"),
-        tp=(1, 99),
-        batch=(1, 2),
-        max_new_tokens=2,
-        warmup=0,
-        runs=1,
-        min_s=0,
-        device="reference",
-    )
-    rows = sweep(request).rows
-    asked = [(row.point.weights, row.point.tp, row.point.batch) for row in rows]
-    assert asked == [(w, t, b) for w in ("int4-g128", "bf16") for t in (1, 99) for b in (1, 2)]
-    for row in rows:
-        works = row.point.weights == "bf16" and row.point.tp == 1
-        assert (row.measurement is not None) is works
-        assert (row.error is None) is works
-        if row.measurement is not None:
-            assert row.measurement.speed.generated_tokens == 2 * row.point.batch
-    assert "multiple of its group of 128" in str(rows[0].error)
-    assert "can't be split over 99 ranks" in str(rows[-1].error)
-
-
 def test_a_point_alone_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="can't be split over 99 ranks"):
         sweep(Request(model=write_model(tmp_path), tp=(99,), device="reference"))
@@ -319,39 +294,6 @@ def test_the_default_model_takes_the_default_prompt() -> None:
     assert measured.configuration.prompt_token_ids == tuple(prompt)
     assert not measured.model.is_random
     assert measured.model.weight_kinds == ("int4m", "int8-g32")
-
-
-def test_the_command_sweeps_and_writes_the_file(tmp_path: Path) -> None:
-    output = tmp_path / "result.json"
-    output.write_text("what was there before")
-    options = (
-        "--batch",
-        "1,2",
-        "--weights",
-        "bf16,int4-g128",
-        "-n",
-        "3",
-        "--warmup",
-        "0",
-        "--seconds",
-        "0",
-        "--runs",
-        "1",
-    )
-    result = command(write_model(tmp_path), "--device", "reference", *options, "-o", str(output))
-    assert result.returncode == 1, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0].split()[:3] == ["batch", "weights", "first"]
-    assert [line.split()[:2] for line in lines[1:3]] == [["1", "bf16"], ["2", "bf16"]]
-    assert "medians of 1 run after 0" in result.stdout
-    assert [line for line in lines if line.startswith("warning")] == [
-        "warning: too few warm-up runs to tell whether it settled: 0, and 3 must agree"
-    ]
-    assert sum(line.startswith("failed: ") for line in lines) == 2
-    assert "random weights" in result.stdout
-    assert "bench: 2 of 4: batch 2, weights bf16, tp 1: timed runs" in result.stderr
-    rows = read_report(output).rows
-    assert [row.error is None for row in rows] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("columns", [80, 40])

@@ -112,7 +112,8 @@ def test_a_process_that_dies(tmp_path: Path, signal_name: str, line: str, when: 
 
 def of(request: Request) -> tuple[Request, Point]:
     """A request, and its only point."""
-    return request, *points_of(request)
+    (point,) = points_of(request)
+    return request, point
 
 
 def measured(point: PointRun) -> Finished:
@@ -229,6 +230,10 @@ def test_the_command_sweeps_and_writes_the_file(tmp_path: Path) -> None:
     assert lines[0].split()[:3] == ["batch", "weights", "first"]
     assert [line.split()[:2] for line in lines[1:3]] == [["1", "bf16"], ["2", "bf16"]]
     assert sum(line.startswith("failed: ") for line in lines) == 2
+    assert "medians of 1 run after 0" in result.stdout
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: too few warm-up runs to tell whether it settled: 0, and 3 must agree"
+    ]
     assert "bench: 2 of 4: batch 2, weights bf16, tp 1: timed runs" in result.stderr.splitlines()
     assert [row.error is None for row in read_report(output).rows] == [True, True, False, False]
     assert list(tmp_path.glob("*.partial")) == []
