@@ -120,6 +120,20 @@ def test_marks_under_the_roof_are_as_far_below_it_as_their_share(page: Scripts, 
     assert seen == 4
 
 
+def test_roofs_are_the_speeds_that_were_measured(page: Scripts, contents: Contents) -> None:
+    lines = {line.number: line for line in contents.lines}
+    roofs = [trace for trace in figures(page)["limit"]["data"] if trace["mode"] == "lines"]
+    machines = [lines[1], lines[6], lines[7]]  # of one card, of one of another kind, and of eight of these
+    assert len(roofs) == len(machines)
+    assert len({(trace["x"][0], trace["x"][-1]) for trace in roofs}) == 1
+    for trace, line in zip(roofs, machines, strict=True):
+        peak = 2 * line.multiply_adds_per_s["bf16"]
+        (left, ridge, right) = zip(trace["x"], trace["y"], strict=True)
+        assert left[1] / left[0] == pytest.approx(line.read_bandwidth_bytes_per_s, rel=0.05)
+        assert ridge[1] / ridge[0] == pytest.approx(left[1] / left[0])
+        assert (ridge[1], right[1]) == pytest.approx((peak, peak))
+
+
 def test_the_policy_lets_only_our_scripts_run(page: Scripts) -> None:
     (policy,) = [value for tag, name, value in page.attributes if (tag, name) == ("meta", "content") and "src" in value]
     allowed = re.findall(r"'sha256-([^']+)'", policy)

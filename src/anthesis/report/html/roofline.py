@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -35,10 +37,10 @@ def roofline(lines: Sequence[Line]) -> Chart:
     intensities = [mark.flops / mark.nbytes for mark in marks]
     least, most = min(intensities) / 4, max(intensities) * 4
     data: list[Figure] = []
-    places = list(dict.fromkeys(mark.line.place for mark in marks))
+    places = list(dict.fromkeys(_place(mark.line) for mark in marks))
     for place, is_prefill in product(places, (False, True)):
         shade = colour(places.index(place))
-        some = [mark for mark in marks if mark.is_prefill is is_prefill and mark.line.place == place]
+        some = [mark for mark in marks if mark.is_prefill is is_prefill and _place(mark.line) == place]
         data.append(
             {
                 "type": "scatter", "mode": "markers", "showlegend": False,
@@ -51,7 +53,7 @@ def roofline(lines: Sequence[Line]) -> Chart:
                 "hovertext": [told(mark.line, mark.told) for mark in some],
             }
         )  # fmt: skip
-    roofs = _roofs(found, least, most)
+    roofs = _drawn_roofs(_roofs(found), least, most)
     layout = {
         "height": 420,
         "xaxis": {"title": {"text": "operations per byte read"}, "type": "log", "dtick": 1},
@@ -97,32 +99,76 @@ def _work(line: Line) -> list[_Work]:
     return found
 
 
-def _roofs(lines: Sequence[Line], least: float, most: float) -> list[Figure]:
+def _place(line: Line) -> str:
+    """What has a roof of its own: a device, or several of them together."""
+    several = f" x{line.devices}" if (line.devices or 1) > 1 else ""
+    return f"{cut(line.place or '', 24)}{several}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Roof:
+    """The least time of any work at these speeds, as what it lets be computed in a second."""
+
+    index: int
+    place: str
+    kind: str
+    dash: str
+    read_bytes_per_s: float
+    flops_per_s: float | None
+
+    def under(self, intensity: float) -> float:
+        """What can be computed a second at so many operations per byte."""
+        return min(intensity * self.read_bytes_per_s, self.flops_per_s or math.inf)
+
+    @property
+    def ridge(self) -> float | None:
+        """Operations per byte from which on computing is what takes longer."""
+        return None if self.flops_per_s is None else self.flops_per_s / self.read_bytes_per_s
+
+    @property
+    def told(self) -> str:
+        computed = "" if self.flops_per_s is None else f", {amount(self.flops_per_s, 'flop/s')} {self.kind}"
+        return f"{amount(self.read_bytes_per_s, 'B/s')} read{computed}"
+
+
+def _roofs(lines: Sequence[Line]) -> list[_Roof]:
     """The roofs of each place and each kind of inputs, at the medians of its lines."""
     places: dict[str, list[Line]] = {}
     for line in lines:
-        places.setdefault(line.place or "", []).append(line)
-    roofs: list[Figure] = []
-    for i, (place, found) in enumerate(places.items()):
-        speeds = sorted(line.read_bandwidth_bytes_per_s for line in found if line.read_bandwidth_bytes_per_s)
-        if not speeds:
-            continue
-        speed = speeds[len(speeds) // 2]
+        places.setdefault(_place(line), []).append(line)
+    roofs = []
+    for index, (place, found) in enumerate(places.items()):
+        speeds = [line.read_bandwidth_bytes_per_s for line in found if line.read_bandwidth_bytes_per_s]
         kinds = sorted({kind for line in found for kind in line.multiply_adds_per_s or {}})
-        for kind in kinds or [""]:
-            peaks = sorted(peak for line in found if (peak := (line.multiply_adds_per_s or {}).get(kind)))
-            peak = 2 * peaks[len(peaks) // 2] if peaks else 0.0
-            ridge = peak / speed if peak else most
-            xs = [least, *([ridge] if least < ridge < most else []), max(most, ridge * 2 if peak else most)]
-            ys = [min(x * speed, peak) if peak else x * speed for x in xs]
-            dash = _DASHES[kinds.index(kind) % len(_DASHES)] if kind else _DASHES[0]
-            told_of = f"{amount(speed, 'B/s')} read" + (f", {amount(peak, 'flop/s')} {kind}" if peak else "")
-            roofs.append(
-                {
-                    "type": "scatter", "mode": "lines", "x": xs, "y": ys, "hoverinfo": "text",
-                    "name": text_of(f"{cut(place, 24)}: {told_of}" if len(places) > 1 else told_of),
-                    "hovertext": [text_of(f"{place}: {told_of}")] * len(xs),
-                    "line": {"color": colour(i), "width": 1.5, "dash": dash},
-                }
-            )  # fmt: skip
+        for i, kind in enumerate(kinds or [""]):
+            peaks = [peak for line in found if (peak := (line.multiply_adds_per_s or {}).get(kind))]
+            if speeds:
+                roofs.append(
+                    _Roof(
+                        index=index,
+                        place=place,
+                        kind=kind,
+                        dash=_DASHES[i % len(_DASHES)],
+                        read_bytes_per_s=statistics.median(speeds),
+                        flops_per_s=2 * statistics.median(peaks) if peaks else None,
+                    )
+                )
     return roofs
+
+
+def _drawn_roofs(roofs: Sequence[_Roof], least: float, most: float) -> list[Figure]:
+    """All roofs from the same intensity to the same one, which is beyond all their ridges."""
+    ridges = [roof.ridge for roof in roofs if roof.ridge is not None]
+    far = max([most, *(2 * ridge for ridge in ridges)])
+    figures = []
+    for roof in roofs:
+        xs = [least, *([roof.ridge] if roof.ridge is not None and least < roof.ridge else []), far]
+        name = f"{roof.place}: {roof.told}" if len({roof.place for roof in roofs}) > 1 else roof.told
+        figures.append(
+            {
+                "type": "scatter", "mode": "lines", "x": xs, "y": [roof.under(x) for x in xs], "hoverinfo": "text",
+                "name": text_of(name), "hovertext": [text_of(f"{roof.place}: {roof.told}")] * len(xs),
+                "line": {"color": colour(roof.index), "width": 1.5, "dash": roof.dash},
+            }
+        )  # fmt: skip
+    return figures
