@@ -313,7 +313,7 @@ def test_a_terminal_shows_a_bar_that_is_gone_in_the_end(tmp_path: Path) -> None:
     terminal = Terminal(command("bench", tiny_model(tmp_path), "--batch", "1,2", *QUICK_OPTIONS), COLUMNS="100")
     assert terminal.finish() == 0
     shown = terminal.output
-    assert "1/2 batch 1, weights native, tp 1: timed runs, run 1" in shown
+    assert "1/2 batch 1, weights native, tp 1: run 1" in shown
     assert "2/2 batch 2, weights native, tp 1: loading" in shown
     assert " left" in shown
     assert "bench: " not in shown
