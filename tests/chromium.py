@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -23,13 +23,18 @@ def chromium() -> Iterator[Any]:
     """A browser with a fresh profile; the test is skipped where there is none, unless the environment asks for it."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        reason = f"none of {', '.join(NAMES)} is installed"
-        if os.environ.get(NEEDED_VARIABLE) == "1":
-            pytest.fail(f"{NEEDED_VARIABLE}=1, and {reason}", pytrace=False)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
+        _give_up(f"no Chromium is installed: none of {', '.join(NAMES)} is found")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _give_up("playwright is not installed")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
         browser.close()
+
+
+def _give_up(reason: str) -> NoReturn:
+    if os.environ.get(NEEDED_VARIABLE) == "1":
+        pytest.fail(f"{NEEDED_VARIABLE}=1, and {reason}", pytrace=False)
+    pytest.skip(reason)

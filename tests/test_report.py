@@ -23,7 +23,7 @@ from anthesis.report.result_file import Entry
 from anthesis.units import duration
 from command_line import Terminal, anthesis, command, fail, obey_permissions, succeed, tiny_model
 from hostile import forget_peak_kib, peak_kib, sample
-from report_files import CUDA, HPU, document, write
+from report_files import CUDA, FIXTURES, HPU, document, write
 from text_model import text_model
 
 DEVICE = ("--device", "reference")
@@ -188,7 +188,7 @@ def test_no_more_of_a_file_is_read_than_a_result_may_have(tmp_path: Path) -> Non
     before = forget_peak_kib()
     with pytest.raises(RequestError, match=r"x\.json is no result: too long: more than 67,108,864 bytes"):
         read_result(path)
-    assert peak_kib() - before < 100_000
+    assert peak_kib() - before < 200_000  # the file as it comes, and once more in one piece
 
 
 def test_keys_and_versions_are_shown_in_part(tmp_path: Path) -> None:
@@ -255,43 +255,45 @@ def test_memory_is_that_of_all_ranks() -> None:
     assert (line.tp, line.pp, line.devices) == (8, 1, 8)
 
 
-def test_results_of_the_first_version_are_readable(tmp_path: Path) -> None:
-    old = document(CUDA)
-    for name in ("commit", "finished"):
-        del old[name]
-    old["request"]["prompt_tokens"] = 7  # one number, before it could be swept
-    for row in old["rows"]:
-        for name in ("started_at", "command", "turns"):
-            del row[name]
-        del row["point"]["prompt_tokens"]
-        if row["measurement"] is not None:
-            for name in ("limit", "bandwidth_moved", "marks", "timed_s", "between_s", "counted", "invalid"):
-                del row["measurement"][name]
-            for name in ("source", "fingerprint", "products"):
-                del row["measurement"]["model"][name]
-            del row["measurement"]["device"]["kernels"]
-            for run in row["measurement"]["runs"]:
-                del run["synchronise_s"]
-    file = read_result(write(tmp_path / "old.json", old))
-    first, second = file.lines[:2]
-    assert (first.share_of_step_floor, first.capture_s, first.marks, first.commit) == (None, None, None, None)
-    assert first.started_at == old["started_at"]
-    command = "anthesis bench random:bloom-560m -n 6 --device cuda --warmup 3 --runs 2 --seconds 0 --prompt-tokens 7"
-    assert first.command == f"{command} --weights bf16"
-    assert second.command == f"{command} --batch 8 --weights bf16"
-    for form in ("table", "md", "csv", "json", "html"):
-        assert "NVIDIA H100" in render(compose([file]), form)
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json", "html"])
+def test_results_of_the_first_version_are_shown(form: str) -> None:
+    files = read_results([FIXTURES / "bench-0.1-old.json", FIXTURES / "complete-0.1-old.json"])
+    contents = compose(files)
+    measured, data_set = contents.lines[0], contents.lines[-1]
+    assert (measured.share_of_step_floor, measured.marks, measured.commit) == (None, "warming up did not settle", None)
+    assert measured.started_at == files[0].document["started_at"]
+    assert measured.command == "anthesis bench -n 3 --warmup 1 --runs 2"
+    assert data_set.share_of_limit is None
+    text = render(contents, form)
+    assert all(file.path in html.unescape(text) for file in files)
 
 
-def test_a_rebuilt_command_is_quoted(tmp_path: Path) -> None:
+def test_a_rebuilt_command_is_that_of_the_row_alone(tmp_path: Path) -> None:
     changed = document(HPU)
-    changed["request"] |= {"prompt": "a $(reboot) 'b'\n", "cache": 7, "threads": True, "invariant": True}
-    line = read_result(write(tmp_path / "x.json", changed)).lines[0]
-    words = shlex.split(line.command or "")
-    assert words[words.index("-p") + 1] == "a $(reboot) 'b'\n"
-    assert words[words.index("--cache") + 1] == "7"
-    assert "--threads" not in words
+    changed["request"] |= {"prompt": "a $(reboot) 'b'\n", "invariant": True}
+    commands = [line.command or "" for line in read_result(write(tmp_path / "x.json", changed)).lines]
+    words = shlex.split(commands[1])
+    assert words[words.index("--prompt") + 1] == "a $(reboot) 'b'\n"
     assert "--invariant" in words
+    assert [shlex.split(command)[shlex.split(command).index("--weights") + 1] for command in commands] == [
+        "bf16", "bf16", "int8",
+    ]  # fmt: skip
+    assert [words[words.index("--tp") + 1] for words in map(shlex.split, commands) if "--tp" in words] == ["8", "8"]
+
+
+def test_a_command_is_not_rebuilt_from_what_is_no_request(tmp_path: Path) -> None:
+    changed = document(HPU)
+    changed["request"] = {"cache": 7}
+    assert read_result(write(tmp_path / "x.json", changed)).lines[0].command is None
+
+
+def test_one_number_of_prompt_tokens_stays_one_prompt(tmp_path: Path) -> None:
+    changed = document(CUDA)
+    changed["request"]["prompt_tokens"] = 7  # before it could be swept
+    for row in changed["rows"]:
+        del row["command"], row["point"]["prompt_tokens"]
+    words = shlex.split(read_result(write(tmp_path / "x.json", changed)).lines[0].command or "")
+    assert words[words.index("--prompt-tokens") + 1] == "7"
 
 
 # --- a terminal -------------------------------------------------------------------------------------------------------

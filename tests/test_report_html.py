@@ -13,13 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from anthesis.report import Contents, compose, read_prices, read_results, render
 from command_line import fail
 from report_files import CUDA, HPU, document, write
-
-go = pytest.importorskip("plotly.graph_objects")
 
 
 class Scripts(HTMLParser):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from anthesis.bench.command import command_of
 from anthesis.bench.measurement import Measurement
-from anthesis.bench.result import Report, Row
+from anthesis.bench.request import Request
+from anthesis.bench.result import Point, Report, Row
 from anthesis.bench.statistic import Statistic
-from anthesis.report.command import command_of_row
+from anthesis.records import from_document
 from anthesis.report.line import Line
 
 
@@ -35,7 +38,7 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
         "devices": row.point.tp * stages,
         "batch": row.point.batch,
         "turns": None if row.turns is None else f"{row.turns.side} of {row.turns.session}",
-        "command": row.command or command_of_row(report.request, row.point),
+        "command": row.command or _rebuilt_command(report.request, row.point),
         "commit": report.commit,
         "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     }
@@ -50,6 +53,18 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
             error=row.error or "no measurement, and no reason was given",
         )
     return Line(**shared, **_subject(row.measurement), **_speed(row.measurement), **_limit(row.measurement))
+
+
+def _rebuilt_command(request: dict[str, Any], point: Point) -> str | None:
+    """The command of a row, for results of versions that did not say it; None where the request is no longer one."""
+    made_up = request.get("prompt_tokens")
+    if isinstance(made_up, int):  # one number, before it could be swept
+        point = replace(point, prompt_tokens=made_up)
+        request = {**request, "prompt_tokens": [made_up]}
+    try:
+        return command_of(from_document(Request, request, "the request"), point)
+    except ValueError:
+        return None
 
 
 def _asked_for(report: Report) -> dict[str, Any]:
@@ -90,12 +105,13 @@ def _subject(measured: Measurement) -> dict[str, Any]:
         "peak_memory_bytes": sum(measured.ranks_peak_memory_bytes) or measured.process_peak_memory_bytes,
         "device_peak_memory_bytes": None if counted is None else counted.peak_memory_bytes,
         "tokens_sha256": measured.tokens_sha256,
-        "marks": "; ".join((*measured.marks, *_doubts(measured))) or None,
+        "marks": "; ".join(measured.marks or _doubts(measured)) or None,
         "invalid": "; ".join(measured.invalid) or None,
     }
 
 
 def _doubts(measured: Measurement) -> list[str]:
+    """What results of versions without marks say in other words."""
     doubts = [] if measured.warmup.settled else ["warming up did not settle"]
     return doubts if measured.runs_agree else [*doubts, "the runs did not all generate the same tokens"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -54,8 +55,8 @@ def _of(name: str, shown: Callable[[Any], str] = str) -> Callable[[Any], str | N
 
 
 def share(value: float) -> str:
-    """A share: "87.3 %"."""
-    return f"{value * 100:.1f} %"
+    """A share: "87.3%"."""
+    return f"{value:.1%}"
 
 
 def times(value: float) -> str:
@@ -67,7 +68,7 @@ def usd(value: float) -> str:
     """Dollars with three digits that count: "2.50", "1.625", "0.00421"."""
     if value >= 1:
         return f"{value:,.2f}" if value >= 10 else f"{value:.3f}".removesuffix("0")
-    return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2e}"
+    return f"{value:.{2 - math.floor(math.log10(value))}f}" if 1e-12 < value < 1 else f"{value:.3g}"
 
 
 def _count(number: int) -> str:
@@ -145,7 +146,8 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     ),
     Column("prompt of it", _bounded("share_of_prefill_floor", "prefill_bound"), note="the same of the prompts"),
     Column(
-        "share", _of("share_of_bandwidth", share), note="of the read bandwidth that was measured in the same run"
+        "share", lambda line: None if line.share_of_step_floor is not None else _of("share_of_bandwidth", share)(line),
+        note="of the read bandwidth that was measured in the same run"
     ),
     Column(
         "data set of the limit", _of("share_of_limit", share),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anthesis.dataset.summary import Counts, Session, Summary
+from anthesis.dataset.summary import Counts, Summary
 from anthesis.report.line import Line
 
 
@@ -47,7 +47,7 @@ def line_of_summary(summary: Summary, source: str, sha256: str) -> Line:
         timed_rows=timed.rows,
         rows_per_s=timed.rows / run_s if run_s else None,
         data_prompt_tokens=summary.counts.prompt_tokens,
-        share_of_limit=_share_of_limit(summary.sessions),
+        share_of_limit=summary.share_of_limit,
         finished=summary.finished,
         peak_memory_bytes=max((session.process_peak_memory_bytes for session in summary.sessions), default=None),
         versions=", ".join(f"{name} {version}" for name, version in summary.versions.items()),
@@ -56,13 +56,3 @@ def line_of_summary(summary: Summary, source: str, sha256: str) -> Line:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _share_of_limit(sessions: tuple[Session, ...]) -> float | None:
-    """That of all sessions, each weighing as long as it ran; None where one of them has none."""
-    shares = [(getattr(session, "share_of_limit", None), session.run_s) for session in sessions]
-    known = [(share, seconds) for share, seconds in shares if share is not None]
-    total_s = sum(seconds for _, seconds in known)
-    if len(known) < len(shares) or not total_s:
-        return None
-    return float(sum(share * seconds for share, seconds in known) / total_s)

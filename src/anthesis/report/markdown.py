@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from anthesis.errors import printable
 from anthesis.report.columns import EVALUATION_COLUMNS, LINE_COLUMNS, Grid, grid
@@ -14,12 +14,16 @@ from anthesis.report.original import TITLE, pivot, remark, seconds
 def markdown(contents: Contents) -> str:
     """The report, with a line break at its end."""
     parts = [_escaped(verdict(contents))]
+    notes: dict[str, str] = {}
     for lines in (contents.points, contents.data_sets):
         if lines:
-            parts += _grid(grid(lines, LINE_COLUMNS))
-    parts.append(_list(general_notes(contents)))
+            shown = grid(lines, LINE_COLUMNS)
+            notes |= dict(shown.notes)
+            parts += _grid(shown)
+    parts += [_notes(notes), _list(general_notes(contents))]
     if contents.evaluations:
-        parts += ["## Quality", *_grid(grid(contents.evaluations, EVALUATION_COLUMNS))]
+        evaluated = grid(contents.evaluations, EVALUATION_COLUMNS)
+        parts += ["## Quality", *_grid(evaluated), _notes(dict(evaluated.notes))]
     if contents.with_published:
         parts += [f"## {TITLE.capitalize()}", _pivot(contents)]
     if price_lines(contents):
@@ -39,8 +43,11 @@ def _grid(shown: Grid) -> list[str]:
     return [
         "\n".join(f"- {title}: {_escaped(text)}" for title, text in shown.shared),
         _table(shown.titles, rule, shown.rows),
-        "\n".join(f"- {title}: {note}" for title, note in shown.notes),
     ]
+
+
+def _notes(notes: Mapping[str, str]) -> str:
+    return "\n".join(f"- {title}: {note}" for title, note in notes.items())
 
 
 def _pivot(contents: Contents) -> str:

@@ -46,8 +46,8 @@ def tiles(contents: Contents) -> list[tuple[str, str, str, int | None]]:
     priced = [line for line in usable if line.usd_per_million_tokens is not None]
     if priced:
         line = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
-        text = f"{usd(line.usd_per_million_tokens or 0.0)} USD per million tokens"
-        found.append(("Cheapest", text, _named(line), line.number))
+        text = f"{usd(line.usd_per_million_tokens or 0.0)} USD"
+        found.append(("Cheapest million tokens", text, _named(line), line.number))
     bad = sum(line.error is not None or line.invalid is not None for line in own)
     marked = sum(line.marks is not None for line in own)
     about = [f"{bad} failed or invalid" if bad else "none failed", f"{marked} marked" if marked else ""]
@@ -112,7 +112,7 @@ def _facts(best: Line, contents: Contents) -> list[str]:
     if best.times_as_fast is not None and contents.baseline is not None and best.number != contents.baseline.number:
         facts.append(f"{times(best.times_as_fast)} as fast as #{contents.baseline.number}")
     if best.perplexity_ratio is not None:
-        facts.append(f"perplexity {best.perplexity_ratio:.4f} of {printable(best.quality_against or '')}'s")
+        facts.append(f"perplexity {times(best.perplexity_ratio)} that of {printable(best.quality_against or '')}")
     elif best.quality_note:
         facts.append(best.quality_note)
     return facts

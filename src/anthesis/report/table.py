@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -37,17 +37,23 @@ def table(contents: Contents, width: int | None, is_styled: bool) -> str:
     )  # fmt: skip
     console.print(Text(verdict(contents), style="bold"), soft_wrap=width is None)
     columns = [column for column in LINE_COLUMNS if not column.is_remark]
+    notes: dict[str, str] = {}
     for lines in (contents.points, contents.data_sets):
         if lines:
+            shown = grid(lines, columns)
+            notes |= dict(shown.notes)
             published = {f"#{line.number}" for line in lines if line.is_published}
             bad = {f"#{line.number}" for line in lines if line.error or line.invalid}
-            _print_grid(console, grid(lines, columns), lambda row: _style(row[0], published, bad))  # noqa: B023
-    for text_of_row in remarks(contents.lines):
-        console.print(Text(text_of_row), soft_wrap=width is None)
+            _print_grid(console, shown, lambda row: _style(row[0], published, bad))  # noqa: B023
+    for remark_line in remarks(contents.lines):
+        console.print(Text(remark_line), soft_wrap=width is None)
+    _print_notes(console, notes)
     _print_bars(console, [line for line in contents.points if line.has_latency])
     if contents.evaluations:
         _heading(console, "quality")
-        _print_grid(console, grid(contents.evaluations, EVALUATION_COLUMNS), lambda row: "")
+        evaluated = grid(contents.evaluations, EVALUATION_COLUMNS)
+        _print_grid(console, evaluated, lambda row: "")
+        _print_notes(console, dict(evaluated.notes))
     if contents.with_published:
         _heading(console, TITLE)
         _print_pivot(console, contents)
@@ -58,8 +64,8 @@ def table(contents: Contents, width: int | None, is_styled: bool) -> str:
     ):
         if texts:
             _heading(console, title)
-        for line in texts:
-            console.print(Text(line), soft_wrap=width is None)
+        for text_line in texts:
+            console.print(Text(text_line), soft_wrap=width is None)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
@@ -90,7 +96,11 @@ def _print_grid(console: Console, shown: Grid, style: Callable[[list[str]], str]
             printed.add_row(*(Text(row[i]) for i in block), style=style(row))
         console.print(printed)
     console.print()
-    for title, note in shown.notes:
+
+
+def _print_notes(console: Console, notes: Mapping[str, str]) -> None:
+    console.print()
+    for title, note in notes.items():
         console.print(Text(f"{title}: {note}", style="dim"), soft_wrap=console.width == _UNBOUNDED)
 
 

@@ -45,10 +45,12 @@ def text_of(text: str) -> str:
 
 
 def drawn(chart: Chart, summary: str, figure: Figure) -> Chart:
+    """The chart with a figure."""
     return replace(chart, summary=summary, figure=figure)
 
 
 def colour(i: int) -> str:
+    """The name of one of the page's colours for series, the same for the same number."""
     return f"var(--series-{i % _SERIES + 1})"
 
 
@@ -58,13 +60,16 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def plain(line: Line) -> str:
+    """A line in words, not for Plotly."""
     return f"#{line.number} {printable(line.model or '', 60)}, {printable(line.label, 100)}"
 
 
 def told(line: Line, figure: str) -> str:
+    """What a mark says: its line, and a figure of it."""
     variant = f" ({printable(line.variant)})" if line.variant else ""
     return f"{text_of(plain(line))}{text_of(variant)}<br>{text_of(figure)}"
 
 
 def cut(text: str, most: int) -> str:
+    """The text, or the beginning of one that is longer."""
     return text if len(text) <= most else text[: most - 1] + "…"

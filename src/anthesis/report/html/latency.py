@@ -12,6 +12,7 @@ from anthesis.units import duration
 
 
 def latency(lines: Sequence[Line]) -> Chart:
+    """A bar for each line, by models, the fastest of each first."""
     chart = Chart(
         name="latency",
         title="Latency",
@@ -102,6 +103,7 @@ def _bars(rows: Sequence[tuple[int, Line]], published: bool, scale: float) -> Fi
 
 
 def batches(lines: Sequence[Line]) -> Chart:
+    """Time from token to token of lines that differ in their batch only."""
     chart = Chart(
         name="batch",
         title="Latency against batch",

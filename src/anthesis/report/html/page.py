@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from string import Template
@@ -48,12 +49,11 @@ def page(contents: Contents) -> str:
     """
     points = [line for line in contents.points if line.has_latency]
     drawn = [chart(points) for chart in (latency, batches, roofline, price)]
-    scripts = [_plotly_code(), _read("page.js")]
     figures = {chart.name: chart.figure for chart in drawn if chart.figure is not None}
     documents = {str(entry.line.number): entry.document for entry in contents.entries if entry.document is not None}
     documents |= {f"e{i}": file.document for i, file in enumerate(contents.evaluation_files, start=1)}
     return Template(_read("page.html")).substitute(
-        policy=escape(_policy(scripts)),
+        policy=escape(_policy()),
         style=_read("page.css"),
         verdict=escape(verdict(contents)),
         tiles="".join(_tile(*tile) for tile in tiles(contents)),
@@ -62,8 +62,8 @@ def page(contents: Contents) -> str:
         data="".join(
             [_data("figures", figures), *(_data(f"raw-{name}", document) for name, document in documents.items())]
         ),
-        plotly=scripts[0],
-        script=scripts[1],
+        plotly=_plotly_code(),
+        script=_read("page.js"),
     )
 
 
@@ -164,8 +164,10 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _policy(scripts: Iterable[str]) -> str:
-    """What the page may do: run these scripts, style itself, and show images that it has made."""
+@cache
+def _policy() -> str:
+    """What the page may do: run its scripts, style itself, and show images that it has made."""
+    scripts = (_plotly_code(), _read("page.js"))
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
@@ -174,6 +176,7 @@ def _policy(scripts: Iterable[str]) -> str:
     )
 
 
+@cache
 def _plotly_code() -> str:
     try:
         from plotly.offline import get_plotlyjs

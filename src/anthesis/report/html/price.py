@@ -12,6 +12,7 @@ _NAMED_MARKS = 12  # more of them would cover each other's names
 
 
 def price(lines: Sequence[Line]) -> Chart:
+    """What tokens cost, and how long they take."""
     chart = Chart(
         name="price",
         title="Price against latency",

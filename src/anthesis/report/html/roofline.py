@@ -15,6 +15,11 @@ _DASHES = ("solid", "dash", "dot")
 
 
 def roofline(lines: Sequence[Line]) -> Chart:
+    """Every line with a limit, under the roofs of its device.
+
+    Source:
+        Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52(4), 2009.
+    """
     chart = Chart(
         name="limit",
         title="Share of the limit",
@@ -50,7 +55,7 @@ def roofline(lines: Sequence[Line]) -> Chart:
     layout = {
         "height": 420,
         "xaxis": {"title": {"text": "operations per byte read"}, "type": "log", "dtick": 1},
-        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "dtick": 1, "tickformat": "~s"},
+        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "tickformat": "~s"},
     }
     shares = ", ".join(
         f"#{line.number} {share(line.share_of_step_floor)}" for line in found if line.share_of_step_floor

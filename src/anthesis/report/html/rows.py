@@ -37,12 +37,18 @@ def data_set_table(contents: Contents) -> str:
 
 def evaluation_table(contents: Contents) -> str:
     """Every evaluation, as HTML."""
-    columns = [column for column in EVALUATION_COLUMNS if any(map(column.cell, contents.evaluations))]
-    heads = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
+    columns = [
+        column
+        for column in EVALUATION_COLUMNS
+        if column.title != "source" and any(map(column.cell, contents.evaluations))
+    ]
+    left = {column.title: ' class="left"' if column.left else "" for column in columns}
+    heads = "".join(f'<th scope="col"{left[column.title]}>{escape(column.title)}</th>' for column in columns)
     bodies = []
     for i, found in enumerate(contents.evaluations, start=1):
         cells = "".join(
-            f'<td data-label="{escape(column.title)}">{escape(column.cell(found) or EMPTY)}</td>' for column in columns
+            f'<td data-label="{escape(column.title)}"{left[column.title]}>{escape(column.cell(found) or EMPTY)}</td>'
+            for column in columns
         )
         details = _details(f"e{i}", _evaluation_facts(found), found.command, found.source, found.source_sha256)
         bodies.append(
@@ -68,7 +74,7 @@ def _line_table(lines: Sequence[Line], columns: Sequence[_Glance], contents: Con
             f'<tbody class="row{kind}" id="row-{line.number}" tabindex="-1"><tr>'
             f'<td class="number"><a href="#row-{line.number}">#{line.number}</a></td>'
             f'<th scope="row">{_subject(line, is_baseline)}</th>{cells}</tr>'
-            f'<tr class="more"><td colspan="{width}">{details}</td></tr></tbody>'
+            f'<tr class="more"><td colspan="{width}">{_troubles(line)}{details}</td></tr></tbody>'
         )
     return (
         '<div class="scroll"><table class="grid"><thead><tr><th scope="col">#</th><th scope="col">Row</th>'
@@ -88,15 +94,16 @@ def _subject(line: Line, is_baseline: bool) -> str:
     badges += [("baseline", "baseline")] if is_baseline else []
     badges += [("", "random weights")] if line.is_random else []
     badges += [("", f"turns {line.turns.partition(' ')[0]}")] if line.turns else []
+    marks = "".join(_badge(name, text) for name, text in badges)
+    return f"<b>{_text(line.model or 'unknown model')}</b><span>{_text(label)}</span>{marks}"
+
+
+def _troubles(line: Line) -> str:
     troubles = (("bad", "failed", line.error), ("bad", "invalid", line.invalid), ("warn", "marked", line.marks))
-    return (
-        f"<b>{_text(line.model or 'unknown model')}</b><span>{_text(label)}</span>"
-        + "".join(_badge(name, text) for name, text in badges)
-        + "".join(
-            f'<p class="why">{_badge(name, text)}{escape(printable(why, 500))}</p>'
-            for name, text, why in troubles
-            if why is not None
-        )
+    return "".join(
+        f'<p class="why">{_badge(name, text)}{escape(printable(why, 500))}</p>'
+        for name, text, why in troubles
+        if why is not None
     )
 
 
@@ -129,7 +136,8 @@ def _details(
             f'<button type="button" data-save="raw-{name}" data-name="{escape(stem)}-{name}.json">Download</button>'
             f'<pre id="shown-{name}" tabindex="0" hidden></pre></div>'
         )
-    title = "Details and source" if is_published else "Details, command and raw result"
+    contents = ["Details", *(["command"] if command else []), "source" if is_published else "raw result"]
+    title = f"{', '.join(contents[:-1])} and {contents[-1]}"
     return f'<details><summary>{title}<span class="unseen"> of row {name}</span></summary>{"".join(parts)}</details>'
 
 
@@ -176,19 +184,26 @@ def _time(value: float | None) -> str | None:
     return None if value is None else escape(duration(value))
 
 
+def _still(text: str) -> str:
+    """A figure and its unit, which stay in one line."""
+    return escape(text).replace(" ", "&nbsp;")
+
+
 def _with_small(main: str | None, small: str | None) -> str | None:
     return main if main is None or small is None else f"{main}<small>{small}</small>"
 
 
 def _token(line: Line) -> str | None:
-    p95 = None if line.token_p95_s is None else f"p95 {duration(line.token_p95_s)}"
+    p95 = None if line.token_p95_s is None else f"p95 {_still(duration(line.token_p95_s))}"
     return _with_small(_time(line.token_s), p95)
 
 
 def _total(line: Line) -> str | None:
     if line.total_p5_s is None or line.total_p95_s is None:
         return _time(line.total_s)
-    return _with_small(_time(line.total_s), f"{duration(line.total_p5_s)} – {duration(line.total_p95_s)}")
+    return _with_small(
+        _time(line.total_s), f"{_still(duration(line.total_p5_s))} – {_still(duration(line.total_p95_s))}"
+    )
 
 
 def _meter(value: float | None, about: str | None) -> str | None:
@@ -201,17 +216,21 @@ def _meter(value: float | None, about: str | None) -> str | None:
 
 def _limit(line: Line) -> str | None:
     if line.share_of_step_floor is not None:
-        return _meter(line.share_of_step_floor, f"of the limit: {line.step_bound}" if line.step_bound else None)
+        return _meter(
+            line.share_of_step_floor, f"of the limit: {line.step_bound}" if line.step_bound else "of the limit"
+        )
     return _meter(line.share_of_bandwidth, "of the bandwidth")
 
 
 def _quality(line: Line) -> str | None:
     if line.perplexity is None:
         return None if line.quality_note is None else f'<span class="warn">{escape(line.quality_note)}</span>'
-    small = None if line.perplexity_ratio is None else f"x {line.perplexity_ratio:.4f}, KL {line.mean_kl or 0.0:.4f}"
-    if line.greedy_agreement is not None:
-        small = f"{small}, agree {share(line.greedy_agreement)}"
-    return _with_small(f"{line.perplexity:.3f}", small)
+    more = []
+    if line.perplexity_ratio is not None:
+        more.append(f"{line.perplexity_ratio:.4f}x&nbsp;{_text(line.quality_against or '')}")
+    if line.mean_kl is not None and line.greedy_agreement is not None:
+        more += [f"KL&nbsp;{line.mean_kl:.4f}", f"{share(line.greedy_agreement)}&nbsp;agree"]
+    return _with_small(f"{line.perplexity:.3f}", "<br>".join(more) or None)
 
 
 def _rate(value: float | None) -> str | None:
