@@ -141,8 +141,7 @@ def compare(reports: Sequence[tuple[str, Report]]) -> list[Comparison]:
     comparisons = [
         comparison for alike in _alike(sessions.values()).values() for comparison in _of_sessions(list(alike))
     ]
-    paired_rows = [label for sides in sessions.values() if len(sides) == 2 for label in sides.values()]
-    alone = [label for label in rows if not any(label is other for other in paired_rows)]
+    alone = [label for label in rows if label.row.turns is None or len(sessions[label.row.turns.session]) == 1]
     return comparisons + [_not_in_turns(a, b) for a, b in _beside(alone)]
 
 
@@ -153,8 +152,9 @@ def _alike(sessions: Iterable[Mapping[str, Labelled]]) -> dict[Any, list[tuple[L
         if len(sides) == 2:
             pair = sides["A"], sides["B"]
             what = [(label.row.command, label.row.turns and label.row.turns.version) for label in pair]
-            machine = pair[0].report.machine
-            found.setdefault((*what, machine.processor, machine.usable_cores), []).append(pair)
+            report = pair[0].report
+            where = report.machine.processor, report.machine.usable_cores, report.commit
+            found.setdefault((*what, *where), []).append(pair)
     return found
 
 
