@@ -81,14 +81,12 @@ class Verdict:
         interval = f"99 % interval {self.low:.3g} to {self.high:.3g}"
         if self.outcome != "no difference seen":
             return f"B is {self.ratio:.3g} x as fast as A ({interval})"
+        beyond = ""
         if self.low > 1 or self.high < 1:
-            return (
-                f"no difference seen beyond the {self.allowed:.0%} by which two processes of one program may differ "
-                f"({interval})"
-            )
+            beyond = f" beyond the {self.allowed:.0%} by which two processes of one program may differ"
         missed = max(1 / self.low - 1, self.high - 1, self.allowed)
         size = f"{missed:.1%}" if missed < 1 else f"{1 + missed:.2g} x"
-        return f"no difference seen ({interval}; differences under {size} could be missed)"
+        return f"no difference seen{beyond} ({interval}; differences under {size} could be missed)"
 
 
 @dataclass(frozen=True, kw_only=True)
