@@ -67,7 +67,7 @@ def main() -> None:
             for name, against in zip(sessions, ("same", f"python={python}"), strict=True):
                 report = session(arguments, against, Path(directory) / "result.json")
                 sessions[name].append(report)
-                print(f"{repeat + 1:3} {name:12} {in_all(report).text}", flush=True)
+                print(f"{repeat + 1:3} {name:12} {said(report)}", flush=True)
     page = markdown(sessions, arguments, time.monotonic() - begin)
     print(page)
     if asked.output is not None:
@@ -82,23 +82,28 @@ WANTED = ("no difference seen", "slower")
 def session(arguments: Sequence[str], against: str, result: Path) -> Report:
     """One session in turns."""
     command = [sys.executable, "-m", "anthesis", "bench", *arguments, "--against", against, "-o", str(result)]
+    result.unlink(missing_ok=True)
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
+    if not result.exists():  # an invalid row is written, too
         raise SystemExit(f"{shlex.join(command)} ended with {done.returncode}: {done.stdout}{done.stderr}")
     return read_report(result)
 
 
-def in_all(report: Report) -> Verdict:
-    """The verdict on the whole call."""
+def in_all(report: Report) -> Verdict | None:
+    """The verdict on the whole call; None where the rows are not comparable."""
     (comparison,) = compare([("the session", report)])
-    if not comparison.verdicts:
-        raise SystemExit(comparison.not_comparable)
-    return comparison.verdicts[0]
+    return comparison.verdicts[0] if comparison.verdicts else None
+
+
+def said(report: Report) -> str:
+    """The verdict in words, or why there is none."""
+    (comparison,) = compare([("the session", report)])
+    return comparison.not_comparable or comparison.verdicts[0].text
 
 
 def count(reports: Sequence[Report]) -> Counter[str]:
     """How many sessions came to which outcome."""
-    return Counter(in_all(report).outcome for report in reports)
+    return Counter(verdict.outcome for verdict in map(in_all, reports) if verdict is not None)
 
 
 def markdown(sessions: dict[str, list[Report]], arguments: Sequence[str], took_s: float) -> str:
@@ -121,18 +126,26 @@ def markdown(sessions: dict[str, list[Report]], arguments: Sequence[str], took_s
         "|---|---|---|---|---|---|---|",
     ]
     for name, reports in sessions.items():
-        found, verdicts = count(reports), [in_all(report) for report in reports]
-        ratios, rounds = [verdict.ratio for verdict in verdicts], [verdict.pairs for verdict in verdicts]
+        found, verdicts = count(reports), [verdict for verdict in map(in_all, reports) if verdict is not None]
         outcomes = [str(found[outcome]) for outcome in ("no difference seen", "slower", "faster")]
-        cells = [name, str(len(reports)), *outcomes, f"{min(ratios):.3f} to {max(ratios):.3f}"]
-        lines.append(f"| {' | '.join([*cells, f'{min(rounds)} to {max(rounds)}'])} |")
+        ratios, rounds = [verdict.ratio for verdict in verdicts], [verdict.pairs for verdict in verdicts]
+        ends = (
+            [f"{min(ratios):.3f} to {max(ratios):.3f}", f"{min(rounds)} to {max(rounds)}"] if verdicts else ["-", "-"]
+        )
+        lines.append(f"| {' | '.join([name, str(len(reports)), *outcomes, *ends])} |")
     lines += ["", "Every session: how many times as fast B is as A, with the 99 % interval.", ""]
     lines += [f"| session | {' | '.join(sessions)} |", "|---|---|---|"]
     for number, both in enumerate(zip(*sessions.values(), strict=True), start=1):
-        found_both = [in_all(report) for report in both]
-        cells = [f"{one.ratio:.3f} ({one.low:.3f} to {one.high:.3f})" for one in found_both]
-        lines.append(f"| {number} | {' | '.join(cells)} |")
+        lines.append(f"| {number} | {' | '.join(map(cell, both))} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(report: Report) -> str:
+    """A session in the table."""
+    verdict = in_all(report)
+    if verdict is None:
+        return said(report)
+    return f"{verdict.ratio:.3f} ({verdict.low:.3f} to {verdict.high:.3f})"
 
 
 if __name__ == "__main__":

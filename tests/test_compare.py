@@ -248,6 +248,8 @@ def test_a_session_may_lie_in_two_files(measured: Report) -> None:
     a, b = (replace(whole, rows=(row,)) for row in whole.rows)
     assert only(a, b).verdicts == only(b, a).verdicts == only(whole).verdicts
     assert compare([("a", a)]) == []
+    assert compare([("file", whole), ("its copy", whole)])[0].verdicts == only(whole).verdicts
+    assert len(compare([("file", whole), ("its copy", whole)])) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from anthesis.bench import Report, Request, read_report, sweep
+from anthesis.bench.against import measure_in_turns
 from anthesis.bench.command import command_of, request_of_point
 from anthesis.bench.failure import failure
 from anthesis.bench.partial import Partial
@@ -59,6 +60,15 @@ def test_every_point_has_a_process_and_failing_ones_do_not_stop_the_others(tmp_p
     assert [row.command for row in report.rows] == [command_of(request, point) for point in points_of(request)]
     assert all(report.started_at <= str(row.started_at) for row in report.rows)
     assert {"anthesis", "python", "numpy"} <= set(report.versions)
+
+
+def test_the_ranks_of_a_launcher_serve_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match="ranks that a launcher has started serve one model; measure one point"):
+        sweep(Request(tp=(2,), batch=(1, 2), **QUICK))
+    with pytest.raises(RequestError, match="--against starts ranks of its own; run it without the launcher"):
+        measure_in_turns(Request(**QUICK), "tp=2")
 
 
 # --- why a point failed -----------------------------------------------------------------------------------------------
@@ -313,7 +323,7 @@ def test_a_terminal_shows_a_bar_that_is_gone_in_the_end(tmp_path: Path) -> None:
     terminal = Terminal(command("bench", tiny_model(tmp_path), "--batch", "1,2", *QUICK_OPTIONS), COLUMNS="100")
     assert terminal.finish() == 0
     shown = terminal.output
-    assert "1/2 batch 1, weights native, tp 1: timed runs, run 1" in shown
+    assert "1/2 batch 1, weights native, tp 1: run 1" in shown
     assert "2/2 batch 2, weights native, tp 1: loading" in shown
     assert " left" in shown
     assert "bench: " not in shown

@@ -26,6 +26,8 @@ SAME = "same"
 _IDLE_S = 0.01
 """Before each turn: threads of the other side that wait for work look for it up to a millisecond before they sleep."""
 
+_TURNS = "timed runs in turns"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -127,7 +129,7 @@ class _Turns:
                 order[number].append(len(order[0]) + len(order[1]))
                 time.sleep(_IDLE_S)
                 with _naming(self._sides[number]):
-                    enough[number] = self._processes[number].run(self._tell(number, "timed runs in turns"))
+                    enough[number] = self._processes[number].run(self._tell(number, _TURNS))
         return order
 
     def finish(self) -> list[Finished]:
@@ -138,13 +140,19 @@ class _Turns:
         return found
 
     def _tell(self, number: int, phase: str) -> Callable[[str, float], None]:
-        side = self._sides[number]
-        of_side = "" if "turns" in phase else f"side {side.name} ({named(side.point)}): "
+        label = f"side {self._sides[number].name} ({named(self._sides[number].point)})"
 
         def tell(detail: str, share: float) -> None:
             self._shares[number] = share
             self._on_status(
-                Status(row=1, rows=1, phase=f"{of_side}{phase}", detail=detail, share=sum(self._shares) / 2)
+                Status(
+                    row=1,
+                    rows=1,
+                    # runs of both sides are one phase
+                    phase=phase if phase == _TURNS else f"{label}: {phase}",
+                    detail=f"{label}: {detail or phase}",
+                    share=sum(self._shares) / 2,
+                )
             )
 
         return tell

@@ -147,7 +147,7 @@ class Measurement:
 
     Attributes:
         model, configuration, device: what ran.
-        load_s: seconds of loading, once for all points that share model, weights and devices.
+        load_s: seconds of loading.
         warmup: the runs before.
         runs: every sample.
         speed: derived from the samples.
@@ -155,7 +155,7 @@ class Measurement:
         tokens_sha256: of the tokens of the first run: ids as little-endian int32, sequence after sequence.
         runs_agree: every run generated these tokens.
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
-            bandwidth was measured for this point; earlier points of a sweep count.
+            bandwidth was measured.
         operations: where a decode step's time goes, counted in a run of its own after the timed ones; None unless asked
             for. Of rank 0.
         ranks_peak_memory_bytes: the same as `process_peak_memory_bytes` of the process of every rank, in rank order.

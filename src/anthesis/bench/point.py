@@ -70,7 +70,7 @@ class LocalPoint:
         """
 
         def on_weight(loaded: int, total: int) -> None:
-            tell(f"{loaded} of {total} weights", _LOAD_SHARE * loaded / total)
+            tell(f"loading {loaded} of {total} weights", _LOAD_SHARE * loaded / total)
 
         tell("", 0.0)
         request, point = self._request, self._point

@@ -81,14 +81,12 @@ class Verdict:
         interval = f"99 % interval {self.low:.3g} to {self.high:.3g}"
         if self.outcome != "no difference seen":
             return f"B is {self.ratio:.3g} x as fast as A ({interval})"
+        beyond = ""
         if self.low > 1 or self.high < 1:
-            return (
-                f"no difference seen beyond the {self.allowed:.0%} by which two processes of one program may differ "
-                f"({interval})"
-            )
+            beyond = f" beyond the {self.allowed:.0%} by which two processes of one program may differ"
         missed = max(1 / self.low - 1, self.high - 1, self.allowed)
         size = f"{missed:.1%}" if missed < 1 else f"{1 + missed:.2g} x"
-        return f"no difference seen ({interval}; differences under {size} could be missed)"
+        return f"no difference seen{beyond} ({interval}; differences under {size} could be missed)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +139,7 @@ def compare(reports: Sequence[tuple[str, Report]]) -> list[Comparison]:
     comparisons = [
         comparison for alike in _alike(sessions.values()).values() for comparison in _of_sessions(list(alike))
     ]
-    paired_rows = [label for sides in sessions.values() if len(sides) == 2 for label in sides.values()]
-    alone = [label for label in rows if not any(label is other for other in paired_rows)]
+    alone = [label for label in rows if label.row.turns is None or len(sessions[label.row.turns.session]) == 1]
     return comparisons + [_not_in_turns(a, b) for a, b in _beside(alone)]
 
 
@@ -153,8 +150,9 @@ def _alike(sessions: Iterable[Mapping[str, Labelled]]) -> dict[Any, list[tuple[L
         if len(sides) == 2:
             pair = sides["A"], sides["B"]
             what = [(label.row.command, label.row.turns and label.row.turns.version) for label in pair]
-            machine = pair[0].report.machine
-            found.setdefault((*what, machine.processor, machine.usable_cores), []).append(pair)
+            report = pair[0].report
+            where = report.machine.processor, report.machine.usable_cores, report.commit
+            found.setdefault((*what, *where), []).append(pair)
     return found
 
 

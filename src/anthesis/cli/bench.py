@@ -182,8 +182,9 @@ def _print_verdict(report: Report) -> None:
     from anthesis.bench.verdict import compare
     from anthesis.cli.compare import print_verdicts
 
-    a, b = report.rows
-    print(f"A, the first row, and B, the second ({b.turns.changed or 'the same'}):" if b.turns is not None else a)
+    turns = report.rows[1].turns
+    assert turns is not None, "rows of --against are in turns"
+    print(f"A, the first row, and B, the second ({turns.changed or 'the same'}):")
     for comparison in compare([("this result", report)]):
         print_verdicts(comparison)
 

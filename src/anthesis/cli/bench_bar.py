@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anthesis.bench.sweep import Status
 
 _REDRAW_S = 0.1
+_TIMES_WIDTH = len("12:34, 12:34 left")
 _TELLING_SHARE = 0.02
 """Of the work, before which its time says little of what is left."""
 
@@ -55,11 +56,12 @@ class BenchBar:
             from rich.table import Column
 
             doing = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-            self._bar = start_bar(doing, BarColumn(16), TextColumn("{task.fields[times]}"), total=1, drawn_alone=False)
+            times = TextColumn("{task.fields[times]}", table_column=Column(no_wrap=True, min_width=_TIMES_WIDTH))
+            self._bar = start_bar(doing, BarColumn(10), times, total=1, drawn_alone=False)
         rows = f"{status.row}/{status.rows} " if status.rows > 1 else ""
         self._bar.update(
             self._bar.task_ids[0],
-            description=f"{rows}{status.phase}{f', {status.detail}' if status.detail else ''}",
+            description=f"{rows}{status.detail}",
             completed=status.share,
             times=self._times(status.share),
         )
