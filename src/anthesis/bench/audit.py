@@ -65,12 +65,12 @@ def too_fast(work: Work, runs: Sequence[Run]) -> Iterator[str]:
 
 
 def still_at_work(runs: Sequence[Run]) -> Iterator[str]:
-    """Clocks that were stopped before the device had done its work: in one run of two, since any process may wait once."""
+    """Clocks that were stopped before the device had done its work: in most runs, since any process may wait once."""
     waited_s = statistics.median(run.synchronise_s for run in runs)
     if waited_s > SYNCHRONISE_S + SYNCHRONISE_SHARE * statistics.median(run.total_s for run in runs):
         yield (
-            f"the device was still at work when the clock was stopped, for {duration(waited_s)} (median): times end too "
-            "early"
+            f"the device was still at work when the clock was stopped, for {duration(waited_s)} (median): times end "
+            "too early"
         )
 
 
