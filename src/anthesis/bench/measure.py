@@ -109,6 +109,7 @@ class Session:
         done = min(len(self._runs) / self._request.runs, self._total_s / (self._request.min_s or 1e-9))
         progress(f"run {len(self._runs) + 1}", _WARM_SHARE + (1 - _WARM_SHARE) * min(1.0, done))
         before = self._device.counters()
+        self._device.synchronize()
         begin = time.perf_counter()
         total_s, completions = self._once()
         end = time.perf_counter()
