@@ -15,7 +15,17 @@ import pytest
 
 from anthesis import LLM
 from anthesis.bench import Measurement, Request, measure
-from anthesis.bench.audit import bandwidth_moved, marks, miscounted, still_at_work, too_fast, unaccounted, wrong_bytes
+from anthesis.bench.audit import (
+    bandwidth_moved,
+    idle_ends,
+    marks,
+    miscounted,
+    still_at_work,
+    too_fast,
+    unaccounted,
+    wrong_bytes,
+    wrong_rates,
+)
 from anthesis.bench.derive import decode_s, prefill_s, speed
 from anthesis.bench.limit import limit, work_of
 from anthesis.bench.measure import Session
@@ -26,7 +36,8 @@ from anthesis.devices.cpu.device import CpuDevice, CpuExecutable
 from anthesis.devices.reference import ReferenceDevice
 from anthesis.errors import AnthesisError
 from anthesis.program.attend import Attend
-from anthesis.program.ir import Array, Arrays, Program
+from anthesis.program.cost import cost
+from anthesis.program.ir import Array, Arrays, Program, Step
 from anthesis.program.ops import Linear
 from command_line import tiny_model
 
@@ -182,16 +193,16 @@ def test_steps_that_are_faster_than_memory_fail_the_row(tmp_path: Path, monkeypa
     request = replace(REQUEST, max_new_tokens=8)
     with LLM(f"random:{config}", device="cpu") as llm:
         invalid = measure(llm, request, replace(POINT, batch=1)).invalid
-    assert any(reason.startswith("a decode step took ") and "the least possible" in reason for reason in invalid)
+    assert any(reason.startswith("decoding took ") and "the least possible" in reason for reason in invalid)
 
 
 def test_the_limit_allows_for_noise_and_no_more(tmp_path: Path) -> None:
     run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=(1e9, 1.2e9))
     with opened(tmp_path) as llm:
         work = work_of(llm, run, 4, 3)
-    _, least = work.floors(1.2e9, {})  # of the fastest pass
-    assert least is not None and least.total_s is not None
-    steps = {share: least.total_s / share for share in (0.9, 1.04, 1.06)}
+    least = work.least(work.decode, 1.2e9, {})  # of the fastest pass
+    assert least.total_s is not None and least.bound is None
+    steps = {share: least.total_s / 2 / share for share in (0.9, 1.04, 1.06)}
     runs = {share: [replace(run, token_s=((1.0, 1 + s, 1 + 2 * s),))] for share, s in steps.items()}
     assert {share: len(list(too_fast(work, found))) for share, found in runs.items()} == {0.9: 0, 1.04: 0, 1.06: 1}
     found = limit(work, runs[0.9])
@@ -244,8 +255,8 @@ def test_times_that_contradict_the_count_are_found(
 def test_a_rate_that_is_not_tokens_by_time_is_found(sound: Measurement) -> None:
     per_s = sound.speed.tokens_per_s
     said = replace(sound.speed, tokens_per_s=replace(per_s, median=per_s.median * NEW / (NEW - 1)))
-    (reason,) = miscounted(sound.runs, said, POINT.batch, NEW)
-    assert "are not the 10 tokens of a run by its time" in reason
+    (reason,) = wrong_rates(sound.runs, said, 7)
+    assert " tokens/s in all are not the tokens by their time, " in reason
 
 
 @pytest.mark.parametrize(
@@ -274,25 +285,92 @@ def test_a_bandwidth_that_moved_marks_the_row() -> None:
     settled = Warmup(run_s=(1.0, 1.0, 1.0), settled=True)
     steady, moving = [run(90.0), run(108.0), run(100.0)], [run(89.0), run(110.0), run(100.0)]
     assert bandwidth_moved(steady) == pytest.approx(0.18)
-    assert marks(settled, bandwidth_moved(steady), True) == ()
-    assert marks(settled, bandwidth_moved(moving), True) == ("the read bandwidth moved by 21% during the runs",)
+    assert marks(settled, bandwidth_moved(steady), True, 10.0, 10.0) == ()
+    assert marks(settled, bandwidth_moved(moving), True, 10.0, 10.0) == (
+        "the read bandwidth moved by 21% during the runs",
+    )
     assert bandwidth_moved([run(90.0)]) is None
 
 
 def test_warming_up_that_did_not_settle_and_runs_that_differ_are_marked() -> None:
     unsettled, few = Warmup(run_s=(1.0, 2.0, 3.0), settled=False), Warmup(run_s=(1.0,), settled=False)
-    assert marks(unsettled, None, False) == (
+    assert marks(unsettled, None, False, 10.0, 10.0) == (
         "no three runs in a row agreed within 5% in 3 warm-up runs",
         "the runs did not all generate the same tokens",
     )
-    assert marks(few, None, True) == ("too few warm-up runs to tell whether it settled: 1, and 3 must agree",)
+    assert marks(few, None, True, 0.5, 10.0) == (
+        "too few warm-up runs to tell whether it settled: 1, and 3 must agree",
+        "all timed runs took 500 ms together, and 10.0 s were asked for",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "what"),
+    [
+        ("prefill_tokens_per_s", 8 / 7, "of the prompts"),
+        ("decode_tokens_per_s", NEW / (NEW - 1), "of the decoding"),
+    ],
+)
+def test_rates_of_a_token_too_many_are_found(name: str, factor: float, what: str, sound: Measurement) -> None:
+    found = getattr(sound.speed, name)
+    said = replace(sound.speed, **{name: replace(found, median=found.median * factor)})
+    (reason,) = wrong_rates(sound.runs, said, 7)
+    assert what in reason
+    assert list(wrong_rates(sound.runs, sound.speed, 7)) == []
+
+
+def test_a_clock_of_tokens_that_begins_late_or_ends_early_is_found() -> None:
+    def runs(shift_s: float) -> list[Run]:
+        times = tuple(0.1 * token - shift_s for token in range(1, 11))
+        return [Run(total_s=1.002, token_s=(times,), read_bytes_per_s=())] * 3
+
+    assert list(idle_ends(runs(0.0))) == []
+    (reason,) = idle_ends(runs(0.02))
+    assert reason.startswith("22.0 ms of a run, 2% of it, come after its last token")
+
+
+def test_the_limit_of_a_window_is_that_of_each_step(tmp_path: Path) -> None:
+    """The mean of min(context, window) is below min(mean context, window)."""
+    config = {"model_type": "mistral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 96, "sliding_window": 16}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
+    prompt, new = 4, 41
+    run = Run(total_s=50.0, token_s=(tuple(float(i) for i in range(1, new + 1)),), read_bytes_per_s=())
+    with LLM(f"random:{tmp_path / 'config.json'}", device="reference", weights="bf16") as llm:
+        work = work_of(llm, run, prompt, new)
+        (program,) = llm.loaded.programs("argmax")
+    steps = [Step(context=prompt + token) for token in range(1, new)]
+    assert [nbytes for ((nbytes, _),) in work.decode] == [
+        cost(program, step).weight_bytes + cost(program, step).cache_bytes for step in steps
+    ]
+
+
+def test_the_first_sequences_of_long_prompts_are_not_in_the_last_steps(tmp_path: Path) -> None:
+    # the second sequence has its first token when the first one has its second
+    run = Run(total_s=5.0, token_s=((1.0, 2.0, 3.0, 4.0), (2.5, 3.5, 4.5, 5.0)), read_bytes_per_s=())
+    with opened(tmp_path) as llm:
+        work = work_of(llm, run, 10, 4)
+        (program,) = llm.loaded.programs("argmax")
+    both = [Step(rows=2, logit_rows=2, sequences=2, context=context) for context in (11, 12, 13)]
+    expected = [
+        cost(program, both[0]).flops + cost(program, Step(context=12)).flops - cost(program, Step(context=11)).flops,
+        cost(program, both[1]).flops + cost(program, Step(context=13)).flops - cost(program, Step(context=12)).flops,
+        cost(program, Step(context=13)).flops,
+    ]
+    assert [flops for ((_, flops),) in work.decode] == expected
+
+
+def test_ranks_on_several_machines_read_at_the_same_time(tmp_path: Path) -> None:
+    run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=())
+    with opened(tmp_path) as llm:
+        work = work_of(llm, run, 4, 3)
+    assert work.machines == 1
+    one, two = (replace(work, machines=count).least(work.decode, 1e9, {"bf16": 1e9}) for count in (1, 2))
+    assert one.total_s is not None
+    assert two.total_s == pytest.approx(one.total_s / 2)
 
 
 @pytest.mark.parametrize("model", ["bloom-560m", "bloomz-7b1", "llama-3.2-1b", "gpt2"])
 def test_the_bytes_of_real_shapes_are_right(model: str) -> None:
     with LLM(f"random:{model}", weights="int8", load=False) as llm:
-        programs = llm.loaded.programs("argmax")
-        run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),) * 4, read_bytes_per_s=())
-        work = work_of(llm, run, 7, 3)
-    assert work.decode is not None
-    assert list(wrong_bytes(programs, work.decode)) == []
+        assert list(wrong_bytes(llm.loaded.programs("argmax"), 4)) == []

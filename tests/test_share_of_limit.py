@@ -18,7 +18,7 @@ from anthesis.devices.device import Cache, Executable
 from anthesis.errors import RequestError
 from anthesis.models import family_of_config, trace
 from anthesis.parallel.layout import Layout
-from anthesis.plan.counted import StepCounter
+from anthesis.plan.counted import StepCosts, StepCounter
 from anthesis.plan.floor import floor
 from anthesis.plan.hardware import Hardware
 from anthesis.program.attend import Attend
@@ -82,7 +82,7 @@ def needed(program: Program, inputs: dict[str, Any]) -> tuple[int, int]:
 
 
 def counter_of(llm: LLM, **rates: float | None) -> StepCounter:
-    return StepCounter(llm.loaded.programs, llm.layout, shares_memory=True, **{**RATES, **rates})
+    return StepCounter(StepCosts(llm.loaded.programs, llm.layout, shares_memory=True), **{**RATES, **rates})
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -120,13 +120,10 @@ def test_of_equal_sequences_it_is_the_plans_floor(family: str, tp: int, pp: int,
     whole = trace(family_of_config(raw).read_config(raw))
     layers = choose_stages(whole, pp)
     stages = [[fuse(partition(stage(whole, layers[i]), share, tp)) for share in range(tp)] for i in range(pp)]
-    counter = StepCounter(
-        lambda finish: [program for ranks in stages for program in ranks],
-        Layout(tp, pp),
-        shares_memory=shared,
-        read_bytes_per_s=1e9,
-        flops_per_s=None,
+    costs = StepCosts(
+        lambda finish: [program for ranks in stages for program in ranks], Layout(tp, pp), shares_memory=shared
     )
+    counter = StepCounter(costs, read_bytes_per_s=1e9, flops_per_s=None)
     counter("argmax", [(49, 1)] * 3, 3)
     hardware = Hardware(
         name="a", description="", figures="", memory_bytes=1, memory_is_shared=shared, read_bytes_per_s=1e9
@@ -135,6 +132,10 @@ def test_of_equal_sequences_it_is_the_plans_floor(family: str, tp: int, pp: int,
     planned = floor([[(program, 1) for program in ranks] for ranks in stages], step, hardware, ["bf16"])
     assert counter.memory_bound_bytes == planned.read_bytes
     assert counter.floor_s(1e9, None) == pytest.approx(planned.memory_s, rel=1e-12)
+    # stages need not wait for each other in a step that gives no token: the largest of them is the bound
+    (nbytes, flops), *others = costs.of("cache", [(49, 1)] * 3, 0)
+    single = [costs.of("argmax", [(49, 1)] * 3, 0)[i] for i in range(pp)]
+    assert (nbytes, flops, others) == (max(b for b, _ in single), max(f for _, f in single), [])
     if tp * pp == 1:
         exact = cost(stages[0][0], step)
         assert counter.memory_bound_bytes == exact.weight_bytes + exact.cache_bytes
@@ -143,7 +144,8 @@ def test_of_equal_sequences_it_is_the_plans_floor(family: str, tp: int, pp: int,
 def test_a_rate_that_is_unknown_leaves_no_floor_or_computing_out() -> None:
     def counter(**rates: float | None) -> StepCounter:
         program = fuse(trace(family_of_config(LLAMA).read_config(LLAMA)))
-        found = StepCounter(lambda finish: [program], Layout(), shares_memory=True, **{**RATES, **rates})
+        costs = StepCosts(lambda finish: [program], Layout(), shares_memory=True)
+        found = StepCounter(costs, **{**RATES, **rates})
         found("argmax", [(0, 64)], 1)
         return found
 

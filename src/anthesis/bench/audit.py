@@ -10,8 +10,8 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD, has_settled, prefill_s
-from anthesis.bench.limit import Work, bandwidth_of, step_s
+from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD, decode_s, has_settled, prefill_s
+from anthesis.bench.limit import Work, bandwidth_of
 from anthesis.bench.measurement import Run, Speed, Warmup
 from anthesis.program.attend import Attend
 from anthesis.program.cost import cost, kind_bytes
@@ -27,7 +27,7 @@ SYNCHRONISE_S = 1e-3
 
 MISSING_SHARE = 0.01
 MISSING_S = 5e-3
-"""Of the time from the first timed run to the last, what may belong to no clock."""
+"""Of the time of the timed runs, what may belong to no clock; and of a run, what may come after its last token."""
 
 MOVED_SHARE = 0.2
 """A bandwidth that moved by more marks a row."""
@@ -50,12 +50,8 @@ def too_fast(work: Work, runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         for kind, peak in run.multiply_adds_per_s.items():
             peaks[kind] = max(peak, peaks.get(kind, 0.0))
-    prefill, decode = work.floors(fastest, peaks)
-    clocks = [("the prompts", prefill, [prefill_s(run) for run in runs])]
-    if decode is not None:
-        clocks.append(("a decode step", decode, [step_s(run, work.new_tokens) for run in runs]))
-    for what, least, seconds in clocks:
-        took = statistics.median(seconds)
+    for what, steps, clock in (("the prompts", work.prefill, prefill_s), ("decoding", work.decode, decode_s)):
+        least, took = work.least(steps, fastest, peaks), statistics.median(map(clock, runs))
         if least.total_s is not None and least.total_s > (1 + NOISE) * took:
             yield (
                 f"{what} took {duration(took)}, and {duration(least.total_s)} is the least possible "
@@ -83,7 +79,7 @@ def unaccounted(runs: Sequence[Run], timed_s: float, between_s: float) -> Iterat
         between_s: of that, what was done between them.
     """
     missing_s = timed_s - between_s - sum(run.total_s for run in runs)
-    if abs(missing_s) > MISSING_S + MISSING_SHARE * timed_s:
+    if abs(missing_s) > MISSING_S + MISSING_SHARE * (timed_s - between_s):
         yield (
             f"{duration(abs(missing_s))} of the {duration(timed_s)} from the first timed run to the last are "
             f"{'in no clock' if missing_s > 0 else 'in two clocks'}"
@@ -110,18 +106,56 @@ def miscounted(runs: Sequence[Run], speed: Speed, batch: int, new_tokens: int) -
             yield f"timed run {number} has tokens after its end"
     if speed.generated_tokens != asked:
         yield f"{counted(speed.generated_tokens, 'token')} were counted in a run, and {asked} were asked for"
-    per_s = statistics.median(asked / run.total_s for run in runs)
-    if not math.isclose(per_s, speed.tokens_per_s.median, rel_tol=1e-6):
-        yield f"{speed.tokens_per_s.median:.1f} tokens/s are not the {asked} tokens of a run by its time ({per_s:.1f})"
 
 
-def wrong_bytes(programs: Sequence[Program], step: Step) -> Iterator[str]:
+def wrong_rates(runs: Sequence[Run], speed: Speed, prompt_tokens: int) -> Iterator[str]:
+    """Rates that are not the tokens by the time they took.
+
+    Args:
+        runs: at least one, all with as many tokens as were asked for.
+        speed: derived from them.
+        prompt_tokens: of each sequence.
+    """
+    batch = len(runs[0].token_s)
+    for what, found, tokens, clock in (
+        ("in all", speed.tokens_per_s, lambda run: sum(map(len, run.token_s)), lambda run: run.total_s),
+        ("of the prompts", speed.prefill_tokens_per_s, lambda run: batch * prompt_tokens, prefill_s),
+        ("of the decoding", speed.decode_tokens_per_s, _tokens_after_prefill, decode_s),
+    ):
+        if found is not None:
+            per_s = statistics.median(tokens(run) / clock(run) for run in runs)
+            if not math.isclose(per_s, found.median, rel_tol=1e-6):
+                yield f"{found.median:,.1f} tokens/s {what} are not the tokens by their time, {per_s:,.1f}"
+
+
+def _tokens_after_prefill(run: Run) -> int:
+    """All but those that came until the last sequence had its first."""
+    begin = prefill_s(run)
+    return sum(map(len, run.token_s)) - sum(time <= begin for times in run.token_s for time in times)
+
+
+def idle_ends(runs: Sequence[Run]) -> Iterator[str]:
+    """Runs in which much time passes after the last token: its clock was stopped too early, or started too late.
+
+    What comes then are the texts of the completions and the results.
+    """
+    tails = [run.total_s - max(times[-1] for times in run.token_s) for run in runs]
+    share = statistics.median(tail / run.total_s for tail, run in zip(tails, runs, strict=True))
+    if share > MISSING_SHARE and statistics.median(tails) > MISSING_S:
+        yield (
+            f"{duration(statistics.median(tails))} of a run, {share:.0%} of it, come after its last token: the clock "
+            "of tokens began too late or ended too early"
+        )
+
+
+def wrong_bytes(programs: Sequence[Program], batch: int) -> Iterator[str]:
     """A cost model that does not read each weight once in a step, and all that the cache holds of its sequences.
 
     Args:
         programs: of all ranks.
-        step: a decode step.
+        batch: sequences B.
     """
+    step = Step(rows=batch, logit_rows=batch, context=BLOCK_TOKENS, sequences=batch)
     for rank, program in enumerate(programs):
         found = cost(program, step)
         for what, counted_bytes, expected in (
@@ -161,13 +195,15 @@ def bandwidth_moved(runs: Sequence[Run]) -> float | None:
     return (max(found) - min(found)) / statistics.median(found) if len(found) > 1 else None
 
 
-def marks(warmup: Warmup, moved: float | None, runs_agree: bool) -> tuple[str, ...]:
+def marks(warmup: Warmup, moved: float | None, runs_agree: bool, timed_s: float, min_s: float) -> tuple[str, ...]:
     """What to keep in mind with the figures.
 
     Args:
         warmup: the runs before.
         moved: the bandwidth, see `bandwidth_moved`.
         runs_agree: all generated the same tokens.
+        timed_s: that the timed runs took together.
+        min_s: that they were to take.
     """
     found = []
     count = len(warmup.run_s)
@@ -177,6 +213,8 @@ def marks(warmup: Warmup, moved: float | None, runs_agree: bool) -> tuple[str, .
         found.append(f"no three runs in a row agreed within {SETTLED_SPREAD:.0%} in {count} warm-up runs")
     if moved is not None and moved > MOVED_SHARE:
         found.append(f"the read bandwidth moved by {moved:.0%} during the runs")
+    if timed_s < min_s:
+        found.append(f"all timed runs took {duration(timed_s)} together, and {duration(min_s)} were asked for")
     if not runs_agree:
         found.append("the runs did not all generate the same tokens")
     return tuple(found)

@@ -6,17 +6,35 @@ The speeds are those measured between the runs, so a limit is one of the minutes
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from anthesis.bench.derive import decode_s, prefill_s
 from anthesis.bench.measurement import Limit, Run
 from anthesis.bench.statistic import summary
 from anthesis.llm import LLM
-from anthesis.plan.floor import Floor, Ranks, floor
+from anthesis.plan.counted import StepCost, StepCosts
 from anthesis.plan.hardware import Hardware
-from anthesis.plan.plan import Job
 from anthesis.program.ir import Step
+
+
+@dataclass(frozen=True)
+class Least:
+    """The least time of some steps.
+
+    Attributes:
+        read_bytes: weights and cache that all of them read; of ranks with memory of their own the most of any.
+        flops: that they compute.
+        memory_s: for reading; None where the bandwidth is unknown.
+        total_s: of each step and stage the longer of reading and computing; None where the bandwidth is unknown.
+        bound: which of the two takes longer in all; None where one of the speeds is unknown.
+    """
+
+    read_bytes: int
+    flops: int
+    memory_s: float | None
+    total_s: float | None
+    bound: str | None
 
 
 @dataclass(frozen=True)
@@ -24,33 +42,46 @@ class Work:
     """What a run of B sequences does, and on what.
 
     Attributes:
-        stages: of each stage of layers the programs of all its ranks.
-        weight_kinds: kinds of the matrices.
+        prefill: the steps of the prompts: all in one, so that the weights are read once.
+        decode: those after the last sequence's first token; none with a single token.
+        average: of these, for what is told of a step; None with a single token.
         hardware: without the speeds, which are measured after each run.
-        prefill: all prompts in one step: the weights are read once.
-        decode: one of the `new_tokens` - 1 steps after the prompts, as an average; None with a single token.
-        new_tokens: of each sequence.
+        machines: over which ranks are spread that share the memory of theirs.
+        weight_kinds: kinds of the matrices.
     """
 
-    stages: Sequence[Ranks]
-    weight_kinds: tuple[str, ...]
+    prefill: Sequence[StepCost]
+    decode: Sequence[StepCost]
+    average: Step | None
     hardware: Hardware
-    prefill: Step
-    decode: Step | None
-    new_tokens: int
+    machines: int
+    weight_kinds: tuple[str, ...]
+
+    def least(self, steps: Sequence[StepCost], read_bytes_per_s: float | None, peaks: Mapping[str, float]) -> Least:
+        """The least time of `prefill` or `decode`.
+
+        Args:
+            steps: of them.
+            read_bytes_per_s: of the memory, measured, or None.
+            peaks: multiply-adds per second by the kind of the inputs, measured; empty where they are unknown.
+        """
+        hardware = self.hardware.at_speeds(read_bytes_per_s, peaks, self.machines)
+        bandwidth, peak = hardware.read_bytes_per_s, hardware.flops_per_s(self.weight_kinds)
+        stages = [stage for step in steps for stage in step]
+        read_bytes, flops = (sum(stage[i] for stage in stages) for i in (0, 1))
+        if bandwidth is None:
+            return Least(read_bytes, flops, None, None, None)
+        memory_s = read_bytes / bandwidth
+        if peak is None:
+            return Least(read_bytes, flops, memory_s, memory_s, None)
+        total_s = sum(max(nbytes / bandwidth, count / peak) for nbytes, count in stages)
+        return Least(read_bytes, flops, memory_s, total_s, "memory" if memory_s >= flops / peak else "compute")
 
     @property
     def bytes_of_step(self) -> int:
         """That a decode step reads of the memory that has to be fastest; without one, the prompts'."""
-        prefill, decode = self.floors(None, {})
-        return (decode or prefill).read_bytes
-
-    def floors(self, read_bytes_per_s: float | None, peaks: dict[str, float]) -> tuple[Floor, Floor | None]:
-        """The least time of the prompts, and of a decode step, at these speeds."""
-        hardware = self.hardware.at_speeds(read_bytes_per_s, peaks)
-        prefill = floor(self.stages, self.prefill, hardware, self.weight_kinds)
-        decode = None if self.decode is None else floor(self.stages, self.decode, hardware, self.weight_kinds)
-        return prefill, decode
+        steps = self.decode or self.prefill
+        return sum(nbytes for step in steps for nbytes, _ in step) // (len(steps) * self.machines)
 
 
 def work_of(llm: LLM, run: Run, prompt_tokens: int, new_tokens: int) -> Work:
@@ -62,34 +93,37 @@ def work_of(llm: LLM, run: Run, prompt_tokens: int, new_tokens: int) -> Work:
         prompt_tokens: of each sequence.
         new_tokens: of each sequence.
     """
-    programs, layout = llm.loaded.programs("argmax"), llm.layout
-    stages = [[(program, 1) for program in programs[i : i + layout.tp]] for i in range(0, layout.size, layout.tp)]
-    job = Job(
-        batch=len(run.token_s), context_tokens=prompt_tokens + new_tokens, prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-    )  # fmt: skip
+    shares_memory = llm.device_info.uses_host_memory
+    costs = StepCosts(llm.loaded.programs, llm.layout, shares_memory=shares_memory)
+    batch = len(run.token_s)
+    sequences = _decode_steps(run, prompt_tokens, new_tokens)
     return Work(
-        stages=stages,
-        weight_kinds=llm.loaded.weight_kinds,
+        prefill=[costs.of("argmax", [(0, prompt_tokens)] * batch, batch)],
+        decode=[costs.of("argmax", step, len(step)) for step in sequences],
+        average=_average(sequences),
         hardware=Hardware.of_device(llm.device_info),
-        prefill=job.prefill_step(),
-        decode=_decode_step(run, prompt_tokens, new_tokens),
-        new_tokens=new_tokens,
+        machines=llm.loaded.machines,
+        weight_kinds=llm.loaded.weight_kinds,
     )
 
 
-def _decode_step(run: Run, prompt_tokens: int, new_tokens: int) -> Step | None:
-    """The average step from the last sequence's first token on.
+def _decode_steps(run: Run, prompt_tokens: int, new_tokens: int) -> list[list[tuple[int, int]]]:
+    """(Tokens in the cache, rows) of each sequence in each step after the last sequence's first token.
 
-    With long prompts the first sequences are at their end by then, so their tokens are counted; both averages are
-    rounded down, so that a limit stays one.
+    With long prompts the first sequences are at their end when the last one begins, so their tokens are counted.
     """
-    if new_tokens == 1:
-        return None
     begin = prefill_s(run)
-    # the step that gives token j attends to the prompt and the j tokens before it, counted from 0
-    contexts = [prompt_tokens + j for times in run.token_s for j, time in enumerate(times) if j and time > begin]
-    rows = len(contexts) // (new_tokens - 1)
+    # the step that gives token j, from 0 on, has the prompt and j - 1 tokens in the cache
+    coming = [[j for j, time in enumerate(times) if j and time > begin] for times in run.token_s]
+    return [[(prompt_tokens + tokens[i] - 1, 1) for tokens in coming if i < len(tokens)] for i in range(new_tokens - 1)]
+
+
+def _average(steps: Sequence[Sequence[tuple[int, int]]]) -> Step | None:
+    """The average of decode steps, rounded down."""
+    contexts = [before + rows for step in steps for before, rows in step]
+    if not contexts:
+        return None
+    rows = len(contexts) // len(steps)
     return Step(rows, rows, sum(contexts) // len(contexts), rows)
 
 
@@ -100,33 +134,33 @@ def limit(work: Work, runs: Sequence[Run]) -> Limit:
         work: that each did.
         runs: at least one.
     """
-    pairs = [(run, *work.floors(bandwidth_of(run), run.multiply_adds_per_s)) for run in runs]
     kinds = sorted({kind for run in runs for kind in run.multiply_adds_per_s})
     peaks = {
         kind: statistics.median(run.multiply_adds_per_s[kind] for run in runs if kind in run.multiply_adds_per_s)
         for kind in kinds
     }
     known = [bandwidth for run in runs if (bandwidth := bandwidth_of(run)) is not None]
-    prefill, decode = work.floors(statistics.median(known) if known else None, peaks)
+    bandwidth, steps = statistics.median(known) if known else None, len(work.decode)
+    prefill, decode = (work.least(each, bandwidth, peaks) for each in (work.prefill, work.decode))
     return Limit(
         multiply_adds_per_s=peaks,
-        step_bytes=None if decode is None else decode.read_bytes,
-        step_flops=None if decode is None else decode.flops,
-        step_floor_s=None if decode is None else decode.total_s,
-        step_bound=None if decode is None else decode.bound,
-        share_of_step_floor=summary(
-            step.total_s / step_s(run, work.new_tokens)
-            for run, _, step in pairs
-            if step is not None and step.total_s is not None
-        ),
+        step_bytes=decode.read_bytes // steps if steps else None,
+        step_flops=decode.flops // steps if steps else None,
+        step_floor_s=decode.total_s / steps if steps and decode.total_s is not None else None,
+        step_bound=decode.bound if steps else None,
+        share_of_step_floor=summary(_shares(work, work.decode, runs, [decode_s(run) for run in runs])),
         prefill_bytes=prefill.read_bytes,
         prefill_flops=prefill.flops,
         prefill_floor_s=prefill.total_s,
         prefill_bound=prefill.bound,
-        share_of_prefill_floor=summary(
-            prompts.total_s / prefill_s(run) for run, prompts, _ in pairs if prompts.total_s is not None
-        ),
+        share_of_prefill_floor=summary(_shares(work, work.prefill, runs, [prefill_s(run) for run in runs])),
     )
+
+
+def _shares(work: Work, steps: Sequence[StepCost], runs: Sequence[Run], seconds: Sequence[float]) -> list[float]:
+    """Of the least time of these steps in what they took, each run by the speeds measured after it."""
+    least = [work.least(steps, bandwidth_of(run), run.multiply_adds_per_s).total_s for run in runs]
+    return [each / took for each, took in zip(least, seconds, strict=True) if steps and each is not None]
 
 
 def step_s(run: Run, new_tokens: int) -> float:

@@ -120,9 +120,9 @@ class Limit:
     Attributes:
         multiply_adds_per_s: measured peaks by the kind of the inputs; empty where they are unknown, and computing
             counts as nothing.
-        step_bytes, step_flops: of a decode step of all sequences, at the mean context.
-        step_floor_s: with the median bandwidth of all runs; None without a bandwidth.
-        step_bound: "memory" or "compute": which of the two takes longer in a decode step.
+        step_bytes, step_flops: of a decode step, on average.
+        step_floor_s: of it, with the median bandwidth of all runs; None without a bandwidth.
+        step_bound: "memory" or "compute": which of the two takes longer; None where one of the speeds is unknown.
         share_of_step_floor: step_floor_s / step_s, each run with the bandwidth measured after it.
         prefill_bytes, prefill_flops: of the prompts of all sequences, the weights read once.
         prefill_floor_s, prefill_bound, share_of_prefill_floor: the same of `prefill_s`.
@@ -156,7 +156,7 @@ class Measurement:
         runs_agree: every run generated these tokens.
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
             bandwidth was measured.
-        operations: where a decode step's time goes, counted in a run of its own after the timed ones; None unless asked
+        operations: where a decode step's time goes, counted in a run of its own before the timed ones; None unless asked
             for. Of rank 0.
         ranks_peak_memory_bytes: the same as `process_peak_memory_bytes` of the process of every rank, in rank order.
         counted: by the device; None in results of versions that did not ask.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from anthesis.dataset.summary import Session
 from anthesis.llm import LLM
-from anthesis.plan.counted import StepCounter
+from anthesis.plan.counted import StepCosts, StepCounter
 from anthesis.plan.hardware import Hardware
 
 MEASURE_AGAIN_S = 10.0
@@ -24,6 +24,8 @@ class Meter:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._kinds = llm.loaded.weight_kinds
+        shares_memory = llm.device_info.uses_host_memory
+        self._costs = StepCosts(llm.loaded.programs, llm.layout, shares_memory=shares_memory)
         self._measured = [self._measure()]
 
     def begin(self) -> None:
@@ -60,18 +62,17 @@ class Meter:
             share_of_limit=None if floor_s is None or not session.run_s else floor_s / session.run_s,
         )
 
-    def _new_counter(self, hardware: Hardware | None) -> StepCounter:
-        loaded = self._llm.loaded
+    def _new_counter(self, hardware: Hardware) -> StepCounter:
         return StepCounter(
-            loaded.programs,
-            self._llm.layout,
-            shares_memory=self._llm.device_info.uses_host_memory,
-            read_bytes_per_s=None if hardware is None else hardware.read_bytes_per_s,
-            flops_per_s=None if hardware is None else hardware.flops_per_s(self._kinds),
+            self._costs,
+            read_bytes_per_s=hardware.read_bytes_per_s,
+            flops_per_s=hardware.flops_per_s(self._kinds),
         )
 
     def _measure(self) -> Hardware:
-        device = self._llm.loaded.device
+        loaded = self._llm.loaded
         # over as many bytes as a step reads: what of so many stays in a processor's caches, does of a model's, too
-        bandwidth = device.read_bandwidth(self._new_counter(None).step_bytes)
-        return Hardware.of_device(device.info()).at_speeds(bandwidth.median, device.multiply_add_peaks())
+        smallest = sum(nbytes for nbytes, _ in self._costs.of("argmax", [(0, 1)], 1))
+        bandwidth = loaded.device.read_bandwidth(smallest).median
+        hardware = Hardware.of_device(loaded.device.info())
+        return hardware.at_speeds(bandwidth, loaded.device.multiply_add_peaks(), loaded.machines)

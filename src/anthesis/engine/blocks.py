@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anthesis.devices.device import Cache
-from anthesis.errors import RequestError, check_counts
+from anthesis.errors import DeviceMemoryError, RequestError, check_counts
 from anthesis.program.ir import BLOCK_TOKENS
 
 SCRATCH_BLOCK = 0
@@ -47,16 +47,16 @@ def blocks_in(free_bytes: int, wanted_bytes: int | None, block_bytes: int) -> in
         block_bytes: of one block in all layers.
 
     Raises:
-        RequestError: more is wanted than is free, or it is too little for one block.
+        DeviceMemoryError: more is wanted than is free, or it is too little for one block.
     """
     if wanted_bytes is not None and wanted_bytes > free_bytes:
-        raise RequestError(
+        raise DeviceMemoryError(
             f"cache_memory is {wanted_bytes:,} bytes, and {free_bytes:,} are free once the model is loaded"
         )
     room = int(free_bytes * CACHE_SHARE) if wanted_bytes is None else wanted_bytes
     blocks = room // block_bytes - 1
     if blocks < 1:
-        raise RequestError(
+        raise DeviceMemoryError(
             f"the cache may take {room:,} bytes, and its least size, two blocks of 64 tokens, is {2 * block_bytes:,}; "
             "give more cache_memory"
         )

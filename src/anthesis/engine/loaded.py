@@ -9,7 +9,7 @@ from anthesis.config import ModelConfig
 from anthesis.devices.device import Cache, Device, Executable, PackedWeight
 from anthesis.engine.blocks import blocks_in
 from anthesis.engine.pipeline import StageExecutable
-from anthesis.errors import RequestError
+from anthesis.errors import DeviceMemoryError, RequestError
 from anthesis.memory import process_peak_memory_bytes
 from anthesis.models import trace
 from anthesis.parallel.layout import Layout
@@ -62,7 +62,8 @@ class LoadedModel:
         traced: the program of the whole model.
 
     Raises:
-        RequestError: an unknown cache dtype, or more weights than the device can hold.
+        RequestError: an unknown cache dtype.
+        DeviceMemoryError: more weights than the device can hold.
         CheckpointError: the checkpoint does not hold what the model needs.
     """
 
@@ -85,7 +86,7 @@ class LoadedModel:
         needed = self.weight_bytes
         if needed > info.memory_bytes:
             shares = f"rank {seat.rank}'s share of the weights takes" if seat.layout.size > 1 else "the weights take"
-            raise RequestError(
+            raise DeviceMemoryError(
                 f"{shares} {needed / 1e9:,.1f} GB on {info.name}, and {info.memory_bytes / 1e9:,.1f} GB are "
                 "free; take a smaller model, or see `anthesis plan` for what this one needs"
             )
@@ -154,6 +155,13 @@ class LoadedModel:
     def free(self) -> None:
         """Lets go of the weights."""
         self._weights.clear()
+
+    @property
+    def machines(self) -> int:
+        """Machines over which the ranks are spread, alike, where ranks of one share its memory; else 1."""
+        if not self.device.info().uses_host_memory:
+            return 1
+        return -(-self.seat.layout.size // self.seat.sharers)
 
     @property
     def weight_bytes(self) -> int:

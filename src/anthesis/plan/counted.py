@@ -1,4 +1,4 @@
-"""The floor of steps that have run: what each had to read and compute, counted as it goes by.
+"""The floor of steps that have run: what each had to read and compute.
 
 What a step costs (`anthesis.program.cost`) is linear in its rows, its rows with logits and the tokens that they attend
 to, so the coefficients are worked out once for each way in which a program finishes.
@@ -55,6 +55,45 @@ class _LinearCost:
         return nbytes, flops
 
 
+Sequences = Sequence[tuple[int, int]]
+"""Of each sequence of a step (tokens in the cache before it, rows)."""
+
+StepCost = tuple[tuple[int, int], ...]
+"""(bytes of weights and cache, flops) of a step on each of the stages, which wait for each other."""
+
+
+class StepCosts:
+    """What steps of a model must read and compute.
+
+    Args:
+        programs: of the model, `LLM.loaded.programs`.
+        layout: of its ranks.
+        shares_memory: ranks read memory together, at the rate that is taken: what they read is added up. Otherwise
+            each rank has a memory of its own, and the one counts that holds most.
+    """
+
+    def __init__(self, programs: Programs, layout: Layout, *, shares_memory: bool) -> None:
+        self._programs, self._layout, self._shares_memory = programs, layout, shares_memory
+        self._costs: dict[Finish, list[_LinearCost]] = {}
+
+    def of(self, finish: Finish, sequences: Sequences, logit_rows: int) -> StepCost:
+        """Of one step; the arguments are those of `OnStep`."""
+        stages = tuple(costs.of(sequences, logit_rows) for costs in self._stages(finish))
+        if finish != "cache":
+            return stages
+        # nobody waits for a step without logits: stages work on one and on the next at the same time
+        return ((max(nbytes for nbytes, _ in stages), max(flops for _, flops in stages)),)
+
+    def _stages(self, finish: Finish) -> list[_LinearCost]:
+        if finish not in self._costs:
+            ranks = [_linear_cost(program) for program in self._programs(finish)]
+            tp = self._layout.tp
+            stages = [ranks[first : first + tp] for first in range(0, len(ranks), tp)]
+            together = _sum if self._shares_memory else _largest
+            self._costs[finish] = [together(stage) for stage in stages]
+        return self._costs[finish]
+
+
 class StepCounter:
     """Adds up the floors of steps; `LLM.watch` takes it.
 
@@ -63,10 +102,7 @@ class StepCounter:
     with other rates that were measured later the sum is a bound all the same, if a lower one.
 
     Args:
-        programs: of the model, `LLM.loaded.programs`.
-        layout: of its ranks.
-        shares_memory: all ranks read one memory, whose bandwidth the rate is: what they read is added up. Otherwise
-            the rank counts that holds most.
+        costs: of the model.
         read_bytes_per_s: of the memory; None: unknown, then there is no floor.
         flops_per_s: peak; None: unknown, then computing counts as nothing.
 
@@ -76,35 +112,20 @@ class StepCounter:
         compute_bound_flops: of the other steps.
     """
 
-    def __init__(
-        self,
-        programs: Programs,
-        layout: Layout,
-        *,
-        shares_memory: bool,
-        read_bytes_per_s: float | None,
-        flops_per_s: float | None,
-    ) -> None:
-        self._programs, self._layout, self._shares_memory = programs, layout, shares_memory
+    def __init__(self, costs: StepCosts, *, read_bytes_per_s: float | None, flops_per_s: float | None) -> None:
+        self._costs = costs
         # a flop costs the time of so many bytes
         self._flop_bytes = read_bytes_per_s / flops_per_s if read_bytes_per_s and flops_per_s else 0.0
-        self._costs: dict[Finish, list[_LinearCost]] = {}
         self.steps = self.memory_bound_bytes = self.compute_bound_flops = 0
 
     def __call__(self, finish: Finish, sequences: list[tuple[int, int]], logit_rows: int) -> None:
         """Counts a step; see `OnStep`."""
         self.steps += 1
-        for costs in self._stages(finish):
-            nbytes, flops = costs.of(sequences, logit_rows)
+        for nbytes, flops in self._costs.of(finish, sequences, logit_rows):
             if nbytes >= flops * self._flop_bytes:
                 self.memory_bound_bytes += nbytes
             else:
                 self.compute_bound_flops += flops
-
-    @property
-    def step_bytes(self) -> int:
-        """That the smallest step must read, of all stages."""
-        return sum(costs.of([(0, 1)], 1)[0] for costs in self._stages("argmax"))
 
     def floor_s(self, read_bytes_per_s: float | None, flops_per_s: float | None) -> float | None:
         """The least time of all steps; None where the bandwidth, or a peak that is needed, is unknown.
@@ -116,15 +137,6 @@ class StepCounter:
         if read_bytes_per_s is None or (self.compute_bound_flops and flops_per_s is None):
             return None
         return self.memory_bound_bytes / read_bytes_per_s + self.compute_bound_flops / (flops_per_s or 1.0)
-
-    def _stages(self, finish: Finish) -> list[_LinearCost]:
-        if finish not in self._costs:
-            ranks = [_linear_cost(program) for program in self._programs(finish)]
-            tp = self._layout.tp
-            stages = [ranks[first : first + tp] for first in range(0, len(ranks), tp)]
-            together = _sum if self._shares_memory else _largest
-            self._costs[finish] = [together(stage) for stage in stages]
-        return self._costs[finish]
 
 
 def _linear_cost(program: Program) -> _LinearCost:

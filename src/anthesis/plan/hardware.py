@@ -61,19 +61,22 @@ class Hardware:
             devices_per_machine=1 if info.uses_host_memory else None,
         )
 
-    def at_speeds(self, read_bytes_per_s: float | None, multiply_adds_per_s: Mapping[str, float]) -> Hardware:
+    def at_speeds(
+        self, read_bytes_per_s: float | None, multiply_adds_per_s: Mapping[str, float], machines: int = 1
+    ) -> Hardware:
         """The same with speeds that were measured.
 
         Args:
             read_bytes_per_s: of its memory, or None.
             multiply_adds_per_s: peaks by the kind of the inputs, bf16 and int8; empty where unknown.
+            machines: as fast as this one, whose memories are read at the same time.
         """
         bf16, int8 = (multiply_adds_per_s.get(kind) for kind in ("bf16", "int8"))
         return replace(
             self,
-            read_bytes_per_s=read_bytes_per_s,
-            bf16_flops_per_s=None if bf16 is None else 2 * bf16,
-            int8_flops_per_s=None if int8 is None else 2 * int8,
+            read_bytes_per_s=None if read_bytes_per_s is None else machines * read_bytes_per_s,
+            bf16_flops_per_s=None if bf16 is None else 2 * machines * bf16,
+            int8_flops_per_s=None if int8 is None else 2 * machines * int8,
         )
 
     def flops_per_s(self, weight_kinds: Iterable[str]) -> float | None:
