@@ -156,8 +156,8 @@ class Measurement:
         runs_agree: every run generated these tokens.
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
             bandwidth was measured.
-        operations: where a decode step's time goes, counted in a run of its own before the timed ones; None unless asked
-            for. Of rank 0.
+        operations: where a decode step's time goes, counted in a run of its own before the timed ones; None unless
+            asked for. Of rank 0.
         ranks_peak_memory_bytes: the same as `process_peak_memory_bytes` of the process of every rank, in rank order.
         counted: by the device; None in results of versions that did not ask.
         invalid: why the figures must not be used: what a timed run held besides the work, or what can't be; nothing
