@@ -51,10 +51,12 @@ def read_bandwidth(nbytes: int, threads: int, seconds: float) -> list[float]:
         nbytes: size of the buffer that is read, in bytes. One that is not many times as large as the last-level cache
             stays in it, in part, as a model of that size would. It is freed afterwards.
         threads: threads that read, each its own part, all starting each pass together.
-        seconds: time to spend reading, in seconds; at least three passes are made in any case.
+        seconds: time to spend reading, in seconds; at least three passes are made in each of two ways in any case: in
+            several streams beside each other, and from one end to the other, asking for what comes a page ahead.
 
     Returns:
-        One sample per pass, over the buffer or a small one as often as makes 64 MiB, in bytes per second, in order.
+        One sample per pass of the faster way, over the buffer or a small one as often as makes 64 MiB, in bytes per
+        second, in order.
 
     Raises:
         RequestError: too small a buffer, no threads, a negative time, or more memory or threads than there are.
