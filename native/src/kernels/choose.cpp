@@ -10,7 +10,7 @@ namespace anthesis {
 namespace portable {
 extern const Kernels kernels;
 }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANTHESIS_PORTABLE_KERNELS)
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -21,7 +21,7 @@ extern const Kernels kernels;
 
 std::vector<const Kernels*> usable_kernels() {
     std::vector<const Kernels*> found;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANTHESIS_PORTABLE_KERNELS)
     const auto has = [](std::initializer_list<const char*> names) {
         for (const char* name : names)
             if (!cpu_has(name)) return false;
