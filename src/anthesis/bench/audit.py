@@ -27,7 +27,11 @@ SYNCHRONISE_S = 1e-3
 
 MISSING_SHARE = 0.01
 MISSING_S = 5e-3
-"""Of the time of the timed runs, what may belong to no clock; and of a run, what may come after its last token."""
+"""Of the time of the timed runs, what may belong to no clock."""
+
+TAIL_SHARE = 0.03
+TAIL_S = 10e-3
+"""Of a run, what may come after its last token: texts of small models with large batches take some milliseconds."""
 
 MOVED_SHARE = 0.2
 """A bandwidth that moved by more marks a row."""
@@ -141,7 +145,7 @@ def idle_ends(runs: Sequence[Run]) -> Iterator[str]:
     """
     tails = [run.total_s - max(times[-1] for times in run.token_s) for run in runs]
     share = statistics.median(tail / run.total_s for tail, run in zip(tails, runs, strict=True))
-    if share > MISSING_SHARE and statistics.median(tails) > MISSING_S:
+    if share > TAIL_SHARE and statistics.median(tails) > TAIL_S:
         yield (
             f"{duration(statistics.median(tails))} of a run, {share:.0%} of it, come after its last token: the clock "
             "of tokens began too late or ended too early"
