@@ -120,7 +120,7 @@ def measure_in_turns(request: Request, against: str, on_status: OnStatus = lambd
 
 
 class _Turns:
-    """The two processes, and whose turn it is: whatever they do one after the other, they do in an order drawn."""
+    """The two processes, and whose turn it is, which is drawn each time."""
 
     def __init__(self, sides: Sequence[Side], drawn: random.Random, on_status: OnStatus) -> None:
         self._sides, self._drawn, self._on_status = sides, drawn, on_status
