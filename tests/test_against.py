@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,9 @@ from anthesis.bench.process import PointProcess
 from anthesis.bench.sweep import Status, points_of
 from anthesis.bench.verdict import compare
 from anthesis.errors import RequestError
+from anthesis.report.bench_line import line_of_row
 from command_line import fail, succeed, tiny_model
+from other_python import other_python
 
 QUICK = {"max_new_tokens": 3, "warmup": 0, "runs": 9, "min_s": 0.0, "device": "reference"}
 
@@ -78,6 +81,14 @@ def test_several_points_are_refused() -> None:
         measure_in_turns(Request(batch=(1, 2)), "same")
 
 
+def test_more_samples_of_both_than_a_result_can_hold_are_refused() -> None:
+    request = Request(batch=(128,), max_new_tokens=1000)
+    statuses: list[Status] = []
+    with pytest.raises(RequestError, match=r"^2,560,000 times of tokens of both sides are more than the 2,097,152 "):
+        measure_in_turns(request, "same", statuses.append)
+    assert statuses == []
+
+
 # --- a session --------------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +108,8 @@ def test_the_rows_know_of_each_other(session: tuple[Report, list[Status]]) -> No
     assert a.turns.session == b.turns.session
     assert (a.turns.changed, b.turns.changed) == ("", "weights=fp32, batch=2")
     assert a.turns.version == b.turns.version == report.versions["anthesis"]
+    assert a.turns.versions == b.turns.versions == report.versions
+    assert a.turns.commit == b.turns.commit == report.commit
     assert (a.point.weights, b.point.weights, b.point.batch) == ("native", "fp32", 2)
     assert a.measurement is not None and b.measurement is not None
     assert (a.measurement.model.weight_kinds, b.measurement.model.weight_kinds) == (("bf16",), ("fp32",))
@@ -106,15 +119,47 @@ def test_the_rows_know_of_each_other(session: tuple[Report, list[Status]]) -> No
     assert Report.from_document(json.loads(json.dumps(report.document()))).rows == report.rows
 
 
-def test_each_round_has_a_run_of_each_side_in_a_drawn_order(session: tuple[Report, list[Status]]) -> None:
+def test_the_session_draws_who_is_first(session: tuple[Report, list[Status]]) -> None:
+    """In loading, in warming up, and in each round, which has a run of each side."""
     report, statuses = session
-    orders = [row.turns.order for row in report.rows if row.turns is not None]
-    rounds = [set(pair) for pair in zip(*orders, strict=True)]
-    assert rounds == [{2 * number, 2 * number + 1} for number in range(9)]
+    turns = [row.turns for row in report.rows if row.turns is not None]
+    drawn = random.Random(turns[0].session)
+    sides = ["side A (batch 1, weights native, tp 1)", "side B (batch 2, weights fp32, tp 1)"]
+    phases = [f"{sides[i]}: {phase}" for phase in ("loading", "warming up") for i in drawn.sample((0, 1), 2)]
+    assert list(dict.fromkeys(status.phase for status in statuses)) == [*phases, "timed runs in turns"]
+    for number, places in enumerate(zip(*(side.order for side in turns), strict=True)):
+        first, second = drawn.sample((0, 1), 2)
+        assert (places[first], places[second]) == (2 * number, 2 * number + 1)
     assert all(len(row.measurement.runs) == QUICK["runs"] for row in report.rows if row.measurement is not None)
-    phases = list(dict.fromkeys(status.phase for status in statuses))
-    a, b = "side A (batch 1, weights native, tp 1)", "side B (batch 2, weights fp32, tp 1)"
-    assert phases == [f"{a}: loading", f"{b}: loading", f"{a}: warming up", f"{b}: warming up", "timed runs in turns"]
+
+
+def test_the_software_of_a_side_is_its_own(tmp_path: Path) -> None:
+    other = (
+        "from anthesis.bench import machine\n"
+        "machine.commit = lambda: 'c' * 40\n"
+        "machine.versions = lambda: {'anthesis': '0.0.9', 'numpy': '9'}"
+    )
+    request = Request(model=tiny_model(tmp_path), **{**QUICK, "runs": 1})
+    report = measure_in_turns(request, f"python={other_python(tmp_path, other)}")
+    a, b = report.rows
+    assert a.turns is not None and b.turns is not None
+    assert (b.turns.commit, b.turns.versions) == ("c" * 40, {"anthesis": "0.0.9", "numpy": "9"})
+    assert (a.turns.commit, a.turns.versions) == (report.commit, report.versions)
+    assert report.versions["numpy"] != "9"
+    first, second = (line_of_row(row, report, "result.json", "") for row in (a, b))
+    assert (second.commit, second.versions) == ("c" * 40, "anthesis 0.0.9, numpy 9")
+    assert first.commit == report.commit
+    # of a file that does not tell them apart, and of one whose side B is no checkout
+    old, unknown = (replace(b, turns=replace(b.turns, commit=None, **more)) for more in ({"versions": {}}, {}))
+    assert line_of_row(old, report, "result.json", "").commit == report.commit
+    assert line_of_row(unknown, report, "result.json", "").commit is None
+
+
+def test_there_are_no_more_rounds_than_a_result_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anthesis.bench.against.MAX_RESULT_TIMES", 29)
+    request = Request(model=tiny_model(tmp_path), **{**QUICK, "runs": 2, "min_s": 1000.0})
+    report = measure_in_turns(request, "batch=2")  # with 9 times a round
+    assert [len(row.measurement.runs) for row in report.rows if row.measurement is not None] == [3, 3]
 
 
 def test_an_error_says_of_which_side_it_is(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from anthesis.bench.measurement import Run
 from anthesis.bench.result import Point
 from anthesis.bench.statistic import summary
 from anthesis.bench.traffic import traffic
-from anthesis.cli.bench_table import _table_lines, _warnings
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.json_text import format_json
 from anthesis.records import MAX_RESULT_VALUES
@@ -310,28 +309,6 @@ def test_the_table_is_whole_on_a_terminal(columns: int) -> None:
     assert re.fullmatch(cells, lines[header + 1])
     assert len(lines[header]) == len(lines[header + 1]) <= 80
     assert "…" not in "".join(lines[header:])
-
-
-def test_tp_is_a_column_where_it_is_swept(report: Report) -> None:
-    (row,) = report.rows
-    two = replace(report, rows=(row, replace(row, point=replace(row.point, tp=2))))
-    assert [line.split()[2] for line in _table_lines(two)] == ["tp", "1", "2"]
-
-
-def test_equal_warnings_are_one_with_the_rows_they_are_about(report: Report, measured: Measurement) -> None:
-    def rows(*marks: tuple[str, ...]) -> Report:
-        (row,) = report.rows
-        return replace(
-            report,
-            rows=tuple(
-                replace(row, point=replace(row.point, batch=i), measurement=replace(measured, marks=found))
-                for i, found in enumerate(marks, start=1)
-            ),
-        )
-
-    assert _warnings(rows(("odd",), ("odd",))) == ["warning: odd"]
-    assert _warnings(rows(("odd",), ())) == ["warning: batch 1, weights native, tp 1: odd"]
-    assert _warnings(rows((), ())) == []
 
 
 def test_the_command_prints_one_document(tmp_path: Path) -> None:

@@ -235,6 +235,22 @@ def test_sessions_with_new_processes_see_what_one_can_not(measured: Report) -> N
     assert {one.verdicts[0].outcome for one in apart} == {"no difference seen"}
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("changes", [{"commit": "c-dirty-0"}, {"versions": {"triton": "3.0"}}, {"version": "0.0.9"}])
+def test_sessions_of_other_software_are_no_sessions_of_the_same_sides(
+    measured: Report, side: int, changes: dict[str, object]
+) -> None:
+    first, *others = [
+        in_turns(measured, noisy(10, 2 * i), noisy(10, 2 * i + 1), session=str(i)) for i in range(LEAST_PAIRS)
+    ]
+    assert len(only(first, *others).sessions) == LEAST_PAIRS
+    rows = list(first.rows)
+    assert rows[side].turns is not None
+    rows[side] = replace(rows[side], turns=replace(rows[side].turns, **changes))
+    found = compare([(str(i), report) for i, report in enumerate([replace(first, rows=tuple(rows)), *others])])
+    assert [len(one.sessions) for one in found] == [1] * LEAST_PAIRS
+
+
 def test_other_numbers_of_sequences_are_compared_by_token(measured: Report) -> None:
     found = only(in_turns(measured, noisy(12), noisy(12, 1, slower=1.0), batch=4))
     verdict = found.verdicts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shlex
@@ -21,9 +22,6 @@ from anthesis.bench.against import measure_in_turns
 from anthesis.bench.command import command_of, request_of_point
 from anthesis.bench.failure import failure
 from anthesis.bench.partial import Partial
-from anthesis.bench.point import Finished, PointRun
-from anthesis.bench.process import PointProcess
-from anthesis.bench.result import Point
 from anthesis.bench.sweep import Status, points_of
 from anthesis.cli.app import app
 from anthesis.errors import (
@@ -90,69 +88,6 @@ def test_the_ranks_of_a_launcher_serve_one_point(monkeypatch: pytest.MonkeyPatch
 )
 def test_a_failure_has_a_kind_and_a_reason(error: AnthesisError | MemoryError, line: str) -> None:
     assert failure(error).startswith(line)
-
-
-def other_python(directory: Path, text: str, interpreter: str = sys.executable) -> str:
-    """An interpreter that does what `text` says before what it is asked for."""
-    path = directory / "python"
-    rest = "\nimport runpy, sys\nsys.argv = sys.argv[2:]\nrunpy.run_module(sys.argv[0], run_name='__main__')\n"
-    path.write_text(f"#!{interpreter}\n{text}" + (rest if interpreter == sys.executable else ""))
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("signal_name", "line"),
-    [
-        ("KILL", "out of memory: the process was killed by SIGKILL, which the kernel does when memory runs out"),
-        ("SEGV", "failed: the process died by SIGSEGV"),
-    ],
-)
-@pytest.mark.parametrize("when", ["at once", "in a run"])
-def test_a_process_that_dies(tmp_path: Path, signal_name: str, line: str, when: str) -> None:
-    request = Request(model=tiny_model(tmp_path), **QUICK)
-    python = other_python(tmp_path, f"kill -{signal_name} $$", "/bin/sh")
-    if when == "in a run":
-        patch = f"LocalPoint.run = lambda self, tell: os.kill(os.getpid(), signal.SIG{signal_name})"
-        python = other_python(tmp_path, f"import os, signal\nfrom anthesis.bench.point import LocalPoint\n{patch}")
-    with pytest.raises((AnthesisError, MemoryError)) as raised, PointProcess(*of(request), python) as point:
-        measured(point)
-    assert failure(raised.value) == line
-
-
-def of(request: Request) -> tuple[Request, Point]:
-    """A request, and its only point."""
-    (point,) = points_of(request)
-    return request, point
-
-
-def measured(point: PointRun) -> Finished:
-    """The same as a sweep does with it."""
-    point.load(lambda text, share: None)
-    point.warm_up(lambda text, share: None)
-    while not point.run(lambda text, share: None):
-        pass
-    return point.finish()
-
-
-def test_what_nobody_foresaw_is_told_with_its_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    patch = "from anthesis.bench.point import LocalPoint\nLocalPoint.load = lambda self, tell: 1 / 0"
-    request = Request(model=tiny_model(tmp_path), **QUICK)
-    with (
-        pytest.raises(AnthesisError, match="ZeroDivisionError: division by zero"),
-        PointProcess(*of(request), other_python(tmp_path, patch)) as point,
-    ):
-        measured(point)
-    assert "Traceback" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("python", ["missing/python", "/bin/true"])
-def test_a_python_without_anthesis(python: str) -> None:
-    with (
-        pytest.raises(RequestError, match=r"can't be started|has no anthesis that measures"),
-        PointProcess(*of(Request(**QUICK)), python) as point,
-    ):
-        measured(point)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -308,6 +243,26 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(tmp_path: Path, options
     assert "Traceback" not in said
     assert len(read_report(tmp_path / "result.json.partial").rows) == 1
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_ctrl_c_without_a_file_shows_the_rows_so_far(tmp_path: Path, option: tuple[str, ...]) -> None:
+    arguments = command("bench", tiny_model(tmp_path), "--batch", "1,2,3", *QUICK_OPTIONS, *option)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    while "2 of 3" not in (said := process.stderr.readline()):
+        assert said
+    os.killpg(process.pid, signal.SIGINT)
+    printed, last = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert last.splitlines()[-1] == "bench: interrupted after 1 of 3 rows; with -o FILE it could go on later"
+    if option:
+        report = Report.from_document(json.loads(printed))
+        assert ([row.point.batch for row in report.rows], report.finished) == ([1], False)
+    else:
+        assert [line.split()[0] for line in printed.splitlines()[:2]] == ["batch", "1"]
 
 
 @pytest.mark.parametrize("options", WITH_RANKS)

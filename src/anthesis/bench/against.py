@@ -14,7 +14,7 @@ from typing import Any, Literal
 from anthesis.bench.command import command_of
 from anthesis.bench.point import Finished
 from anthesis.bench.process import PointProcess
-from anthesis.bench.request import Request
+from anthesis.bench.request import MAX_RESULT_TIMES, Request
 from anthesis.bench.result import Point, Report, Row, Turns
 from anthesis.bench.sweep import OnStatus, Status, named, new_report, now, points_of
 from anthesis.errors import AnthesisError, RankError, RequestError
@@ -51,11 +51,18 @@ class Side:
         (point,) = points_of(self.request)
         return point
 
+    @property
+    def times(self) -> int:
+        """Of tokens, in a run."""
+        return self.point.batch * self.request.max_new_tokens
+
 
 def measure_in_turns(request: Request, against: str, on_status: OnStatus = lambda status: None) -> Report:
     """Measures a point and another one in turns: rounds of a run of each, whose order is drawn for each round.
 
-    Both are loaded and warmed up first. There are rounds until both have their `request.runs` and `request.min_s`.
+    Both are loaded and warmed up first, each in an order drawn, too: who comes first gets the better pages, for the
+    whole session. There are rounds until both have their `request.runs` and `request.min_s`, or a result can't hold
+    another one.
 
     Args:
         request: of side A, a single point.
@@ -66,7 +73,7 @@ def measure_in_turns(request: Request, against: str, on_status: OnStatus = lambd
         The report, with a row for each side.
 
     Raises:
-        RequestError: several points, the ranks of a launcher, or as `side_b`.
+        RequestError: several points, the ranks of a launcher, more samples than a result can hold, or as `side_b`.
         AnthesisError: one side could not be measured; the message says which.
         MemoryError: they do not fit the memory together.
     """
@@ -75,15 +82,20 @@ def measure_in_turns(request: Request, against: str, on_status: OnStatus = lambd
     sides = (Side(name="A", changed="", request=request, python=sys.executable), side_b(request, against))
     if launched() is not None and any(max(side.request.tp) * side.request.pp > 1 for side in sides):
         raise RequestError("--against starts ranks of its own; run it without the launcher")
+    times = request.runs * sum(side.times for side in sides)
+    if times > MAX_RESULT_TIMES:
+        raise RequestError(
+            f"{times:,} times of tokens of both sides are more than the {MAX_RESULT_TIMES:,} that a result can hold; "
+            "ask for fewer runs, tokens or sequences"
+        )
     report = new_report(request)
     report = replace(report, request={**report.request, "against": against})
     session, started_at = secrets.token_hex(8), now()
     with ExitStack() as opened:
-        processes = [opened.enter_context(PointProcess(side.request, side.point, side.python)) for side in sides]
-        turns = _Turns(sides, processes, on_status)
-        turns.load()
+        turns = _Turns(sides, random.Random(session), on_status)
+        turns.load(opened)
         turns.warm_up()
-        order = turns.run(random.Random(session))
+        order = turns.run()
         finished = turns.finish()
     rows = [
         Row(
@@ -93,51 +105,70 @@ def measure_in_turns(request: Request, against: str, on_status: OnStatus = lambd
             started_at=started_at,
             command=command_of(side.request, side.point, None if side.python == sys.executable else side.python),
             turns=Turns(
-                session=session, side=side.name, changed=side.changed, order=tuple(places), version=process.version
+                session=session,
+                side=side.name,
+                changed=side.changed,
+                order=tuple(places),
+                version=process.version,
+                commit=process.commit,
+                versions={**process.versions, **found.versions},
             ),
         )
-        for side, process, found, places in zip(sides, processes, finished, order, strict=True)
+        for side, process, found, places in zip(sides, turns.processes, finished, order, strict=True)
     ]
-    return replace(
-        report, rows=tuple(rows), versions={**finished[1].versions, **finished[0].versions, **report.versions}
-    )
+    return replace(report, rows=tuple(rows), versions={**report.versions, **finished[0].versions})
 
 
 class _Turns:
-    """The two processes, and whose turn it is."""
+    """The two processes, and whose turn it is, which is drawn each time."""
 
-    def __init__(self, sides: Sequence[Side], processes: Sequence[PointProcess], on_status: OnStatus) -> None:
-        self._sides, self._processes, self._on_status = sides, processes, on_status
+    def __init__(self, sides: Sequence[Side], drawn: random.Random, on_status: OnStatus) -> None:
+        self._sides, self._drawn, self._on_status = sides, drawn, on_status
+        self._started: dict[int, PointProcess] = {}
         self._shares = [0.0, 0.0]
 
-    def load(self) -> None:
-        for number, side in enumerate(self._sides):
-            with _naming(side):
-                self._processes[number].load(self._tell(number, "loading"))
+    @property
+    def processes(self) -> list[PointProcess]:
+        """Of side A and of side B."""
+        return [self._started[number] for number in range(len(self._sides))]
+
+    def load(self, opened: ExitStack) -> None:
+        """Starts both, which end with `opened`, and then loads both, in the same order."""
+        order = self._in_turn()
+        for number in order:
+            side = self._sides[number]
+            self._started[number] = opened.enter_context(PointProcess(side.request, side.point, side.python))
+        for number in order:
+            with _naming(self._sides[number]):
+                self._started[number].load(self._tell(number, "loading"))
 
     def warm_up(self) -> None:
-        for number, side in enumerate(self._sides):
-            with _naming(side):
-                self._processes[number].warm_up(self._tell(number, "warming up"))
+        for number in self._in_turn():
+            with _naming(self._sides[number]):
+                self._started[number].warm_up(self._tell(number, "warming up"))
 
-    def run(self, drawn: random.Random) -> tuple[list[int], list[int]]:
-        """Rounds until both sides have enough; when each had its turns."""
+    def run(self) -> tuple[list[int], list[int]]:
+        """Rounds until both sides have enough, or a result can't hold another one; when each had its turns."""
         order: tuple[list[int], list[int]] = ([], [])
         enough = [False, False]
-        while not all(enough):
-            for number in drawn.sample((0, 1), 2):
+        most = MAX_RESULT_TIMES // sum(side.times for side in self._sides)
+        while not all(enough) and len(order[0]) < most:
+            for number in self._in_turn():
                 order[number].append(len(order[0]) + len(order[1]))
                 time.sleep(_IDLE_S)
                 with _naming(self._sides[number]):
-                    enough[number] = self._processes[number].run(self._tell(number, _TURNS))
+                    enough[number] = self._started[number].run(self._tell(number, _TURNS))
         return order
 
     def finish(self) -> list[Finished]:
         found = []
-        for side, process in zip(self._sides, self._processes, strict=True):
+        for side, process in zip(self._sides, self.processes, strict=True):
             with _naming(side):
                 found.append(process.finish())
         return found
+
+    def _in_turn(self) -> list[int]:
+        return self._drawn.sample((0, 1), 2)
 
     def _tell(self, number: int, phase: str) -> Callable[[str, float], None]:
         label = f"side {self._sides[number].name} ({named(self._sides[number].point)})"

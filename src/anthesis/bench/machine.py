@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -30,9 +31,10 @@ def this_machine() -> Machine:
 
 
 def commit() -> str | None:
-    """The commit of anthesis' own sources, with "-dirty" where they differ from it; None where that is not known.
+    """The commit of anthesis' own sources; None where that is not known.
 
-    It is known of a git checkout, and of an installation that pip made from a git address.
+    It is known of a git checkout, and of an installation that pip made from a git address. Where files of the checkout
+    were changed, "-dirty-" follows and the start of a hash of the difference: two changes are two things to measure.
 
     Source:
         PEP 610, direct_url.json.
@@ -40,8 +42,14 @@ def commit() -> str | None:
     root = Path(anthesis.__file__).resolve().parents[2]
     if (root / ".git").exists() and (root / "src" / "anthesis").is_dir():
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src", "native")
-        return head and head + ("-dirty" if changed else "")
+        # whatever the user's settings make of a difference otherwise
+        plainly = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv")
+        difference = _git(root, "diff", *plainly, "HEAD", "--", "src", "native")
+        if head is None or difference is None:
+            return None
+        if not difference:
+            return head.decode()
+        return f"{head.decode()}-dirty-{hashlib.sha256(difference).hexdigest()[:12]}"
     try:
         address = json.loads(distribution("anthesis").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):
@@ -50,10 +58,10 @@ def commit() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(root: Path, *arguments: str) -> bytes | None:
     """What git says, or None where it doesn't: it is not there, or another user's checkout is none of its business."""
     try:
-        found = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(["git", "-C", root, *arguments], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

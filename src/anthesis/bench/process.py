@@ -26,6 +26,18 @@ PROTOCOL = 1
 _PATIENCE_S = 30.0
 _STDERR = 2
 
+_START = """\
+import sys
+if not sys.path[0]:
+    del sys.path[0]
+from anthesis.bench.serve import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Python looks for modules in the working directory first, where a user's statistics.py would be taken for its own.
+
+What starts as `python=` may be a wrapper, and the first place another one.
+"""
+
 
 class PointProcess:
     """A point that is measured by `anthesis.bench.serve`; use it as a context manager, which ends the process.
@@ -37,12 +49,16 @@ class PointProcess:
 
     Attributes:
         version: of its anthesis; once it is loaded.
+        commit: of that; once it is loaded.
+        versions: of it and of what it computes with, but for the device; once it is loaded.
 
     Raises:
         RequestError: it can't be started.
     """
 
     version: str
+    commit: str | None
+    versions: dict[str, str]
 
     def __init__(self, request: Request, point: Point, python: str = sys.executable) -> None:
         self._request, self._point, self._python = request, point, python
@@ -52,7 +68,7 @@ class PointProcess:
         try:
             # a session of its own: Ctrl-C is for this process, which ends the other one
             self._process = subprocess.Popen(
-                [python, "-m", "anthesis.bench.serve", str(theirs)],
+                [python, "-c", _START, str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=_STDERR,
                 pass_fds=(theirs,),
@@ -74,15 +90,15 @@ class PointProcess:
             MemoryError: it needed more memory than there is.
         """
         tell("", 0.0)
-        hello = json.loads(self._answers.readline() or "{}")
-        if hello.get("protocol") != PROTOCOL:
-            if not hello and self._process.wait() < 0:
+        hello = self._answer()
+        if hello is None or hello.get("protocol") != PROTOCOL:
+            if hello is None and self._end() < 0:
                 self._died()
             raise RequestError(
                 f"{self._python} has no anthesis that measures for this version; install one there that has "
                 f"anthesis.bench.serve with protocol {PROTOCOL}"
             )
-        self.version = hello["version"]
+        self.version, self.commit, self.versions = hello["version"], hello.get("commit"), hello.get("versions", {})
         self._ask({"do": "load", "request": to_document(self._request), "point": to_document(self._point)}, tell)
 
     def warm_up(self, tell: Tell) -> None:
@@ -122,8 +138,7 @@ class PointProcess:
         with suppress(BrokenPipeError):  # it has died; what it said last, and how, is told below
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-        for line in self._answers:
-            answer: dict[str, Any] = json.loads(line)
+        while (answer := self._answer()) is not None:
             match answer["event"]:
                 case "progress":
                     self._share = answer["share"]
@@ -136,8 +151,23 @@ class PointProcess:
                     raise _error(answer)
         return self._died()
 
+    def _answer(self) -> dict[str, Any] | None:
+        """What it says next; None where it has died, perhaps in the middle of a line."""
+        try:
+            line = self._answers.readline()
+            return dict(json.loads(line)) if line.endswith("\n") else None
+        except (TypeError, ValueError):
+            return None
+
+    def _end(self) -> int:
+        """Its exit code, once it has ended, which it does with its stdin."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        return self._process.wait()
+
     def _died(self) -> NoReturn:
-        code = self._process.wait()
+        code = self._end()
         if code == -signal.SIGKILL:
             raise MemoryError("the process was killed by SIGKILL, which the kernel does when memory runs out")
         how = f"died by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

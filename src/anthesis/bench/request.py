@@ -14,6 +14,9 @@ MAX_RUNS = 100
 MAX_TIMES = 100_000
 """Where that many runs, or times of tokens, take less than `min_s`, there are no more, unless they were asked for."""
 
+MAX_RESULT_TIMES = MAX_RESULT_VALUES // 2
+"""Times of tokens that a result can hold; bandwidths and all else have room beside them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -81,9 +84,9 @@ class Request:
             raise RequestError(f"min_s is {self.min_s}; it must be a number of seconds, 0 or more")
         times = sum(self._most_times(batch) for batch in self.batch)
         times *= len(self.weights) * len(self.tp) * len(self.prompt_tokens or (None,))
-        if times > MAX_RESULT_VALUES // 2:  # bandwidths and all else have room beside them
+        if times > MAX_RESULT_TIMES:
             raise RequestError(
-                f"up to {times:,} times of tokens are more than the {MAX_RESULT_VALUES // 2:,} that a result can hold; "
+                f"up to {times:,} times of tokens are more than the {MAX_RESULT_TIMES:,} that a result can hold; "
                 "ask for fewer runs, tokens or sequences, or sweep in parts"
             )
 

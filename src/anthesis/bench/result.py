@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,9 @@ class Turns:
         changed: of side B, what is different from side A, as --against had it; nothing where nothing is.
         order: when the runs of this row took place among those of both rows, which are numbered from 0 on.
         version: of anthesis in the process of this side, which `python=` may have made another one.
+        commit: of the sources of that anthesis, as in the report; None where that is not known.
+        versions: of what the process of this side computes with, as in the report; empty in results of versions that
+            did not say.
     """
 
     session: str
@@ -64,6 +67,8 @@ class Turns:
     changed: str
     order: tuple[int, ...]
     version: str | None = None
+    commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +100,12 @@ class Report:
         started_at: UTC, ISO 8601.
         request: as it was made.
         machine: the computer.
-        versions: of anthesis, Python and NumPy, and of what else the device computes with.
+        versions: of anthesis, Python and NumPy, and of what else the device computes with; where rows are in turns, of
+            side A: each side has its own in its `turns`.
         clocks: what is inside each of them.
         rows: one for each point.
-        commit: of anthesis' own sources, with "-dirty" where they were changed; None where that is not known.
+        commit: of anthesis' own sources, with "-dirty-" and a hash of the difference where they were changed; None
+            where that is not known; where rows are in turns, of side A.
         finished: every point of the request has its row.
         schema_version: of this document.
         kind: "bench".

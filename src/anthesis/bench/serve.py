@@ -1,14 +1,15 @@
 """The process in which a point is measured for another process.
 
-`python -m anthesis.bench.serve FD` reads commands from stdin and answers on the file descriptor FD, one JSON object a
-line, so that what libraries print goes where it always goes. After {"event": "hello"} it obeys
+`anthesis.bench.process`, the other side, starts it with the file descriptor FD as its argument. It reads commands from
+stdin and answers on FD, one JSON object a line, so that what libraries print goes where it always goes. After
+{"event": "hello"}, which says what its software is, it obeys
 
     {"do": "load", "request": {...}, "point": {...}}    {"do": "warm up"}    {"do": "run"}    {"do": "finish"}
 
 each with any number of {"event": "message"}, then one {"event": "done"}, or {"event": "error"} and its end. "load" and
 "warm up" also give {"event": "progress"}; a timed run does not, so that nobody draws a progress bar beside it. The
 process also ends with its stdin, on SIGTERM, and when nobody can read its answers any more; the ranks it has started
-end with it. `anthesis.bench.process` is the other side.
+end with it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from types import TracebackType
 from typing import Any
 
 import anthesis
+from anthesis.bench.machine import commit, versions
 from anthesis.bench.point import LocalPoint, Tell
 from anthesis.bench.process import PROTOCOL
 from anthesis.bench.request import Request
@@ -80,7 +82,7 @@ def main(arguments: list[str]) -> int:
     logger.propagate = False
     warnings.showwarning = lambda message, *_, **__: logger.warning("%s", message)
     sys.excepthook = lambda kind, error, trace: _unforeseen(answers, kind, error, trace)
-    answers.send("hello", protocol=PROTOCOL, version=anthesis.__version__)
+    answers.send("hello", protocol=PROTOCOL, version=anthesis.__version__, commit=commit(), versions=versions())
     with ExitStack() as opened:
         point: LocalPoint | None = None
         for line in sys.stdin:
@@ -138,7 +140,3 @@ def _unforeseen(
     """Shows where something happened that no user can have caused, and tells of it."""
     sys.__excepthook__(kind, error, trace)
     answers.send("error", kind=kind.__name__, message=f"{kind.__name__}: {error}", details="")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

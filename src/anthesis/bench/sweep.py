@@ -46,6 +46,7 @@ def sweep(
     on_status: OnStatus = lambda status: None,
     partial: Partial | None = None,
     on_resume: Callable[[Path, int, int], None] = lambda path, done, total: None,
+    on_row: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Measures each of weights x tp x prompt tokens x batch: a single one in this process, of several each in its own.
 
@@ -54,6 +55,7 @@ def sweep(
         on_status: told what begins.
         partial: where rows are kept as they come, and where those of an interrupted call are; of several points only.
         on_resume: called where rows are there already, with where, how many, and how many there are in all.
+        on_row: called after each of several points, with the rows so far.
 
     Returns:
         The report; its rows stand in the order weights, tp, prompt tokens, batch.
@@ -88,6 +90,7 @@ def sweep(
             report = _with_row(report, _row(request, point_asked, started_at, failure(error)))
         if partial is not None:
             partial.save(report)
+        on_row(report)
     return replace(report, finished=True)
 
 

@@ -149,11 +149,19 @@ def _alike(sessions: Iterable[Mapping[str, Labelled]]) -> dict[Any, list[tuple[L
     for sides in sessions:
         if len(sides) == 2:
             pair = sides["A"], sides["B"]
-            what = [(label.row.command, label.row.turns and label.row.turns.version) for label in pair]
+            what = [(label.row.command, *_software(label.row)) for label in pair]
             report = pair[0].report
             where = report.machine.processor, report.machine.usable_cores, report.commit
             found.setdefault((*what, *where), []).append(pair)
     return found
+
+
+def _software(row: Row) -> tuple[Any, ...]:
+    """What ran it, as far as the file says."""
+    turns = row.turns
+    if turns is None:
+        return ()
+    return turns.version, turns.commit, tuple(sorted(turns.versions.items()))
 
 
 def _of_sessions(pairs: list[tuple[Labelled, Labelled]]) -> list[Comparison]:

@@ -17,6 +17,7 @@ from anthesis.errors import RequestError
 from anthesis.units import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from anthesis.bench import Report, Request
@@ -145,13 +146,17 @@ def bench(
         if against is None and len(points_of(request)) > 1 and is_replaceable(output):
             partial = Partial(output.with_name(f"{output.name}.partial"))
             check_output(partial.path)
-    report = _measured(request, against, partial)
-    if json:
-        print_json(report.document())
-    else:
-        print_table(report)
-        if against is not None:
-            _print_verdict(report)
+
+    def show(report: Report) -> None:
+        if json:
+            print_json(report.document())
+        else:
+            print_table(report)
+
+    report = _measured(request, against, partial, show)
+    show(report)
+    if against is not None and not json:
+        _print_verdict(report)
     if output is not None:
         write_json(report.document(), output)
     if partial is not None:
@@ -160,19 +165,26 @@ def bench(
         raise typer.Exit(1)
 
 
-def _measured(request: Request, against: str | None, partial: Partial | None) -> Report:
+def _measured(request: Request, against: str | None, partial: Partial | None, show: Callable[[Report], None]) -> Report:
+    """The report; where measuring is interrupted, rows that no file keeps are shown."""
     from anthesis.bench.against import measure_in_turns
     from anthesis.bench.sweep import points_of, sweep
 
+    so_far: list[Report] = []
     try:
         with BenchBar() as bar:
             if against is not None:
                 return measure_in_turns(request, against, bar)
-            return sweep(request, bar, partial, _say_resumed)
+            return sweep(request, bar, partial, _say_resumed, so_far.append)
     except KeyboardInterrupt:
+        total = len(points_of(request))
         if partial is not None and partial.path.exists():
             tell(f"bench: interrupted; the rows so far are in {partial.path}, and the same command goes on from there")
-        elif len(points_of(request)) > 1:
+        elif so_far:
+            show(so_far[-1])
+            done = f"after {len(so_far[-1].rows)} of {counted(total, 'row')}"
+            tell(f"bench: interrupted {done}; with -o FILE it could go on later")
+        elif total > 1:
             how = "with -o FILE it could go on later" if partial is None else "the same command begins anew"
             tell(f"bench: interrupted before a row was kept; {how}")
         raise

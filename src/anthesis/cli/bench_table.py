@@ -12,34 +12,31 @@ if TYPE_CHECKING:
     from anthesis.bench.operations import OperationKind
     from anthesis.bench.result import Point, Row
 
-COLUMNS = ("batch", "weights", "tp", "first", "token", "p95", "prompt", "decode", "in all", "limit")
+COLUMNS = ("batch", "weights", "tp", "tokens", "first", "token", "p95", "prompt", "decode", "in all", "limit")
 
 
 def print_table(report: Report) -> None:
     """Prints the measured rows, what failed, where steps spend their time, and what the figures mean."""
+    from anthesis.bench.sweep import named
+
     for line in _table_lines(report):
         print(line)
     for row in report.rows:
         if row.error is not None:
-            print(f"failed: {_named(row.point)}: {row.error}")
+            print(f"failed: {named(row.point)}: {row.error}")
         for reason in invalid(row):
-            print(f"invalid: {_named(row.point)}: {reason}")
+            print(f"invalid: {named(row.point)}: {reason}")
     for row in report.rows:
         if row.measurement is not None and row.measurement.operations is not None:
             for line in _operations(row.point, row.measurement.operations):
                 print(line)
-    measured = [row.measurement for row in report.rows if row.measurement is not None]
-    for line in _explanation(measured[0]) if measured else []:
+    for line in _explanation(report):
         print(line)
     for row in report.rows:
         for line in _captures(row):
             print(line)
     for line in _warnings(report):
         print(line)
-
-
-def _named(point: Point) -> str:
-    return f"batch {point.batch}, weights {point.weights}, tp {point.tp}"
 
 
 def invalid(row: Row) -> tuple[str, ...]:
@@ -52,9 +49,14 @@ def _table_lines(report: Report) -> list[str]:
     rows = [_cells(row, row.measurement) for row in report.rows if row.measurement is not None]
     if not rows:
         return []
-    left_out = set() if len({row.point.tp for row in report.rows}) > 1 else {COLUMNS.index("tp")}
-    kept = [i for i in range(len(COLUMNS)) if i not in left_out]
+    shown = {"tp": len({row.point.tp for row in report.rows}) > 1, "tokens": _sweeps_prompts(report)}
+    kept = [i for i, column in enumerate(COLUMNS) if shown.get(column, True)]
     return aligned([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], ["weights"])
+
+
+def _sweeps_prompts(report: Report) -> bool:
+    """Whether prompts have several lengths."""
+    return len({row.point.prompt_tokens for row in report.rows}) > 1
 
 
 def _cells(row: Row, measured: Measurement) -> list[str]:
@@ -65,6 +67,7 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
         str(row.point.batch),
         row.point.weights if row.point.weights != "native" else "+".join(measured.model.weight_kinds),
         str(row.point.tp),
+        f"{len(measured.configuration.prompt_token_ids):,}",
         duration(speed.first_token_s.median),
         "-" if between is None else duration(between.median),
         "-" if between is None else duration(between.p95),
@@ -77,6 +80,8 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
 
 def _operations(point: Point, kinds: tuple[OperationKind, ...]) -> list[str]:
     """Where a decode step's time goes, a line for each kind of operation."""
+    from anthesis.bench.sweep import named
+
     total = sum(kind.step_s for kind in kinds)
     cells = [
         [
@@ -93,56 +98,92 @@ def _operations(point: Point, kinds: tuple[OperationKind, ...]) -> list[str]:
     ]
     head = ["operation", "", "memory", "activations", "time", "GB/s", "GFLOP/s", "share"]
     return [
-        f"a decode step, batch {point.batch}, weights {point.weights}: {duration(total)} with counters on",
+        f"a decode step, {named(point)}: {duration(total)} with counters on",
         *aligned(head, cells, ["operation"]),
     ]
 
 
-def _explanation(measured: Measurement) -> list[str]:
-    config, model, traffic = measured.configuration, measured.model, measured.traffic
-    size = f"{counted(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
-    warmup = f"{len(measured.warmup.run_s)} to warm up"
-    loading = f"loading took {duration(measured.load_s)}"
-    peaks = measured.ranks_peak_memory_bytes or (measured.process_peak_memory_bytes,)
-    peak = f"peak memory {' + '.join(amount(nbytes, 'B') for nbytes in peaks)}"
-    held = measured.counted.peak_memory_bytes if measured.counted is not None else None
-    if held is not None:
-        peak += f", {amount(held, 'B')} of the device"
-    lines = [
-        f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}",
-        f"medians of {counted(len(measured.runs), 'run')} after {warmup}; {loading}, {peak}",
+def _explanation(report: Report) -> list[str]:
+    """What was measured, and what the columns mean; what differs from row to row is the first row's, and says so."""
+    rows = [row.measurement for row in report.rows if row.measurement is not None]
+    if not rows:
+        return []
+    peaks = [_peak_memory(row) for row in rows]
+    if len(rows) == 1:
+        lines = [_subject(rows[0]), f"{_counts(rows[0])}, peak memory {peaks[0]}"]
+    else:
+        lines = [
+            *(_of_first(list(map(said, rows))) for said in (_subject, _counts)),
+            f"peak memory, row by row, each a process of its own: {'; '.join(peaks)}",
+        ]
+    return [
+        *lines,
+        *(["tokens: of the prompt"] if _sweeps_prompts(report) else []),
         "first: until the first token; token: from one to the next; in all: the whole call",
         "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
+        *_limit(rows[0]),
     ]
+
+
+def _of_first(said: list[str]) -> str:
+    """What is said of the first row, which it is marked as where it is not true of all."""
+    return said[0] if len(set(said)) == 1 else f"{said[0]} (first row)"
+
+
+def _subject(measured: Measurement) -> str:
+    config, model = measured.configuration, measured.model
+    size = f"{counted(len(config.prompt_token_ids), 'prompt token')}, {config.new_tokens} generated and counted"
+    return f"{model.description}: {size}, greedy, device {measured.device.name}, cache {model.cache_dtype}"
+
+
+def _counts(measured: Measurement) -> str:
+    warmup = f"{len(measured.warmup.run_s)} to warm up"
+    return f"medians of {counted(len(measured.runs), 'run')} after {warmup}; loading took {duration(measured.load_s)}"
+
+
+def _peak_memory(measured: Measurement) -> str:
+    peaks = measured.ranks_peak_memory_bytes or (measured.process_peak_memory_bytes,)
+    held = measured.counted.peak_memory_bytes if measured.counted is not None else None
+    of_device = "" if held is None else f", {amount(held, 'B')} of the device"
+    return " + ".join(amount(nbytes, "B") for nbytes in peaks) + of_device
+
+
+def _limit(measured: Measurement) -> list[str]:
+    traffic = measured.traffic
     limit, bandwidth = measured.limit, None if traffic is None else traffic.read_bandwidth_bytes_per_s
     if traffic is not None and bandwidth is None:
-        lines.append(f"no limit: the read bandwidth was {traffic.read_bandwidth_note}")
-    elif traffic is not None and bandwidth is not None and limit is not None and limit.step_floor_s is not None:
-        lines.append(
-            f"limit: the least possible time of a decode step, as a share of what it took (first row: "
+        return [f"no limit: the read bandwidth was {traffic.read_bandwidth_note}"]
+    if traffic is not None and bandwidth is not None and limit is not None and limit.step_floor_s is not None:
+        said = (
+            "limit: the least possible time of a decode step, as a share of what it took (first row: "
             f"{duration(limit.step_floor_s)}, bound by {limit.step_bound}; a token must read "
             f"{amount(traffic.bytes_per_token, 'B')}, and after each run memory was read at "
             f"{amount(bandwidth.median, 'B/s')})"
         )
-    return lines
+        return [said]
+    return []
 
 
 def _captures(row: Row) -> list[str]:
     """What capturing took, where steps are captured."""
+    from anthesis.bench.sweep import named
+
     found = None if row.measurement is None else row.measurement.counted
     if found is None or not found.captures:
         return []
     took = f"{counted(found.captures, 'step')} captured in {duration(found.capture_s)}, before the timed runs"
-    return [f"{_named(row.point)}: {took}"]
+    return [f"{named(row.point)}: {took}"]
 
 
 def _warnings(report: Report) -> list[str]:
     """What to beware of, each thing once, with the rows that it is about unless it is about all."""
+    from anthesis.bench.sweep import named
+
     measured = [(row.point, row.measurement) for row in report.rows if row.measurement is not None]
     about: dict[str, list[str]] = {}
     for point, measurement in measured:
         for message in measurement.marks:
-            about.setdefault(message, []).append(_named(point))
+            about.setdefault(message, []).append(named(point))
     return [
         f"warning: {message}" if len(rows) == len(measured) else f"warning: {'; '.join(rows)}: {message}"
         for message, rows in about.items()

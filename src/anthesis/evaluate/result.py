@@ -87,7 +87,8 @@ class Evaluation:
         quality: of it.
         against: beside other weights; None where nobody asked.
         took_s: seconds, loading not counted.
-        commit: of anthesis' own sources, with "-dirty" where they were changed; None where that is not known.
+        commit: of anthesis' own sources, with "-dirty-" and a hash of the difference where they were changed; None
+            where that is not known.
         schema_version: of this document.
         kind: "evaluate".
     """

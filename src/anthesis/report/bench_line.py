@@ -27,6 +27,10 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
     """
     pp = report.request.get("pp")
     stages = pp if isinstance(pp, int) and not isinstance(pp, bool) else 1
+    commit, versions = report.commit, report.versions
+    if row.turns is not None and row.turns.versions:
+        # the other side may be another installation
+        commit, versions = row.turns.commit, row.turns.versions
     shared: dict[str, Any] = {
         "kind": report.kind,
         "source": source,
@@ -39,8 +43,8 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
         "batch": row.point.batch,
         "turns": None if row.turns is None else f"{row.turns.side} of {row.turns.session}",
         "command": row.command or _rebuilt_command(report.request, row.point),
-        "commit": report.commit,
-        "versions": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        "commit": commit,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     if row.measurement is None:
         new_tokens = report.request.get("max_new_tokens")
