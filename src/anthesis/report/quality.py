@@ -94,7 +94,7 @@ def evaluated(file: ResultFile, found: Evaluation) -> Evaluated:
 def with_quality(line: Line, evaluations: Sequence[Evaluation]) -> Line:
     """The line with what an evaluation found of its weights, or a note that there is none though they are quantised.
 
-    What weights cost depends on the device, too: each rounds the other side of their products in its own way. Of several
+    What weights cost depends on the device, too: each rounds the inputs of its products in its own way. Of several
     evaluations the one against other weights counts, then the one of the longest text.
     """
     evaluations = [found for found in evaluations if found.device.name == line.device]
