@@ -65,8 +65,8 @@ def line_of_summary(summary: Summary, source: str, sha256: str) -> Line:
 
 
 def _ranks(session: Session, tp: int) -> int:
-    """Among which its model was split; where it does not say, those of a single stage."""
-    return tp if session.ranks is None else session.ranks
+    """Among which its model was split: those of a single stage, where it does not say."""
+    return max(tp, session.ranks or 0)
 
 
 def _tp(summary: Summary) -> int:
