@@ -21,7 +21,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def evaluation(
-    model: Model, *, against: Model | None = None, perplexity: float = 20.0, tokens: int = 1000
+    model: Model, *, against: Model | None = None, perplexity: float = 20.0, tokens: int = 1000, device: str = "cuda"
 ) -> Evaluation:
     """What an evaluation of a model could have found."""
     quality = Quality(perplexity=perplexity, mean_nll=3.0, nll_standard_error=0.01)
@@ -37,7 +37,7 @@ def evaluation(
         command="anthesis evaluate m --text prose.txt --weights int8 --against bf16",
         text=Text(name="prose.txt", sha256="a" * 64, scored_tokens=tokens, windows=4, window_tokens=256),
         model=model,
-        device=Device(name="cpu", description="a processor", arithmetic="float32", batch_invariant=True),
+        device=Device(name=device, description="a device", arithmetic="float32", batch_invariant=True),
         machine=Machine(processor="a processor", usable_cores=2, memory_bytes=1, available_memory_bytes=1, os="Linux"),
         versions={"anthesis": "0.1.0"},
         quality=quality,

@@ -232,6 +232,15 @@ def test_several_processors_are_said(output: Path) -> None:
     assert "Another One with NumPy" in said
 
 
+@pytest.mark.parametrize(("typed", "kept"), [("anthesis complete a", "anthesis complete a"), ("another", None)])
+def test_the_command_is_that_of_each_worker_or_nobody_s(output: Path, typed: str, kept: str | None) -> None:
+    for shard in range(SHARDS):
+        path = summary_path(ShardSet(output).output_path(shard, 1))
+        replace(read_summary(path), command=typed if shard == 0 else "anthesis complete a", commit="c0ffee").write(path)
+    summary = merge(output).summary
+    assert (summary.command, summary.commit) == (kept, "c0ffee")
+
+
 def test_a_place_that_can_t_be_written_to(output: Path) -> None:
     output.parent.chmod(0o555)
     try:

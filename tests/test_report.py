@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from anthesis.bench.machine import commit
 from anthesis.dataset import read_summary
 from anthesis.errors import RequestError
 from anthesis.report import Contents, Line, ResultFile, compose, read_result, read_results, render
@@ -74,6 +75,11 @@ def test_lines_hold_what_the_files_say(results: tuple[Path, Path]) -> None:
     assert (line.kind, line.rows, line.failed_rows, line.finished) == ("complete", 4, 1, True)
     assert line.generated_tokens == summary.counts.completion_tokens > 0
     assert line.rows_per_s == pytest.approx(4 / summary.sessions[0].run_s)
+    assert (summary.sessions[0].ranks, line.tp, line.pp, line.devices) == (1, 1, 1, 1)
+    assert line.commit == summary.commit == commit()
+    directory = rows.parent
+    words = ["anthesis", "complete", str(directory / "m"), str(directory / "data.jsonl"), "-o", str(rows), "-n", "4"]
+    assert shlex.split(line.command or "") == [*words, *DEVICE]
 
 
 def test_csv_and_json_hold_the_same_in_full(results: tuple[Path, Path]) -> None:
@@ -221,6 +227,7 @@ def test_figures_are_those_of_the_samples() -> None:
         low, high = total_s  # two runs: percentiles are linear between them
         assert line.total_p5_s == pytest.approx(low + 0.05 * (high - low))
         assert line.total_p95_s == pytest.approx(low + 0.95 * (high - low))
+        assert line.total_standard_deviation_s == pytest.approx(statistics.stdev(total_s), rel=1e-2)
         gaps = [b - a for run in runs for times in run["token_s"] for a, b in itertools.pairwise(times)]
         assert line.token_s == pytest.approx(statistics.median(gaps), rel=1e-2)
         prefill_s = [max(times[0] for times in run["token_s"]) for run in runs]
@@ -245,6 +252,42 @@ def test_results_of_other_devices_are_rendered(form: str) -> None:
         assert words in shown
     assert "a timed run captured a step" in shown
     assert "the read bandwidth moved by 31 %" in shown
+
+
+def test_the_first_run_of_all_is_the_one_that_a_result_names(tmp_path: Path) -> None:
+    changed = document(CUDA)
+    changed["rows"][0]["measurement"]["first_run_s"] = 7.25
+    assert read_result(write(tmp_path / "x.json", changed)).lines[0].first_run_s == 7.25
+
+
+def test_rows_of_a_sweep_that_is_not_finished_are_marked(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json.partial", {**document(CUDA), "finished": False})
+    whole, lines = read_result(CUDA).lines, read_result(path).lines
+    said = "of a sweep that is not finished"
+    assert [line.marks for line in lines] == ["; ".join(filter(None, (line.marks, said))) for line in whole]
+    for form in ("table", "md", "html"):
+        assert said in render(compose(read_results([path])), form)
+        assert said not in render(compose(read_results([CUDA])), form)
+    assert succeed("compare", str(path)).count(f"{path}, {said}\n") >= 2
+
+
+@pytest.mark.parametrize("form", ["table", "md", "html"])
+def test_a_limit_may_be_known_and_not_what_bounds_it(tmp_path: Path, form: str) -> None:
+    """As where the arithmetic peak of a card is not known."""
+    changed = document(CUDA)
+    changed["rows"] = changed["rows"][:1]
+    limit = changed["rows"][0]["measurement"]["limit"]
+    with_bound = render(compose(read_results([write(tmp_path / "x.json", changed)])), form)
+    limit |= {"step_bound": None, "prefill_bound": None, "multiply_adds_per_s": {}}
+    without = render(compose(read_results([write(tmp_path / "x.json", changed)])), form)
+    shown = f"{limit['share_of_step_floor']['median']:.1%}"
+    for text, bounds in ((with_bound, True), (without, False)):
+        assert shown in text
+        assert (
+            bool(re.search(rf"{shown}[^%]*\bmemory\b", text.partition("<script")[0].partition("## Commands")[0]))
+            is bounds
+        )
+        assert "None" not in text.partition("<script")[0]
 
 
 def test_memory_is_that_of_all_ranks() -> None:

@@ -133,6 +133,20 @@ def test_failed_and_invalid_rows_are_to_be_seen(laptop: Opened) -> None:
         assert badge in laptop.page.locator(f"#row-{number} .badge").all_inner_texts()
 
 
+def test_a_published_row_is_one_line_that_opens_to_its_source(laptop: Opened, contents: Contents) -> None:
+    page = laptop.page
+    published = [line for line in contents.points if line.is_published]
+    for line in published:
+        assert page.locator(f"#row-{line.number}").bounding_box()["height"] < 40
+    row = page.locator(f"#row-{published[0].number}")
+    link = row.locator("details a")
+    assert not link.is_visible()
+    row.locator("summary").click()
+    assert link.is_visible()
+    assert link.get_attribute("href") == published[0].source
+    row.locator("summary").click()
+
+
 def click(page: Any, mark: Any) -> None:
     """Clicks where a mark is: Plotly has a layer above all of them that takes the mouse, and hovers first."""
     box = mark.bounding_box()

@@ -19,6 +19,7 @@ import pytest
 
 from anthesis.bench import read_report
 from anthesis.report import Contents, compose, read_prices, read_results, render
+from anthesis.report.html.chart import log_axis
 from command_line import Terminal, command, fail
 from report_files import CUDA, HPU, document, evaluation, write
 
@@ -118,6 +119,34 @@ def test_marks_under_the_roof_are_as_far_below_it_as_their_share(page: Scripts, 
                 assert y / roof == pytest.approx(line.share_of_step_floor, rel=0.05)
                 seen += 1
     assert seen == 4
+
+
+@pytest.mark.parametrize("axis", ["xaxis", "yaxis"])
+def test_axes_of_the_price_chart_have_plain_numbers(page: Scripts, axis: str) -> None:
+    figure = figures(page)["price"]
+    values = [value for trace in figure["data"] for value in trace[axis[0]]]
+    described = figure["layout"][axis]
+    texts = [float(text.replace(",", "")) for text in described["ticktext"]]
+    assert texts == pytest.approx(described["tickvals"])
+    assert described["tickvals"][0] < min(values)
+    assert described["tickvals"][-1] > max(values)
+    assert {text.strip("0.,") for text in described["ticktext"]} <= {"1", "2", "5"}
+
+
+def test_an_axis_over_many_powers_has_marks_at_them_alone() -> None:
+    assert log_axis([0.03, 2000.0])["ticktext"] == [
+        "0.001",
+        "0.01",
+        "0.1",
+        "1",
+        "10",
+        "100",
+        "1,000",
+        "10,000",
+        "100,000",
+    ]
+    assert log_axis([1.0, 1.0])["ticktext"] == ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50"]
+    assert len(log_axis([5e-324, 1e308])["ticktext"]) == 25  # what a damaged file may hold
 
 
 def test_roofs_are_the_speeds_that_were_measured(page: Scripts, contents: Contents) -> None:

@@ -117,3 +117,34 @@ def test_published_prices_are_for_published_rows_and_give_way() -> None:
 
     assert prices() == {("first-gen Gaudi", 1.625)}
     assert prices("first-gen gaudi=1") == {("first-gen Gaudi", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "fits"),
+    [
+        ("a100", "NVIDIA A100-SXM4-80GB", True),
+        ("A 100", "NVIDIA A100-SXM4-80GB", True),
+        ("a10", "NVIDIA A100-SXM4-80GB", False),
+        ("a10", "NVIDIA A10G", False),
+        ("a10", "NVIDIA A10", True),
+        ("l4", "NVIDIA L40S", False),
+        ("l40", "NVIDIA L40S", False),
+        ("l4", "NVIDIA L4", True),
+        ("h20", "NVIDIA H200", False),
+        ("h200", "NVIDIA GH200 480GB", False),
+        ("100", "NVIDIA H100 80GB HBM3", False),
+        ("h100", "NVIDIA H100 80GB HBM3", True),
+        ("h100 80gb", "NVIDIA H100_80GB", True),
+        ("nvidiah100", "NVIDIA H100 80GB HBM3", False),
+        ("gaudi", "Gaudi2", False),
+        ("gaudi2", "Gaudi2", True),
+        ("gaudi 2", "GAUDI2, lazy mode", True),
+        ("Gaudi-2", "Intel Gaudi 2", True),
+        ("gaudi", "first-gen Gaudi", True),
+        ("epyc", "AMD EPYC, avx512 kernels, 2 threads", True),
+        ("a.c", "abc", False),
+    ],
+)
+def test_a_name_is_whole_words(name: str, device: str, fits: bool) -> None:
+    line = Line(kind="bench", source="x", device="other", device_description=device)
+    assert (price_of(line, read_prices([f"{name}=1"])) is not None) is fits

@@ -67,6 +67,8 @@ def test_quantised_weights_without_an_evaluation_say_so(real: Path) -> None:
         ({"fingerprint": None, "source": None}, True),
         ({"fingerprint": None, "source": None, "description": "another name"}, False),
         ({"weight_kinds": ("int8", "int4")}, False),
+        ({"cache_dtype": "int8"}, False),
+        ({"cache_dtype": ""}, True),  # not known
     ],
 )
 def test_only_the_same_model_with_the_same_weights_counts(
@@ -74,6 +76,14 @@ def test_only_the_same_model_with_the_same_weights_counts(
 ) -> None:
     int8 = replace(model_of(real, 2), **changes)
     assert (lines(real, evaluation(int8))[2].perplexity == 20.0) is matches
+
+
+def test_an_evaluation_on_another_device_says_nothing_of_this_one(real: Path) -> None:
+    """There the same weights may be multiplied with inputs of other widths."""
+    bf16, int8 = model_of(real, 0), model_of(real, 2)
+    found = lines(real, evaluation(int8, against=bf16, device="cpu"))
+    assert [line.perplexity for line in found[:3]] == [None, None, None]
+    assert found[2].quality_note == "quality not measured"
 
 
 def test_of_several_the_one_against_others_counts_then_the_longest(real: Path) -> None:

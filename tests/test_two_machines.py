@@ -213,6 +213,7 @@ def test_a_data_set_that_is_complete_is_not_done_again(tmp_path: Path, machines:
     os.kill(machines[1].rank(1), signal.SIGKILL)
     succeeded(started)
     assert out.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    assert {session["ranks"] for session in json.loads(Path(f"{out}.summary.json").read_text())["sessions"]} == {2}
     before = out.stat().st_mtime_ns
     succeeded(torchrun(machines, 1, arguments))
     assert out.stat().st_mtime_ns == before

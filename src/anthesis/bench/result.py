@@ -14,6 +14,8 @@ from anthesis.records import from_result, read_document, to_document
 
 SCHEMA_VERSION = 1
 KIND = "bench"
+UNFINISHED = "of a sweep that is not finished"
+"""What is said of the rows of a report that is not."""
 
 CLOCKS: Mapping[str, str] = {
     "load_s": "opening the device, the checkpoint and the tokenizer, and packing every weight",

@@ -13,7 +13,7 @@ from anthesis.bench.against import CHANGEABLE, SAME
 from anthesis.bench.derive import decode_s
 from anthesis.bench.measurement import Measurement, Run
 from anthesis.bench.paired import LEAST_PAIRS, p_value, shift
-from anthesis.bench.result import Report, Row
+from anthesis.bench.result import UNFINISHED, Report, Row
 from anthesis.bench.sweep import named
 from anthesis.records import to_document
 
@@ -49,7 +49,8 @@ class Labelled:
     def name(self) -> str:
         """For people."""
         changed = f" ({self.row.turns.changed})" if self.row.turns is not None and self.row.turns.changed else ""
-        return f"{named(self.row.point)}{changed}, row {self.number} of {self.source}"
+        unfinished = "" if self.report.finished else f", {UNFINISHED}"
+        return f"{named(self.row.point)}{changed}, row {self.number} of {self.source}{unfinished}"
 
 
 @dataclass(frozen=True, kw_only=True)

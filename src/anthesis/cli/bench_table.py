@@ -154,9 +154,10 @@ def _limit(measured: Measurement) -> list[str]:
     if traffic is not None and bandwidth is None:
         return [f"no limit: the read bandwidth was {traffic.read_bandwidth_note}"]
     if traffic is not None and bandwidth is not None and limit is not None and limit.step_floor_s is not None:
+        bound = f", bound by {limit.step_bound}" if limit.step_bound else ""
         said = (
             "limit: the least possible time of a decode step, as a share of what it took (first row: "
-            f"{duration(limit.step_floor_s)}, bound by {limit.step_bound}; a token must read "
+            f"{duration(limit.step_floor_s)}{bound}; a token must read "
             f"{amount(traffic.bytes_per_token, 'B')}, and after each run memory was read at "
             f"{amount(bandwidth.median, 'B/s')})"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,15 +155,18 @@ def complete(
         return llm
 
     exit_on_sigterm()
+    command = shlex.join(["anthesis", *sys.argv[1:]])
     if engine == "ray":
-        sharding.complete_on_ray(request, rows, output, opening, num_shards, workers)
+        sharding.complete_on_ray(request, rows, output, opening, num_shards, workers, command)
         return
     if num_shards is not None:
-        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads, tp * pp)
+        sharding.work(request, dataset, output, open_llm, num_shards, shard, threads, tp * pp, command)
         return
     try:
         with CompletingBar() as bar:
-            outcome = complete_dataset(request, dataset, output, open_llm, load=load, threads=threads, progress=bar)
+            outcome = complete_dataset(
+                request, dataset, output, open_llm, load=load, threads=threads, progress=bar, command=command
+            )
     except (KeyboardInterrupt, SystemExit):
         if output.exists():
             logger.warning("interrupted; the rows in %s are whole, and the same command goes on after them", output)

@@ -103,6 +103,7 @@ def work(
     shard: int | None,
     threads: int | None,
     ranks: int,
+    command: str,
 ) -> None:
     """Completes shards as one of many workers, and says what is left.
 
@@ -128,7 +129,7 @@ def work(
 
         worker = Worker(
             request, dataset, output, open_llm,
-            num_shards=num_shards, load=load, threads=threads, progress=bar, on_shard=on_shard,
+            num_shards=num_shards, load=load, threads=threads, progress=bar, on_shard=on_shard, command=command,
         )  # fmt: skip
         with worker:
             try:
@@ -168,6 +169,7 @@ def complete_on_ray(
     opening: dict[str, Any],
     num_shards: int | str | None,
     workers: int | None,
+    command: str,
 ) -> None:
     """Completes all shards by a pool of actors, and merges them.
 
@@ -181,7 +183,7 @@ def complete_on_ray(
         tell(f"complete: shard {shard} is finished, {finished} of {of}")
 
     asked = num_shards if isinstance(num_shards, int) else None
-    job = RayJob(request=request, rows=rows, output=output, opening=opening, num_shards=asked)
+    job = RayJob(request=request, rows=rows, output=output, opening=opening, num_shards=asked, command=command)
     try:
         merged = complete_by_ray(job, workers, on_shard)
     except (KeyboardInterrupt, SystemExit):

@@ -48,6 +48,7 @@ def complete(
     load: Callable[[LLM], None] = LLM.load,
     threads: int | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
+    command: str | None = None,
 ) -> Outcome:
     """Completes a data set into a file, or goes on with one.
 
@@ -59,6 +60,7 @@ def complete(
         load: reads its weights, once it is clear that there is something to do.
         threads: that the model was asked to use, for the summary.
         progress: told after rows were written, and now and then.
+        command: that asks for it, for the summary; or None.
 
     Raises:
         RequestError: the output belongs to another request, another process is writing it, or the model can't take
@@ -92,7 +94,7 @@ def complete(
             load(llm)
             run = Run(
                 request, dataset, file, summary_path(output), llm, meter, wanted, before, threads, progress,
-                load_s=llm.load_s,
+                load_s=llm.load_s, command=command,
             )  # fmt: skip
             summary = run.run()
             return Outcome(summary, summary.sessions[-1])

@@ -211,6 +211,7 @@ class _ShardReader:
 
 def _whole(shared: SharedRequest, summaries: list[Summary], done: list[FinishedShard], written: Written) -> Summary:
     """The summary of all rows: the sessions of all shards in the order of their beginnings."""
+    commands = {summary.command for summary in summaries}
     last = max(summaries, key=lambda summary: summary.sessions[-1].started_at)
     return Summary(
         request=shared.request,
@@ -228,6 +229,8 @@ def _whole(shared: SharedRequest, summaries: list[Summary], done: list[FinishedS
         device=last.device,
         machine=last.machine,
         versions=last.versions,
+        commit=last.commit,
+        command=last.command if len(commands) == 1 else None,
     )
 
 

@@ -44,6 +44,7 @@ class RayJob:
         output: what the shards become.
         opening: the arguments of `LLM`.
         num_shards: None: as many as there are, or four for each actor.
+        command: that asks for it, for the summaries; or None.
     """
 
     request: Request
@@ -51,6 +52,7 @@ class RayJob:
     output: Path
     opening: dict[str, Any]
     num_shards: int | None
+    command: str | None = None
 
     def elsewhere(self) -> RayJob:
         """The same for a process that is started in another directory."""
@@ -75,6 +77,7 @@ class RayJob:
             lambda: LLM(**self.opening, load=False),
             num_shards=self.num_shards,
             threads=self.opening.get("threads"),
+            command=self.command,
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anthesis.bench.loaded import device_of, model_of
-from anthesis.bench.machine import this_machine, versions
+from anthesis.bench.machine import commit, this_machine, versions
 from anthesis.completion import Handle
 from anthesis.dataset.limit import Meter
 from anthesis.dataset.output import OutputFile, not_written, row_line
@@ -101,6 +101,7 @@ class Run:
         threads: that the model was asked to use, for the summary.
         progress: told after rows were written, and now and then; what it raises ends the session.
         load_s: loading the model took, for the summary.
+        command: that asked for it, for the summary; or None.
 
     Raises:
         RequestError: its cache can't hold the batch.
@@ -120,6 +121,7 @@ class Run:
         progress: Callable[[Progress], None],
         *,
         load_s: float,
+        command: str | None = None,
     ) -> None:
         assert llm.tokenizer is not None
         self._request, self._dataset, self._file, self._llm, self._meter = request, dataset, file, llm, meter
@@ -128,6 +130,7 @@ class Run:
         self._seed = wanted["seed"]
         self._batch = self._choose_batch()
         self._limit = None if request.limit is None else file.shard.rows_of(request.limit)
+        sources = commit()  # asked of git, before the clock starts
         meter.begin()
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
@@ -143,6 +146,7 @@ class Run:
             process_peak_memory_bytes=process_peak_memory_bytes(),
             ended="running",
             shard=None if file.shard == WHOLE else file.shard.index,
+            ranks=llm.layout.size,
         )
         self._summary = Summary(
             request=wanted,
@@ -156,6 +160,8 @@ class Run:
             device=device_of(llm),
             machine=this_machine(),
             versions=versions(),
+            commit=sources,
+            command=command,
         )
 
     def run(self) -> Summary:

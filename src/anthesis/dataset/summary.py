@@ -77,6 +77,7 @@ class Session:
         process_peak_memory_bytes: the most this process ever held.
         ended: "finished", "interrupted" (a signal), "failed", or "running": still, or killed.
         shard: that it worked on, or None: on all rows.
+        ranks: among which the model was split, tp x pp; None in summaries of versions that did not say.
         steps: of the model, rows that were not written any more included.
         memory_bound_bytes: of weights and cache, that the steps had to read which are bound by the memory.
         compute_bound_flops: that the others had to compute.
@@ -97,6 +98,7 @@ class Session:
     process_peak_memory_bytes: int
     ended: Literal["running", "finished", "interrupted", "failed"]
     shard: int | None = None
+    ranks: int | None = None
     steps: int = 0
     memory_bound_bytes: int = 0
     compute_bound_flops: int = 0
@@ -118,6 +120,9 @@ class Summary:
         written: of the whole output.
         sessions: one for each start that came as far as loading the model.
         model, device, machine, versions: what ran last.
+        commit: of anthesis' own sources then, with "-dirty" where they were changed; None where that is not known.
+        command: that ran last, as it was typed; of shards that of each worker, None where they differ. None too where a
+            program asked, and in summaries of versions that did not say.
         schema_version: of this document.
         kind: "complete".
     """
@@ -132,6 +137,8 @@ class Summary:
     device: Device
     machine: Machine
     versions: dict[str, str]
+    commit: str | None = None
+    command: str | None = None
     schema_version: int = SCHEMA_VERSION
     kind: str = KIND
 

@@ -79,6 +79,7 @@ class Worker:
         threads: that the model was asked to use, for the summary.
         progress: told after rows were written, and now and then.
         on_shard: told which shard comes next, and how many are finished.
+        command: that started it, for the summaries; or None.
 
     Attributes:
         llm: the model.
@@ -102,10 +103,11 @@ class Worker:
         threads: int | None = None,
         progress: Callable[[Progress], None] = lambda progress: None,
         on_shard: Callable[[int, int], None] = lambda shard, finished: None,
+        command: str | None = None,
     ) -> None:
         self._num_shards = Shard(0, num_shards).count
         self._request, self._dataset, self._threads = request, dataset, threads
-        self._load, self._progress, self._on_shard = load, progress, on_shard
+        self._load, self._progress, self._on_shard, self._command = load, progress, on_shard, command
         self._lease_s = lease_asked_for()
         self.shards, self.work = ShardSet(output), Work()
         before = self.shards.read()
@@ -278,7 +280,7 @@ class Worker:
                 load_s = self.llm.load_s
             run = Run(
                 self._request, self._dataset, file, summary_path(output), self.llm, self._meter, self._wanted, before,
-                self._threads, progress, load_s=load_s,
+                self._threads, progress, load_s=load_s, command=self._command,
             )  # fmt: skip
             summary = run.run()
             self.shards.finish(claim, summary)

@@ -10,7 +10,7 @@ import numpy as np
 from anthesis.bench.command import command_of
 from anthesis.bench.measurement import Measurement
 from anthesis.bench.request import Request
-from anthesis.bench.result import Point, Report, Row
+from anthesis.bench.result import UNFINISHED, Point, Report, Row
 from anthesis.bench.statistic import Statistic
 from anthesis.records import from_document
 from anthesis.report.line import Line
@@ -46,6 +46,7 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
         "commit": commit,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+    unfinished = [] if report.finished else [UNFINISHED]
     if row.measurement is None:
         new_tokens = report.request.get("max_new_tokens")
         return Line(
@@ -55,8 +56,11 @@ def line_of_row(row: Row, report: Report, source: str, sha256: str) -> Line:
             prompt_tokens=row.point.prompt_tokens,
             new_tokens=new_tokens if isinstance(new_tokens, int) else None,
             error=row.error or "no measurement, and no reason was given",
+            marks="; ".join(unfinished) or None,
         )
-    return Line(**shared, **_subject(row.measurement), **_speed(row.measurement), **_limit(row.measurement))
+    found = row.measurement
+    marks = [*(found.marks or _doubts(found)), *unfinished]
+    return Line(**shared, **_subject(found), **_speed(found), **_limit(found), marks="; ".join(marks) or None)
 
 
 def _rebuilt_command(request: dict[str, Any], point: Point) -> str | None:
@@ -103,15 +107,21 @@ def _subject(measured: Measurement) -> dict[str, Any]:
         "new_tokens": configuration.new_tokens,
         "runs": len(measured.runs),
         "load_s": measured.load_s,
-        "first_run_s": measured.warmup.run_s[0] if measured.warmup.run_s else None,
+        "first_run_s": _first_run_s(measured),
         "captures": None if counted is None else counted.captures,
         "capture_s": None if counted is None else counted.capture_s,
         "peak_memory_bytes": sum(measured.ranks_peak_memory_bytes) or measured.process_peak_memory_bytes,
         "device_peak_memory_bytes": None if counted is None else counted.peak_memory_bytes,
         "tokens_sha256": measured.tokens_sha256,
-        "marks": "; ".join(measured.marks or _doubts(measured)) or None,
         "invalid": "; ".join(measured.invalid) or None,
     }
+
+
+def _first_run_s(measured: Measurement) -> float | None:
+    """Of the first run of all; results of versions that did not say have it among those to warm up."""
+    if measured.first_run_s is not None:
+        return measured.first_run_s
+    return measured.warmup.run_s[0] if measured.warmup.run_s else None
 
 
 def _doubts(measured: Measurement) -> list[str]:
@@ -132,6 +142,7 @@ def _speed(measured: Measurement) -> dict[str, Any]:
         "total_s": speed.total_s.median,
         "total_p5_s": least,
         "total_p95_s": most,
+        "total_standard_deviation_s": speed.total_s.standard_deviation,
         "latency_s": _ratio(speed.total_s.median, measured.configuration.new_tokens),
         "prefill_tokens_per_s": speed.prefill_tokens_per_s.median,
         "decode_tokens_per_s": _median(speed.decode_tokens_per_s),

@@ -154,6 +154,7 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
         note="the least time that the tokens of the data set can take / the time they took",
     ),
     Column("rows", _rows),
+    Column("shards", _of("shards"), note="dealt to workers, whose seconds are added up"),
     Column("failed rows", _of("failed_rows", _count)),
     Column("rows/s", _of("rows_per_s", "{:.2f}/s".format)),
     Column("tokens in", _of("data_prompt_tokens", _count), note="of the prompts of all rows; out: generated"),
@@ -185,6 +186,7 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("failed", _of("error"), left=True, is_remark=True),
     Column("invalid", _of("invalid"), left=True, is_remark=True, note="why a row's figures must not be used"),
     Column("marked", _of("marks"), left=True, is_remark=True, note="what to keep in mind with a row's figures"),
+    Column("not priced", _of("price_note"), left=True, is_remark=True),
 )  # fmt: skip
 
 EVALUATION_COLUMNS: tuple[Column[Evaluated], ...] = (

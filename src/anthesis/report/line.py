@@ -32,7 +32,7 @@ class Line:
         processor: of the machine.
         weights, cache: kinds of the matrices, and dtype of the key-value cache.
         tp, pp: ranks among which each layer was split, and stages of layers.
-        devices: among which the model was split, tp x pp.
+        devices: among which the model was split, tp x pp; of a data set in its last session.
         batch: sequences at once.
         prompt: the text; None where tokens were made up.
         prompt_tokens, new_tokens: asked for, for each sequence.
@@ -42,6 +42,7 @@ class Line:
         token_s, token_p95_s: from one token to the next: median, and what 95 % stay below.
         total_s, total_p5_s, total_p95_s: of the runs: median, and what 5 % and 95 % stay below; of a data set the sum
             of its sessions.
+        total_standard_deviation_s: of the runs; None of a single one.
         latency_s: total_s / new_tokens: what a token of a sequence takes, its share of the prompt included.
         prefill_tokens_per_s, decode_tokens_per_s: medians of the runs.
         tokens_per_s: generated tokens / total_s; of the runs the median.
@@ -64,12 +65,15 @@ class Line:
         data_prompt_tokens: of all rows of a data set.
         share_of_limit: of a data set: of the least time that its tokens can take.
         finished: a data set is whole.
+        shards: that its sessions worked on; None: each on all rows.
+        devices_s: of a data set: seconds of its sessions, each times the devices that it ran on.
         perplexity, perplexity_ratio, mean_kl, greedy_agreement: what the weights cost, by an evaluation in the files.
         quality_against: the weights that the last three are against.
         quality_text: on which text.
         quality_note: why there is none of them, where one should be.
         usd_per_hour, price_source, price_date: of one device.
         usd_per_million_tokens, usd_per_job: of generated tokens, and of total_s.
+        price_note: why there are no dollars, where a device has a price.
         times_as_fast_token, times_as_fast: token_s and total_s of the baseline / those of this line.
         turns: with which side of which session it was measured in turns.
         tokens_sha256: of the tokens of the first run.
@@ -112,6 +116,7 @@ class Line:
     total_s: float | None = None
     total_p5_s: float | None = None
     total_p95_s: float | None = None
+    total_standard_deviation_s: float | None = None
     latency_s: float | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
@@ -143,6 +148,8 @@ class Line:
     data_prompt_tokens: int | None = None
     share_of_limit: float | None = None
     finished: bool | None = None
+    shards: int | None = None
+    devices_s: float | None = None
     perplexity: float | None = None
     perplexity_ratio: float | None = None
     mean_kl: float | None = None
@@ -155,6 +162,7 @@ class Line:
     price_date: str | None = None
     usd_per_million_tokens: float | None = None
     usd_per_job: float | None = None
+    price_note: str | None = None
     times_as_fast_token: float | None = None
     times_as_fast: float | None = None
     turns: str | None = None
@@ -185,6 +193,11 @@ class Line:
     def has_latency(self) -> bool:
         """It is a point with a time for each token, and not a data set."""
         return self.is_usable and self.latency_s is not None and self.latency_s > 0
+
+    @property
+    def is_on_processor(self) -> bool:
+        """Its device is the processor of the machine, which its ranks share."""
+        return bool(self.processor) and (self.device_description or "").startswith(self.processor or "")
 
     @property
     def place(self) -> str | None:

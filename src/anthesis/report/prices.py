@@ -7,6 +7,7 @@ import datetime
 import io
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from anthesis.report.line import Line
 COLUMNS = ("device", "usd_per_hour", "source", "date")
 COMMAND_LINE = "--price"
 
+_RUN = re.compile(r"[^\W\d_]+|\d+")
+_SHARED_MACHINE = "workers of shards may have been on one machine at the same time, so its hours are not known"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
     """What an hour of a device costs.
 
     Attributes:
-        name: the lines it is for have it in the device's name or description.
+        name: the lines it is for have it in the device's name or description, as whole words.
         usd_per_hour: of one device; of the whole machine where the device is its processor.
         source: who says so: "--price", or what a file has.
         date: of the price, ISO 8601; None where it came by --price.
@@ -64,27 +68,41 @@ def normalised(text: str) -> str:
 
 
 def price_of(line: Line, prices: Sequence[Price]) -> Price | None:
-    """The price for a line's device: of the names that its name or description contains the longest."""
+    """The price for a line's device: the longest of the names that its name or description contains."""
     described = line.device_description or line.processor  # a row that failed does not say on which device
-    texts = [normalised(text) for text in (line.device, described) if text]
-    fitting = [price for price in prices if any(normalised(price.name) in text for text in texts)]
+    texts = [text for text in (line.device, described) if text]
+    fitting = [price for price in prices if any(_is_in(price.name, text) for text in texts)]
     return max(fitting, key=lambda price: len(normalised(price.name)), default=None)
 
 
+def _is_in(name: str, text: str) -> bool:
+    """Whether a text has the name in it, as whole words: "a100" is in "A100-80GB", and "a10" is not.
+
+    Runs of letters and of digits have to be the same; what stands between them, or nothing, does not matter.
+    """
+    between = r"[\W_]*".join(map(re.escape, _RUN.findall(name.casefold())))
+    return re.search(rf"(?<![^\W_]){between}(?![^\W_])", text.casefold()) is not None
+
+
 def with_price(line: Line, price: Price | None) -> Line:
-    """The line with what its tokens and its job cost: price / 3600 x devices x seconds."""
+    """The line with what its tokens and its job cost: price / 3600 x devices x seconds.
+
+    The ranks of a processor share their machine, which has one price. Sessions of a data set may have had different
+    numbers of devices.
+    """
     if price is None:
         return line
     line = replace(line, usd_per_hour=price.usd_per_hour, price_source=price.source, price_date=price.date)
     if not line.is_usable or line.total_s is None:
         return line
-    # the ranks of a processor share their machine, which has one price
-    is_machine = bool(line.processor) and (line.device_description or "").startswith(line.processor or "")
-    usd_per_s = price.usd_per_hour / 3600 * (1 if is_machine else line.devices or 1)
-    per_token = usd_per_s / line.tokens_per_s if line.tokens_per_s and line.tokens_per_s > 0 else None
+    if line.is_on_processor and line.shards is not None:
+        return replace(line, price_note=_SHARED_MACHINE)
+    devices_s = line.total_s if line.is_on_processor else line.devices_s or line.total_s * (line.devices or 1)
+    per_job = price.usd_per_hour / 3600 * devices_s
+    per_token = per_job / line.total_s / line.tokens_per_s if line.tokens_per_s and line.tokens_per_s > 0 else None
     return replace(
         line,
-        usd_per_job=usd_per_s * line.total_s,
+        usd_per_job=per_job,
         usd_per_million_tokens=None if per_token is None else per_token * 1e6,
     )
 

@@ -1,4 +1,4 @@
-"""What weights cost: the evaluations among the files, beside every line of the same model with the same weights."""
+"""What weights cost: the evaluations among the files, beside every line of the same model, run in the same way."""
 
 from __future__ import annotations
 
@@ -94,8 +94,10 @@ def evaluated(file: ResultFile, found: Evaluation) -> Evaluated:
 def with_quality(line: Line, evaluations: Sequence[Evaluation]) -> Line:
     """The line with what an evaluation found of its weights, or a note that there is none though they are quantised.
 
-    Of several the one against other weights counts, then the one of the longest text.
+    What weights cost depends on the device, too: each rounds the inputs of its products in its own way. Of several
+    evaluations the one against other weights counts, then the one of the longest text.
     """
+    evaluations = [found for found in evaluations if found.device.name == line.device]
     own = [found for found in evaluations if _is_of(found.model, line)]
     if own:
         found = max(own, key=lambda each: (each.against is not None, each.text.scored_tokens))
@@ -118,8 +120,10 @@ def with_quality(line: Line, evaluations: Sequence[Evaluation]) -> Line:
 
 
 def _is_of(model: Model, line: Line) -> bool:
-    """Whether the line ran this model with these weights."""
+    """Whether the line ran this model with these weights and this cache."""
     if _weights(model) != line.weights:
+        return False
+    if model.cache_dtype and line.cache and model.cache_dtype != line.cache:
         return False
     if model.fingerprint and line.fingerprint:
         return model.fingerprint == line.fingerprint

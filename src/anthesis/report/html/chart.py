@@ -6,6 +6,8 @@ number of its line as `customdata`, and what it says as `hovertext`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,8 @@ from anthesis.report.line import Line
 Figure = dict[str, Any]
 
 _SERIES = 8
+_POWERS = range(-12, 13)  # of ten, at which axes have marks: nothing that was measured is beyond
+_POWERS_ALONE = 1e3  # from this ratio on marks between them would stand too close
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
@@ -73,3 +77,20 @@ def told(line: Line, figure: str) -> str:
 def cut(text: str, most: int) -> str:
     """The text, or the beginning of one that is longer."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def log_axis(values: Iterable[float]) -> Figure:
+    """A logarithmic axis over values above 0, with marks at 1, 2 and 5 times powers of ten, written out.
+
+    Over many powers there are marks at these alone.
+    """
+    values = list(values)
+    least, most = min(values), max(values)
+    powers = [p for p in _POWERS if math.log10(least) - 2 < p < math.log10(most) + 2]
+    digits = (1, 2, 5) if most / least < _POWERS_ALONE else (1,)
+    marks = [(digit, power) for power in powers for digit in digits]
+    return {
+        "type": "log",
+        "tickvals": [digit * 10.0**power for digit, power in marks],
+        "ticktext": [f"{digit * 10.0**power:,.{max(0, -power)}f}" for digit, power in marks],
+    }

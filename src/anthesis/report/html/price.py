@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anthesis.report.columns import usd
-from anthesis.report.html.chart import Chart, drawn, plain, time_unit, told
+from anthesis.report.html.chart import Chart, drawn, log_axis, plain, time_unit, told
 from anthesis.report.line import Line
 
 _NAMED_MARKS = 12  # more of them would cover each other's names
@@ -48,8 +48,14 @@ def price(lines: Sequence[Line]) -> Chart:
             )  # fmt: skip
     layout = {
         "height": 420,
-        "xaxis": {"title": {"text": f"{unit} per token"}, "type": "log"},
-        "yaxis": {"title": {"text": "USD per million tokens"}, "type": "log"},
+        "xaxis": {
+            "title": {"text": f"{unit} per token"},
+            **log_axis((line.latency_s or 0.0) / scale for line in priced),
+        },
+        "yaxis": {
+            "title": {"text": "USD per million tokens"},
+            **log_axis(line.usd_per_million_tokens for line in priced if line.usd_per_million_tokens),
+        },
     }
     cheapest = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
     return drawn(

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from anthesis.errors import printable
 from anthesis.report.columns import EMPTY, EVALUATION_COLUMNS, LINE_COLUMNS, share, times, usd
 from anthesis.report.contents import Contents
-from anthesis.report.line import Line
+from anthesis.report.line import COMPLETE, Line
 from anthesis.report.quality import Evaluated
 from anthesis.units import amount, duration
 
@@ -26,8 +26,13 @@ class _Glance:
 
 
 def point_table(contents: Contents) -> str:
-    """Every point, measured or published, as HTML."""
-    return _line_table(contents.points, _POINT, contents)
+    """Every point as HTML: those measured in a table, and in another one, a line each, those that others published."""
+    own = [line for line in contents.points if not line.is_published]
+    theirs = [line for line in contents.points if line.is_published]
+    tables = [_line_table(own, _POINT, contents)] if own else []
+    if theirs:
+        tables += ["<h3>Published by others</h3>", _line_table(theirs, _POINT, contents)]
+    return "".join(tables)
 
 
 def data_set_table(contents: Contents) -> str:
@@ -50,7 +55,9 @@ def evaluation_table(contents: Contents) -> str:
             f'<td data-label="{escape(column.title)}"{left[column.title]}>{escape(column.cell(found) or EMPTY)}</td>'
             for column in columns
         )
-        details = _details(f"e{i}", _evaluation_facts(found), found.command, found.source, found.source_sha256)
+        details = _details(
+            f"e{i}", _evaluation_facts(found), found.command, "Measures it again", found.source, found.source_sha256
+        )
         bodies.append(
             f'<tbody class="row" id="row-e{i}" tabindex="-1"><tr>{cells}</tr>'
             f'<tr class="more"><td colspan="{len(columns)}">{details}</td></tr></tbody>'
@@ -61,24 +68,30 @@ def evaluation_table(contents: Contents) -> str:
 def _line_table(lines: Sequence[Line], columns: Sequence[_Glance], contents: Contents) -> str:
     kept = [column for column in columns if any(column.html(line) for line in lines)]
     heads = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in kept)
-    width = len(kept) + 2
-    bodies = []
-    for line in lines:
-        cells = "".join(_cell(column.title, column.html(line)) for column in kept)
-        is_baseline = contents.baseline is not None and line.number == contents.baseline.number
-        kind = " published" if line.is_published else " bad" if line.error or line.invalid else ""
-        details = _details(
-            str(line.number), _facts(line), line.command, line.source, line.source_sha256, line.is_published
-        )
-        bodies.append(
-            f'<tbody class="row{kind}" id="row-{line.number}" tabindex="-1"><tr>'
-            f'<td class="number"><a href="#row-{line.number}">#{line.number}</a></td>'
-            f'<th scope="row">{_subject(line, is_baseline)}</th>{cells}</tr>'
-            f'<tr class="more"><td colspan="{width}">{_troubles(line)}{details}</td></tr></tbody>'
-        )
+    baseline = None if contents.baseline is None else contents.baseline.number
+    bodies = [_body(line, kept, is_baseline=line.number == baseline) for line in lines]
     return (
         '<div class="scroll"><table class="grid"><thead><tr><th scope="col">#</th><th scope="col">Row</th>'
         f"{heads}</tr></thead>{''.join(bodies)}</table></div>"
+    )
+
+
+def _body(line: Line, columns: Sequence[_Glance], *, is_baseline: bool) -> str:
+    """The figures of a line, and what it opens to; a published one, of which less is known, opens by its name."""
+    kind = " published" if line.is_published else " bad" if line.error or line.invalid else ""
+    subject = _subject(line, is_baseline)
+    more = ""
+    if line.is_published:
+        subject = _published_details(line, subject)
+    else:
+        title = "Completed it" if line.kind == COMPLETE else "Measures it again"
+        details = _details(str(line.number), _facts(line), line.command, title, line.source, line.source_sha256)
+        more = f'<tr class="more"><td colspan="{len(columns) + 2}">{_troubles(line)}{details}</td></tr>'
+    cells = "".join(_cell(column.title, column.html(line)) for column in columns)
+    return (
+        f'<tbody class="row{kind}" id="row-{line.number}" tabindex="-1"><tr>'
+        f'<td class="number"><a href="#row-{line.number}">#{line.number}</a></td>'
+        f'<th scope="row">{subject}</th>{cells}</tr>{more}</tbody>'
     )
 
 
@@ -99,7 +112,12 @@ def _subject(line: Line, is_baseline: bool) -> str:
 
 
 def _troubles(line: Line) -> str:
-    troubles = (("bad", "failed", line.error), ("bad", "invalid", line.invalid), ("warn", "marked", line.marks))
+    troubles = (
+        ("bad", "failed", line.error),
+        ("bad", "invalid", line.invalid),
+        ("warn", "marked", line.marks),
+        ("warn", "not priced", line.price_note),
+    )
     return "".join(
         f'<p class="why">{_badge(name, text)}{escape(printable(why, 500))}</p>'
         for name, text, why in troubles
@@ -112,33 +130,35 @@ def _badge(name: str, text: str) -> str:
 
 
 def _details(
-    name: str,
-    facts: Sequence[tuple[str, str]],
-    command: str | None,
-    source: str,
-    sha256: str | None,
-    is_published: bool = False,
+    name: str, facts: Sequence[tuple[str, str]], command: str | None, title: str, source: str, sha256: str | None
 ) -> str:
-    terms = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in facts)
-    parts = [f'<dl class="facts">{terms}</dl>']
+    """What a row opens to; `title` stands above its command."""
+    parts = [_terms(facts)]
     if command is not None:
         parts.append(
-            f'<div class="command"><h3>Measures it again</h3><code id="command-{name}">{_text(command)}</code>'
+            f'<div class="command"><h3>{escape(title)}</h3><code id="command-{name}">{_text(command)}</code>'
             f'<button type="button" data-copy="command-{name}">Copy</button></div>'
         )
-    if is_published:
-        parts.append(f'<p>Source: <a href="{escape(source)}" rel="noreferrer">{escape(source)}</a></p>')
-    else:
-        stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in PurePath(source).stem)[:80]
-        parts.append(
-            f'<div class="raw"><h3>Raw result</h3><p>{_text(source)}<br>SHA-256 <code>{escape(sha256 or "")}</code></p>'
-            f'<button type="button" data-show="raw-{name}" aria-expanded="false">Show</button>'
-            f'<button type="button" data-save="raw-{name}" data-name="{escape(stem)}-{name}.json">Download</button>'
-            f'<pre id="shown-{name}" tabindex="0" hidden></pre></div>'
-        )
-    contents = ["Details", *(["command"] if command else []), "source" if is_published else "raw result"]
-    title = f"{', '.join(contents[:-1])} and {contents[-1]}"
-    return f'<details><summary>{title}<span class="unseen"> of row {name}</span></summary>{"".join(parts)}</details>'
+    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in PurePath(source).stem)[:80]
+    parts.append(
+        f'<div class="raw"><h3>Raw result</h3><p>{_text(source)}<br>SHA-256 <code>{escape(sha256 or "")}</code></p>'
+        f'<button type="button" data-show="raw-{name}" aria-expanded="false">Show</button>'
+        f'<button type="button" data-save="raw-{name}" data-name="{escape(stem)}-{name}.json">Download</button>'
+        f'<pre id="shown-{name}" tabindex="0" hidden></pre></div>'
+    )
+    contents = "Details, command and raw result" if command else "Details and raw result"
+    return f'<details><summary>{contents}<span class="unseen"> of row {name}</span></summary>{"".join(parts)}</details>'
+
+
+def _published_details(line: Line, subject: str) -> str:
+    source = f'<p>Source: <a href="{escape(line.source)}" rel="noreferrer">{escape(line.source)}</a></p>'
+    about = '<span class="unseen">: details and source</span>'
+    return f"<details><summary>{subject}{about}</summary>{_terms(_facts(line))}{source}</details>"
+
+
+def _terms(facts: Sequence[tuple[str, str]]) -> str:
+    terms = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in facts)
+    return f'<dl class="facts">{terms}</dl>'
 
 
 def _facts(line: Line) -> list[tuple[str, str]]:
@@ -146,6 +166,7 @@ def _facts(line: Line) -> list[tuple[str, str]]:
     facts = [(column.title, column.cell(line)) for column in LINE_COLUMNS if column.title != "#"]
     more: list[tuple[str, str | None]] = [
         ("prompt text", line.prompt),
+        ("standard deviation in all", _plain_time(line.total_standard_deviation_s)),
         ("parameters", None if line.parameters is None else f"{line.parameters:,}"),
         ("read bandwidth", _speed(line.read_bandwidth_bytes_per_s, "B/s")),
         ("bandwidth moved", None if line.bandwidth_moved is None else share(line.bandwidth_moved)),
@@ -178,6 +199,10 @@ def _text(text: str) -> str:
 
 def _speed(value: float | None, unit: str) -> str | None:
     return None if value is None else amount(value, unit)
+
+
+def _plain_time(value: float | None) -> str | None:
+    return None if value is None else duration(value)
 
 
 def _time(value: float | None) -> str | None:
