@@ -129,7 +129,7 @@ def test_every_row_has_its_marks(laptop: Opened, contents: Contents) -> None:
 
 
 def test_failed_and_invalid_rows_are_to_be_seen(laptop: Opened) -> None:
-    for number, badge in ((3, "invalid"), (4, "failed"), (5, "failed"), (2, "marked"), (9, "published by others")):
+    for number, badge in ((3, "invalid"), (4, "failed"), (5, "failed"), (2, "marked"), (9, "published")):
         assert badge in laptop.page.locator(f"#row-{number} .badge").all_inner_texts()
 
 

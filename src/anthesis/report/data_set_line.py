@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from anthesis.dataset.summary import Counts, Session, Summary
 from anthesis.report.line import Line
@@ -76,5 +76,5 @@ def _tp(summary: Summary) -> int:
     return tp if _is_count(tp) and tp > 0 else 1
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

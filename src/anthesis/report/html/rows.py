@@ -103,7 +103,7 @@ def _cell(title: str, html: str | None) -> str:
 def _subject(line: Line, is_baseline: bool) -> str:
     tokens = None if line.prompt_tokens is None else f"{line.prompt_tokens}+{line.new_tokens} tokens"
     label = ", ".join(part for part in (line.label, tokens, line.variant) if part)
-    badges = [("published", "published by others")] if line.is_published else []
+    badges = [("published", "published")] if line.is_published else []
     badges += [("baseline", "baseline")] if is_baseline else []
     badges += [("", "random weights")] if line.is_random else []
     badges += [("", f"turns {line.turns.partition(' ')[0]}")] if line.turns else []
