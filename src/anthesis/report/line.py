@@ -6,11 +6,15 @@ This is the one schema of all formats: a column of csv and a key of json is an a
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 COMPLETE = "complete"
 PUBLISHED = "published"
+
+_SHAPE = re.compile(r"random weights in the shape of (.+) \(seed \d+\)$")
+"""As a checkpoint of random weights describes itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +187,12 @@ class Line:
     def is_published(self) -> bool:
         """Measured by others."""
         return self.kind == PUBLISHED
+
+    @property
+    def name(self) -> str | None:
+        """The model in few words: random weights by the name of their shape."""
+        shape = _SHAPE.match(self.model or "")
+        return self.model if shape is None else f"{shape[1]}, random"
 
     @property
     def is_usable(self) -> bool:

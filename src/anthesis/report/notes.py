@@ -57,7 +57,7 @@ def tiles(contents: Contents) -> list[tuple[str, str, str, int | None]]:
 
 
 def _named(line: Line) -> str:
-    return f"#{line.number} {printable(line.model or '', 60)}, {printable(line.label, 100)}"
+    return f"#{line.number} {printable(line.name or '', 60)}, {printable(line.label, 100)}"
 
 
 def general_notes(contents: Contents) -> list[str]:

@@ -35,7 +35,7 @@ def pivot(lines: Sequence[Line]) -> Pivot:
     prompts = {line.prompt for line in fitting if line.is_published}
     fitting = [line for line in fitting if line.prompt_tokens == _PROMPT_TOKENS or line.prompt in prompts]
     places = list(dict.fromkeys(map(_place, fitting)))
-    keys = list(dict.fromkeys((line.model or "", line.devices or 1) for line in fitting))
+    keys = list(dict.fromkeys((line.name or "", line.devices or 1) for line in fitting))
     rows = [
         (
             printable(model),
@@ -44,7 +44,7 @@ def pivot(lines: Sequence[Line]) -> Pivot:
                 [
                     line
                     for line in fitting
-                    if (line.model or "", line.devices or 1, _place(line)) == (model, devices, place)
+                    if (line.name or "", line.devices or 1, _place(line)) == (model, devices, place)
                 ]
                 for place in places
             ],

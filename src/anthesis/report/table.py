@@ -124,7 +124,7 @@ def _print_bars(console: Console, lines: Sequence[Line]) -> None:
         return
     _heading(console, "time per token, its share of the prompt included")
     most = max(line.latency_s or 0.0 for line in lines)
-    names = [printable(f"{line.model}, {line.label}", 200) for line in lines]
+    names = [printable(f"{line.name}, {line.label}", 200) for line in lines]
     figures = [duration(line.latency_s or 0.0) for line in lines]
     numbers = [f"#{line.number}" for line in lines]
     fixed = max(map(len, numbers)) + max(map(len, figures)) + _BAR + 3

@@ -19,6 +19,7 @@ Figure = dict[str, Any]
 _SERIES = 8
 _POWERS = range(-12, 13)  # of ten, at which axes have marks: nothing that was measured is beyond
 _POWERS_ALONE = 1e3  # from this ratio on marks between them would stand too close
+_FEWEST_MARKS = 2
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
@@ -65,7 +66,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 def plain(line: Line) -> str:
     """A line in words, not for Plotly."""
-    return f"#{line.number} {printable(line.model or '', 60)}, {printable(line.label, 100)}"
+    return f"#{line.number} {printable(line.name or '', 60)}, {printable(line.label, 100)}"
 
 
 def told(line: Line, figure: str) -> str:
@@ -82,15 +83,13 @@ def cut(text: str, most: int) -> str:
 def log_axis(values: Iterable[float]) -> Figure:
     """A logarithmic axis over values above 0, with marks at 1, 2 and 5 times powers of ten, written out.
 
-    Over many powers there are marks at these alone.
+    Over many powers there are marks at these alone; between values that are close together, at more digits.
     """
     values = list(values)
     least, most = min(values), max(values)
     powers = [p for p in _POWERS if math.log10(least) - 2 < p < math.log10(most) + 2]
-    digits = (1, 2, 5) if most / least < _POWERS_ALONE else (1,)
-    marks = [(digit, power) for power in powers for digit in digits]
-    return {
-        "type": "log",
-        "tickvals": [digit * 10.0**power for digit, power in marks],
-        "ticktext": [f"{digit * 10.0**power:,.{max(0, -power)}f}" for digit, power in marks],
-    }
+    digits: tuple[float, ...] = (1, 2, 5) if most / least < _POWERS_ALONE else (1,)
+    if sum(least <= digit * 10.0**power <= most for power in powers for digit in digits) < _FEWEST_MARKS:
+        digits = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    marks = [digit * 10.0**power for power in powers for digit in digits]
+    return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:,.10g}" for mark in marks]}

@@ -155,7 +155,7 @@ def batches(lines: Sequence[Line]) -> Chart:
 
 def _name(line: Line) -> str:
     """A short name for an axis, its parts in the order in which lines differ."""
-    model = cut(printable(line.model or "", 200), 26)
+    model = cut(printable(line.name or "", 200), 26)
     parts = [line.weights or "", f"x{line.devices}" if (line.devices or 1) > 1 else ""]
     parts += [f"b{line.batch}" if (line.batch or 1) > 1 else "", cut(printable(line.place or ""), 20)]
     return cut(f"#{line.number} {model} " + " ".join(part for part in parts if part), 60)
@@ -164,7 +164,7 @@ def _name(line: Line) -> str:
 def _group_name(line: Line, keys: Sequence[tuple[Any, ...]]) -> str:
     """What tells a line of the chart from the others: those parts of its key in which they differ."""
     model, weights, place, tp, pp, prompt, cache = zip(*keys, strict=True)
-    parts = [cut(printable(line.model or ""), 20)] if len(set(model)) > 1 else []
+    parts = [cut(printable(line.name or ""), 20)] if len(set(model)) > 1 else []
     parts += [line.weights or ""] if len(set(weights)) > 1 or not parts else []
     parts += [cut(printable(line.place or ""), 16)] if len(set(place)) > 1 else []
     parts += [f"tp {line.tp}"] if len(set(tp)) > 1 else []

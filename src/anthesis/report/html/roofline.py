@@ -57,7 +57,7 @@ def roofline(lines: Sequence[Line]) -> Chart:
     layout = {
         "height": 420,
         "xaxis": {"title": {"text": "operations per byte read"}, "type": "log", "dtick": 1},
-        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "tickformat": "~s"},
+        "yaxis": {"title": {"text": "operations per second"}, "type": "log", "tickformat": "~s", "dtick": 1},
     }
     shares = ", ".join(
         f"#{line.number} {share(line.share_of_step_floor)}" for line in found if line.share_of_step_floor

@@ -108,7 +108,7 @@ def _subject(line: Line, is_baseline: bool) -> str:
     badges += [("", "random weights")] if line.is_random else []
     badges += [("", f"turns {line.turns.partition(' ')[0]}")] if line.turns else []
     marks = "".join(_badge(name, text) for name, text in badges)
-    return f"<b>{_text(line.model or 'unknown model')}</b><span>{_text(label)}</span>{marks}"
+    return f"<b>{_text(line.name or 'unknown model')}</b><span>{_text(label)}</span>{marks}"
 
 
 def _troubles(line: Line) -> str:
