@@ -154,6 +154,7 @@ def test_random_weights(tmp_path, weights):
 
 
 @pytest.mark.parametrize("pieces", [1, 1000])
+@pytest.mark.slow
 def test_weights_are_written_in_pieces(tmp_path, source, pieces, monkeypatch):
     monkeypatch.setattr("anthesis.checkpoint.convert.PIECE_ELEMENTS", pieces)
     directory = convert(source, tmp_path / "packed", "int4")

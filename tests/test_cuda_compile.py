@@ -37,6 +37,7 @@ def check(text: str) -> list[tuple[str, int]]:
     return [(kernel, int(registers)) for kernel, registers, _ in found]
 
 
+@pytest.mark.slow
 def test_a_step_of_one_row(tmp_path: Path) -> None:
     """5 launches for each of 24 layers, and 4 more; products leave room for three programs on a multiprocessor."""
     text = compiled(tmp_path, "random:bloomz-560m", "--weights", "bf16,int4-g128")

@@ -364,6 +364,7 @@ def test_ranks_end_with_the_script(tmp_path: Path, model: Path, code: str, exit_
         assert run.err.count("Traceback") == 1 and "ZeroDivisionError" in run.err
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side(tmp_path: Path, model: Path) -> None:
     code = """
 with LLM(model) as one:
@@ -447,6 +448,7 @@ gone(0.1)
     assert line == "what the ranks did together was broken off midway; open a new LLM"
 
 
+@pytest.mark.slow
 def test_programs_take_turns(tmp_path: Path, model: Path) -> None:
     """Greedy and sampling steps run different programs, which agree with all ranks on where the cache is."""
     code = """

@@ -253,6 +253,7 @@ def test_a_killed_workers_rows_are_taken_on(tmp_path: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize("wakes", ["when all is done", "while another one is at it"])
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_harms_nothing(tmp_path: Path, model: str, wakes: str) -> None:
     data, whole, output = write_rows(tmp_path / "data.jsonl", 240), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     succeed(*arguments(model, data, whole))
@@ -465,6 +466,7 @@ def interrupt_after(rows: int) -> Callable[[Any], None]:
     return progress
 
 
+@pytest.mark.slow
 def test_foreign_files_are_let_be_and_a_damaged_request_is_told(tmp_path: Path, model: str) -> None:
     data, output = write_rows(tmp_path / "data.jsonl", 10), tmp_path / "out.jsonl"
     shards = ShardSet(output)

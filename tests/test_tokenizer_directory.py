@@ -245,6 +245,7 @@ def test_what_takes_memory_is_counted_before_it_is_read(tmp_path, name) -> None:
     assert peak_kib() - before < 100_000
 
 
+@pytest.mark.slow
 def test_a_tokenizer_as_large_as_gemma_s_is_read(tmp_path) -> None:
     letters = [chr(0x4E00 + i) for i in range(512)]
     pairs = [a + b for a in letters for b in letters]
