@@ -19,7 +19,6 @@ Figure = dict[str, Any]
 _SERIES = 8
 _POWERS = range(-12, 13)  # of ten, at which axes have marks: nothing that was measured is beyond
 _POWERS_ALONE = 1e3  # from this ratio on marks between them would stand too close
-_FEWEST_MARKS = 2
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 
 
@@ -83,13 +82,13 @@ def cut(text: str, most: int) -> str:
 def log_axis(values: Iterable[float]) -> Figure:
     """A logarithmic axis over values above 0, with marks at 1, 2 and 5 times powers of ten, written out.
 
-    Over many powers there are marks at these alone; between values that are close together, at more digits.
+    Over many powers there are marks at these alone; between values that none of these is between, at more digits.
     """
     values = list(values)
     least, most = min(values), max(values)
     powers = [p for p in _POWERS if math.log10(least) - 2 < p < math.log10(most) + 2]
     digits: tuple[float, ...] = (1, 2, 5) if most / least < _POWERS_ALONE else (1,)
-    if sum(least <= digit * 10.0**power <= most for power in powers for digit in digits) < _FEWEST_MARKS:
+    if not any(least <= digit * 10.0**power <= most for power in powers for digit in digits):
         digits = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     marks = [digit * 10.0**power for power in powers for digit in digits]
     return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:,.10g}" for mark in marks]}
