@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from anthesis.bench.command import command_of
+from anthesis.bench.machine import now
 from anthesis.bench.point import Finished
 from anthesis.bench.process import PointProcess
 from anthesis.bench.request import MAX_RESULT_TIMES, Request
 from anthesis.bench.result import Point, Report, Row, Turns
-from anthesis.bench.sweep import OnStatus, Status, named, new_report, now, points_of
+from anthesis.bench.sweep import OnStatus, Status, named, new_report, points_of
 from anthesis.errors import AnthesisError, RankError, RequestError
 from anthesis.parallel.variables import launched
 

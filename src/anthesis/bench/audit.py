@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD, decode_s, has_settled, prefill_s
+from anthesis.bench.derive import SETTLED_RUNS, SETTLED_SPREAD, decode_s, prefill_s
 from anthesis.bench.limit import Work, bandwidth_of
 from anthesis.bench.measurement import Run, Speed, Warmup
 from anthesis.program.attend import Attend
@@ -213,7 +213,7 @@ def marks(warmup: Warmup, moved: float | None, runs_agree: bool, timed_s: float,
     count = len(warmup.run_s)
     if count < SETTLED_RUNS:
         found.append(f"too few warm-up runs to tell whether it settled: {count}, and {SETTLED_RUNS} must agree")
-    elif not has_settled(warmup.run_s):
+    elif not warmup.settled:
         found.append(f"no three runs in a row agreed within {SETTLED_SPREAD:.0%} in {count} warm-up runs")
     if moved is not None and moved > MOVED_SHARE:
         found.append(f"the read bandwidth moved by {moved:.0%} during the runs")

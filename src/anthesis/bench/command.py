@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from types import MappingProxyType
+from typing import Any
 
 from anthesis.bench.request import Request
 from anthesis.bench.result import Point
@@ -22,13 +25,25 @@ def command_of(request: Request, point: Point, python: str | None = None) -> str
     """
     alone = request_of_point(request, point)
     words = ["anthesis", "bench"] if python is None else [python, "-m", "anthesis", "bench"]
-    for field in fields(Request):
-        value = getattr(alone, field.name)
-        if field.name != "model" and value != field.default:
-            words += _option(FLAGS.get(field.name, f"--{field.name.replace('_', '-')}"), value)
+    words += options_of(alone, FLAGS)
     if alone.model is not None:
         words += ["--", alone.model] if alone.model.startswith("-") else [alone.model]
     return shlex.join(words)
+
+
+def options_of(request: Any, flags: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """The options of a request that differ from the defaults, but for its model.
+
+    Args:
+        request: a dataclass whose attributes are a command's options.
+        flags: of attributes whose option is called differently.
+    """
+    words = []
+    for field in fields(request):
+        value = getattr(request, field.name)
+        if field.name != "model" and value != field.default:
+            words += _option(flags.get(field.name, f"--{field.name.replace('_', '-')}"), value)
+    return words
 
 
 def request_of_point(request: Request, point: Point) -> Request:

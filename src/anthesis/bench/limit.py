@@ -163,11 +163,6 @@ def _shares(work: Work, steps: Sequence[StepCost], runs: Sequence[Run], seconds:
     return [each / took for each, took in zip(least, seconds, strict=True) if steps and each is not None]
 
 
-def step_s(run: Run, new_tokens: int) -> float:
-    """Seconds of a decode step of this run, on average."""
-    return decode_s(run) / (new_tokens - 1)
-
-
 def bandwidth_of(run: Run) -> float | None:
     """The bandwidth measured after a run: the median ignores the few passes that were disturbed."""
     return statistics.median(run.read_bytes_per_s) if run.read_bytes_per_s else None

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def this_machine() -> Machine:
         available_memory_bytes=available_memory_bytes(),
         os=platform.platform(),
     )
+
+
+def now() -> str:
+    """UTC, ISO 8601, in seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def commit() -> str | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 
 from anthesis.bench.command import command_of, request_of_point
 from anthesis.bench.failure import failure
-from anthesis.bench.machine import commit, this_machine, versions
+from anthesis.bench.machine import commit, now, this_machine, versions
 from anthesis.bench.partial import Partial
 from anthesis.bench.point import Finished, LocalPoint, PointRun
 from anthesis.bench.process import PointProcess
@@ -114,11 +113,6 @@ def new_report(request: Request) -> Report:
         rows=(),
         commit=commit(),
     )
-
-
-def now() -> str:
-    """UTC, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def named(point: Point) -> str:

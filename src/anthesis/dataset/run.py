@@ -8,13 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from anthesis.bench.loaded import device_of, model_of
-from anthesis.bench.machine import commit, this_machine, versions
+from anthesis.bench.machine import commit, now, this_machine, versions
 from anthesis.completion import Handle
 from anthesis.dataset.limit import Meter
 from anthesis.dataset.output import OutputFile, not_written, row_line
@@ -137,7 +136,7 @@ class Run:
         self._before = file.counts
         past = () if before is None else before.sessions
         session = Session(
-            started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            started_at=now(),
             load_s=load_s,
             run_s=0.0,
             counts=Counts(),

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 from anthesis.bench.loaded import device_of, model_of
-from anthesis.bench.machine import commit, this_machine, versions
+from anthesis.bench.machine import commit, now, this_machine, versions
 from anthesis.errors import RequestError
 from anthesis.evaluate.request import WINDOW, Request
 from anthesis.evaluate.result import Against, Evaluation, Text
@@ -41,7 +40,7 @@ def evaluate(
             its context, or two models that do not fit into the memory.
         AnthesisError: a model whose logits are not finite, or that is off by more than numbers can hold.
     """
-    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started_at = now()
     text = read_text(Path(request.text))
     if request.against is not None and request.tp * request.pp > 1 and launched() is not None:
         raise RequestError(

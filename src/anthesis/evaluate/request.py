@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from anthesis.bench.command import options_of
 from anthesis.errors import RequestError, check_counts
 from anthesis.quantize import weight_kind
 
@@ -69,10 +70,5 @@ class Request:
 
     def command(self) -> str:
         """The command line that asks for the same."""
-        words = ["anthesis", "evaluate", *([] if self.model is None else [self.model])]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "model" and value != field.default:
-                words.append(f"--{field.name.replace('_', '-')}")
-                words += [] if value is True else [str(value)]
-        return shlex.join(words)
+        model = [] if self.model is None else [self.model]
+        return shlex.join(["anthesis", "evaluate", *model, *options_of(self)])

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from anthesis.errors import printable
+
 COMPLETE = "complete"
 PUBLISHED = "published"
 
@@ -193,6 +195,11 @@ class Line:
         """The model in few words: random weights by the name of their shape."""
         shape = _SHAPE.match(self.model or "")
         return self.model if shape is None else f"{shape[1]}, random"
+
+    @property
+    def title(self) -> str:
+        """The line in words: its number, its model, and what tells it apart."""
+        return f"#{self.number} {printable(self.name or '', 60)}, {printable(self.label, 100)}"
 
     @property
     def is_usable(self) -> bool:

@@ -37,27 +37,23 @@ def tiles(contents: Contents) -> list[tuple[str, str, str, int | None]]:
     found: list[tuple[str, str, str, int | None]] = []
     if usable:
         best = min(usable, key=lambda line: line.latency_s or 0.0)
-        found.append(("Lowest latency", f"{duration(best.latency_s or 0.0)} per token", _named(best), best.number))
+        found.append(("Lowest latency", f"{duration(best.latency_s or 0.0)} per token", best.title, best.number))
     near = [(value, line) for line in usable if (value := share_of_limit(line)) is not None]
     if near:
         value, line = max(near, key=lambda pair: pair[0])
         what = "the limit" if line.share_of_step_floor is not None else "the read bandwidth"
-        found.append(("Nearest to its limit", f"{share(value)} of {what}", _named(line), line.number))
+        found.append(("Nearest to its limit", f"{share(value)} of {what}", line.title, line.number))
     priced = [line for line in usable if line.usd_per_million_tokens is not None]
     if priced:
         line = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
         text = f"{usd(line.usd_per_million_tokens or 0.0)} USD"
-        found.append(("Cheapest million tokens", text, _named(line), line.number))
+        found.append(("Cheapest million tokens", text, line.title, line.number))
     bad = sum(line.error is not None or line.invalid is not None for line in own)
     marked = sum(line.marks is not None for line in own)
     about = [f"{bad} failed or invalid" if bad else "none failed", f"{marked} marked" if marked else ""]
     about += [f"{len(contents.points) - len(own)} published beside them"] if contents.with_published else []
     found.append(("Measured", counted(len(own), "row"), ", ".join(part for part in about if part), None))
     return found
-
-
-def _named(line: Line) -> str:
-    return f"#{line.number} {printable(line.name or '', 60)}, {printable(line.label, 100)}"
 
 
 def general_notes(contents: Contents) -> list[str]:

@@ -63,15 +63,10 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (1.0, "s") if seconds >= 1 else (1e-3, "ms") if seconds >= 1e-3 else (1e-6, "µs")
 
 
-def plain(line: Line) -> str:
-    """A line in words, not for Plotly."""
-    return f"#{line.number} {printable(line.name or '', 60)}, {printable(line.label, 100)}"
-
-
 def told(line: Line, figure: str) -> str:
     """What a mark says: its line, and a figure of it."""
     variant = f" ({printable(line.variant)})" if line.variant else ""
-    return f"{text_of(plain(line))}{text_of(variant)}<br>{text_of(figure)}"
+    return f"{text_of(line.title)}{text_of(variant)}<br>{text_of(figure)}"
 
 
 def cut(text: str, most: int) -> str:

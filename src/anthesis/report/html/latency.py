@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anthesis.errors import printable
-from anthesis.report.html.chart import SYMBOLS, Chart, Figure, colour, cut, drawn, plain, text_of, time_unit, told
+from anthesis.report.html.chart import SYMBOLS, Chart, Figure, colour, cut, drawn, text_of, time_unit, told
 from anthesis.report.line import Line
 from anthesis.units import duration
 
@@ -71,8 +71,8 @@ def latency(lines: Sequence[Line]) -> Chart:
     first, last = ordered[0], max(ordered, key=lambda line: line.latency_s or 0.0)
     return drawn(
         chart,
-        f"Bars of {len(ordered)} rows. First: {plain(first)}: {duration(first.latency_s or 0.0)} per token; slowest: "
-        f"{plain(last)}: {duration(last.latency_s or 0.0)}.",
+        f"Bars of {len(ordered)} rows. First: {first.title}: {duration(first.latency_s or 0.0)} per token; slowest: "
+        f"{last.title}: {duration(last.latency_s or 0.0)}.",
         {"data": data, "layout": layout, "wide": wide, "narrow": narrow},
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anthesis.report.columns import usd
-from anthesis.report.html.chart import Chart, drawn, log_axis, plain, time_unit, told
+from anthesis.report.html.chart import Chart, drawn, log_axis, time_unit, told
 from anthesis.report.line import Line
 
 _NAMED_MARKS = 12  # more of them would cover each other's names
@@ -60,7 +60,7 @@ def price(lines: Sequence[Line]) -> Chart:
     cheapest = min(priced, key=lambda line: line.usd_per_million_tokens or 0.0)
     return drawn(
         chart,
-        f"{len(priced)} rows; cheapest: {plain(cheapest)}: {usd(cheapest.usd_per_million_tokens or 0.0)} USD per "
+        f"{len(priced)} rows; cheapest: {cheapest.title}: {usd(cheapest.usd_per_million_tokens or 0.0)} USD per "
         "million tokens.",
         {"data": data, "layout": layout, "wide": {}, "narrow": {}},
     )
