@@ -48,6 +48,8 @@ class Share:
         what = message["do"]
         if what == "run":
             self._run(member, message, arrays)
+        elif what == "copy_blocks":
+            self._loaded.copy_blocks(self._cache, message["sources"], message["targets"])
         elif what == "allocate":
             self._executables.clear()
             old = self._cache if message["keep"] else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -91,6 +91,12 @@ class SpreadModel(LoadedModel):
         with self._group.together(), bound_to(self.seat.cores):
             self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
             return super().allocate(num_blocks, old)
+
+    def copy_blocks(self, cache: Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """The same blocks in the caches of all ranks; this one is rank 0's."""
+        with self._group.step(), bound_to(self.seat.cores):
+            self._group.tell({"do": "copy_blocks", "sources": [*sources], "targets": [*targets]})
+            super().copy_blocks(cache, sources, targets)
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program on all ranks."""
