@@ -101,7 +101,6 @@ def test_a_repetition_penalty_may_come_afterwards(
     data: st.DataObject, request: dict[str, Any], prompt: list[int], penalty: float
 ) -> None:
     """Though Transformers has it between the bias and all that forbids."""
-    request["forced_prefix"] = ()  # a token that is the only one may have any logit
     logits = random_logits(data)
     found = logits.copy()
     Constraints(prompt_tokens=len(prompt), **request).apply(prompt, found)
