@@ -68,6 +68,10 @@ class Constraints:
             or (new_tokens < self._min_new_tokens and bool(self._end_ids))
         )
 
+    def forced_after(self, tokens: list[int]) -> list[int]:
+        """The forced tokens that follow this text."""
+        return [*self._forced_prefix[max(0, len(tokens) - self._prompt_tokens) :]]
+
     def apply(self, tokens: list[int], logits: NDArray[Any]) -> None:
         """Adds biases to the logits of the next token, and makes those of forbidden tokens -inf, in place.
 
