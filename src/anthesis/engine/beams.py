@@ -86,9 +86,9 @@ class BeamSearch:
         """Goes on by one token.
 
         Args:
-            tokens: (num_beams, C) int64, continuations of each beam: at least its `num_candidates` most likely ones, or all.
+            tokens: (N, C) int64, continuations of each of the N beams: at least its `num_candidates` most likely ones.
                 Of the first step all beams are the same.
-            log_probs: (num_beams, C) float32, logarithms of their probabilities after that beam.
+            log_probs: (N, C) float32, logarithms of their probabilities after that beam.
             ends: which of the texts end by something else than `end_ids` and `max_new_tokens`.
 
         Returns:

@@ -63,7 +63,7 @@ class StepOutputs:
         """Applies to scores, in place, what a sequence forbids, favours and penalises.
 
         Args:
-            scores: (usable,) float32 or float64.
+            scores: (V,) float32 or float64, of the usable tokens.
             sequence: whose next token they are of.
         """
         if sequence.constraints is not None:

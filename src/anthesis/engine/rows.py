@@ -55,7 +55,7 @@ class Rows:
         """For each wanted row the bits of the tokens that occurred up to it.
 
         Returns:
-            (ceil(V / 8),) uint8 each; None: they are of no use.
+            (V,) bits, packed as (N,) uint8, each; None: they are of no use.
         """
         seen = self.sequence.seen
         yield seen
