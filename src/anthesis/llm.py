@@ -59,6 +59,7 @@ class LLM:
         prefill_chunk: most prompt rows in one step; None: 256.
         invariant: no completion may depend on what runs beside it, on devices that don't promise that anyway.
         seed: of random weights.
+        adapter: the directory of a PEFT LoRA adapter that is merged into the weights; None: none.
         on_weight: called while loading, with (weights loaded, weights in all).
         load: read the weights now. If not, `load()` does; until then the model can tell about itself and encode texts.
 
@@ -84,6 +85,7 @@ class LLM:
         prefill_chunk: int | None = None,
         invariant: bool = False,
         seed: int = 0,
+        adapter: str | None = None,
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
     ) -> None:
@@ -98,7 +100,8 @@ class LLM:
         begin = time.perf_counter()
         # what is open is closed in the end, or at once where something of this fails
         with ExitStack() as opened:
-            self._checkpoint = checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed))
+            checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed, adapter=adapter))
+            self._checkpoint = checkpoint
             config = checkpoint.config
             group = start_ranks(checkpoint, layout, device, opened)  # which come while the tokenizer is read
             with naming(checkpoint.path):
@@ -116,7 +119,7 @@ class LLM:
             self.seed = seed
             self.layout = layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
-            request |= {"cache": cache, "invariant": invariant}
+            request |= {"cache": cache, "invariant": invariant, "adapter": adapter}
             self.loaded = open_model(checkpoint, config, request, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
@@ -256,7 +259,7 @@ class LLM:
 
         Random weights of one shape have the same; their `description` tells the seeds apart.
         """
-        return model_fingerprint(self._checkpoint.path, self.config)
+        return model_fingerprint(self._checkpoint.path, self.config, self._checkpoint.adapter)
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """All of `logit_chunks` in one array, (T, V) float32 (float64 on reference-fp64).
