@@ -112,8 +112,7 @@ class LLM:
                 # rows that pad the embedding mean nothing; some models have more of them than their family knows
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
             self.max_context = self._context_limit(config.max_context, max_context)
-            self.description = checkpoint.description
-            self.source = checkpoint.source
+            self.description, self.source = checkpoint.description, checkpoint.source
             self.is_random = checkpoint.is_random
             self.config = config
             self.seed = seed

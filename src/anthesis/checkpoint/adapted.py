@@ -75,9 +75,23 @@ class AdaptedWeights:
             if place.name in adapter.replaced
         }
         self._replacing = StoredWeights(str(directory), adapter.store, replacing, (), (), "fp32")
-        self._warn(weights)
+        values = trace(self.config, "argmax", self.kind_of).of_kind("weight")
+        self._check_fit(values)
+        self._warn(values, weights)
 
-    def _warn(self, weights: str) -> None:
+    def _check_fit(self, values: Iterable[Value]) -> None:
+        """Checks that the adapter's tensors have the shapes that the model's weights ask for."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for value in values:
+            place, shape = self._places[value.name], value.static_shape
+            rows = shape[0] if place.rows is None else int(place.rows.max()) + 1
+            shapes[place.name] = (max(rows, shapes.get(place.name, (0,))[0]), *shape[1:])
+        transposed = frozenset(place.name for place in self._places.values() if place.transpose)
+        wrong = self._adapter.misfits(shapes, transposed)
+        if wrong:
+            raise CheckpointError(f"{self._where} does not fit {self._model}, or its own configuration: {few(wrong)}")
+
+    def _warn(self, values: Iterable[Value], weights: str) -> None:
         own, trained_on = _plain_name(self._model), _plain_name(self._adapter.trained_on)
         if trained_on and trained_on not in own and own not in trained_on:
             warnings.warn(
@@ -90,8 +104,8 @@ class AdaptedWeights:
                 "two, as in training (where peft's merge_and_unload keeps one, it gives another model)",
                 stacklevel=2,
             )
-        matrices = (value for value in trace(self.config, "argmax", self.kind_of).of_kind("weight") if value.axes[1:])
-        kinds = {value.dtype for value in matrices if self._adapter.changes(self._places[value.name].name)}
+        changed = (value for value in values if self._adapter.changes(self._places[value.name].name))
+        kinds = {value.dtype for value in changed}
         quantised = sorted(kind for kind in kinds if WEIGHT_KINDS[kind].scaled_by != "none")
         if quantised and weights == "native":
             warnings.warn(
@@ -162,19 +176,9 @@ class AdaptedWeights:
         """See `Checkpoint.check`.
 
         Raises:
-            CheckpointError: naming what the checkpoint lacks, or what of the adapter doesn't fit it.
+            CheckpointError: naming what the checkpoint lacks.
         """
-        values = list(weights)
-        self._base.check(value for value in values if value.name == self._base_name(value.name))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for value in values:
-            place, shape = self._places[value.name], value.full_shape or value.static_shape
-            rows = shape[0] if place.rows is None else int(place.rows.max()) + 1
-            shapes[place.name] = (max(rows, shapes.get(place.name, (0,))[0]), *shape[1:])
-        transposed = frozenset(place.name for place in self._places.values() if place.transpose)
-        wrong = self._adapter.misfits(shapes, transposed)
-        if wrong:
-            raise CheckpointError(f"{self._where} does not fit {self._model}, or its own configuration: {few(wrong)}")
+        self._base.check(value for value in weights if value.name == self._base_name(value.name))
 
     def release(self) -> None:
         """See `Checkpoint.release`."""

@@ -59,7 +59,7 @@ class AdapterConfig:
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / CONFIG_NAME
+        self._path = path = directory / CONFIG_NAME
         raw = read_json(path)
         peft_type = raw.get("peft_type")
         if peft_type != "LORA":
@@ -89,7 +89,7 @@ class AdapterConfig:
         Raises:
             ConfigError: the pattern that names it gives no rank.
         """
-        return _rank(_of_pattern(self._ranks, module, self._rank), f"{CONFIG_NAME} has a rank_pattern")
+        return _rank(_of_pattern(self._ranks, module, self._rank), f"{self._path} has a rank_pattern for {module}")
 
     def scaling(self, module: str) -> float:
         """What the product of a module's factors is multiplied by.
@@ -104,7 +104,8 @@ class AdapterConfig:
             Hu et al., arXiv:2106.09685 (alpha / r); Kalajdzievski, arXiv:2312.03732 (alpha / sqrt(r)).
         """
         rank = self.rank(module)
-        alpha = check_number(_of_pattern(self._alphas, module, self._alpha), f"{CONFIG_NAME} has an alpha_pattern")
+        stated = f"{self._path} has an alpha_pattern for {module}"
+        alpha = check_number(_of_pattern(self._alphas, module, self._alpha), stated)
         return alpha / (math.sqrt(rank) if self._is_rank_stabilised else rank)
 
 
