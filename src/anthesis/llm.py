@@ -62,6 +62,7 @@ class LLM(Scoring):
             one proposes, of the same tokenizer and much smaller. No completion depends on it. None: neither.
         invariant: no completion may depend on what runs beside it, on devices that don't promise that anyway.
         seed: of random weights.
+        adapter: the directory of a PEFT LoRA adapter that is merged into the weights; None: none.
         on_weight: called while loading, with (weights loaded, weights in all).
         load: read the weights now. If not, `load()` does; until then the model can tell about itself and encode texts.
 
@@ -89,6 +90,7 @@ class LLM(Scoring):
         speculate: str | None = None,
         invariant: bool = False,
         seed: int = 0,
+        adapter: str | None = None,
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
     ) -> None:
@@ -103,7 +105,8 @@ class LLM(Scoring):
         begin = time.perf_counter()
         # what is open is closed in the end, or at once where something of this fails
         with ExitStack() as opened:
-            self._checkpoint = checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed))
+            checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed, adapter=adapter))
+            self._checkpoint = checkpoint
             config = checkpoint.config
             group = start_ranks(checkpoint, layout, device, opened)  # which come while the tokenizer is read
             with naming(checkpoint.path):
@@ -114,14 +117,13 @@ class LLM(Scoring):
                 # rows that pad the embedding mean nothing; some models have more of them than their family knows
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
             self.max_context = self._context_limit(config.max_context, max_context)
-            self.description = checkpoint.description
-            self.source = checkpoint.source
+            self.description, self.source = checkpoint.description, checkpoint.source
             self.is_random = checkpoint.is_random
             self.config = config
             self.seed = seed
             self.layout = layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
-            request |= {"cache": cache, "invariant": invariant}
+            request |= {"cache": cache, "invariant": invariant, "adapter": adapter}
             self.loaded = open_model(checkpoint, config, request, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
@@ -317,7 +319,7 @@ class LLM(Scoring):
 
         Random weights of one shape have the same; their `description` tells the seeds apart.
         """
-        return model_fingerprint(self._checkpoint.path, self.config)
+        return model_fingerprint(self._checkpoint.path, self.config, self._checkpoint.adapter)
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""

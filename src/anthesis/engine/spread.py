@@ -55,7 +55,7 @@ class SpreadModel(LoadedModel):
         self._group = group
         self._told: dict[str, Array] = {}
         super().__init__(checkpoint, config, device, cache, group.seat)
-        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config)
+        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config, checkpoint.adapter)
         # files of another content under the same name would give a text that nobody can explain
         path = None if checkpoint.path is None else str(checkpoint.path)
         for rank, reply in group.ask({"do": "open", "request": request, "path": path}).items():
@@ -205,7 +205,7 @@ def open_model(
     Args:
         checkpoint: open.
         config: the checkpoint's, possibly with fewer usable tokens.
-        request: model, weights, seed, device, threads, cache and invariant, as given to `LLM`.
+        request: model, weights, seed, adapter, device, threads, cache and invariant, as given to `LLM`.
         group: the other ranks, started.
 
     Raises:
