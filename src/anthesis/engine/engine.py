@@ -29,9 +29,10 @@ from anthesis.errors import RequestError
 from anthesis.program.builder import Finish
 from anthesis.program.ir import BLOCK_TOKENS
 
-OnStep = Callable[[Finish, list[tuple[int, int]], int], None]
-"""Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, and how many rows
-had their logits computed."""
+OnStep = Callable[[Finish, list[tuple[int, int]], int, list[int]], None]
+"""Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, how many rows had
+their logits computed, and for each sequence how many of its first tokens are in the same blocks as another one's that
+stands before it in the step: they are there once."""
 
 
 class Engine:
@@ -253,12 +254,14 @@ class Engine:
     def _take(self, sequence: Sequence, outputs: StepOutputs, row: int) -> None:
         """Gives a sequence its token, and as many more as its drafts were what it would have chosen."""
         drafts, sequence.drafts = sequence.drafts, []
-        accepted = 0
+        before, accepted = len(sequence.tokens), 0
         while outputs.take(row + accepted, sequence) and not sequence.finished and accepted < len(drafts):
             if sequence.tokens[-1] != drafts[accepted]:
                 break
             accepted += 1
             sequence.computed += 1
+        if accepted:
+            sequence.came_together(len(sequence.tokens) - before)
         counts = sequence.counts
         counts.steps += 1
         counts.drafted_tokens += len(drafts)
@@ -295,7 +298,8 @@ class Engine:
 
     def _tell(self, finish: Finish, rows: list[Rows], logit_rows: int) -> None:
         if self.on_step is not None:
-            self.on_step(finish, [(r.sequence.computed, len(r.tokens)) for r in rows], logit_rows)
+            sequences = [(r.sequence.computed, len(r.tokens)) for r in rows]
+            self.on_step(finish, sequences, logit_rows, [*_shared(rows)])
 
     def _measuring_place(self) -> Place:
         self._check_open()
@@ -366,6 +370,17 @@ class Engine:
         if (finish, top) not in self._executables:
             self._executables[finish, top] = self._compile(finish, top, self._blocks.cache)
         return self._executables[finish, top]
+
+
+def _shared(rows: list[Rows]) -> Iterator[int]:
+    """For each sequence its first tokens that one before it has in the same blocks of the cache."""
+    seen: set[int] = set()
+    for r in rows:
+        assert r.sequence.place is not None
+        blocks = r.sequence.place.blocks[: blocks_for(r.sequence.computed)]
+        count = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
+        seen.update(blocks[count:])
+        yield min(count * BLOCK_TOKENS, r.sequence.computed)
 
 
 def _need(sequence: Sequence) -> tuple[int, int]:
