@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.engine.blocks import blocks_for
 from anthesis.engine.prefixes import Key, Prefixes
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Speculation
@@ -118,8 +119,21 @@ def choose_rows(
     return rows
 
 
+def shared_tokens(rows: list[Rows]) -> Iterator[int]:
+    """For each sequence its first tokens that one before it has in the same blocks of the cache."""
+    seen: set[int] = set()
+    for r in rows:
+        assert r.sequence.place is not None
+        blocks = r.sequence.place.blocks[: blocks_for(r.sequence.computed)]
+        count = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
+        seen.update(blocks[count:])
+        yield min(count * BLOCK_TOKENS, r.sequence.computed)
+
+
 def _may_go_on(sequence: Sequence) -> bool:
     group, leader = sequence.group, sequence.leader
+    if sequence.paused:
+        return False
     if group is not None:
         return not group.is_waiting and (group.begun or sequence in group.firsts)
     if leader is not None and leader.place is None and leader.finished:
