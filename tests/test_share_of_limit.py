@@ -106,7 +106,7 @@ def test_the_floor_is_the_sum_of_the_steps_costs(family: str, tmp_path: Path) ->
     path.write_text(json.dumps(MODELS[family]))
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 300, length).tolist() for length in (1, 3, 70, 17, 40)]
-    prompts.append(prompts[2][:65] + [5])  # which has a block of the one that is there
+    prompts.append([*prompts[2][:65], 5])  # which has a block of the one that is there
     with LLM(f"random:{path}", device="cpu", weights="int8", prefill_chunk=32) as llm:
         steps, counter = record(llm), counter_of(llm)
         llm.watch(counter)

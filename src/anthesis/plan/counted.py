@@ -120,7 +120,7 @@ class StepCounter:
         self.steps = self.memory_bound_bytes = self.compute_bound_flops = 0
 
     def __call__(
-        self, finish: Finish, sequences: list[tuple[int, int]], logit_rows: int, shared: list[int]
+        self, finish: Finish, sequences: list[tuple[int, int]], logit_rows: int, shared: Sequence[int] = ()
     ) -> None:
         """Counts a step; see `OnStep`."""
         self.steps += 1
