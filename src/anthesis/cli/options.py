@@ -109,6 +109,10 @@ CacheMemory = Annotated[
         metavar="SIZE", rich_help_panel=MODEL, parser=parse_bytes, help="Most the cache may take: bytes, 512MiB, 4GB."
     ),
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option(metavar="lookup|MODEL", rich_help_panel=MODEL, help="Draft tokens, by look-up or a small model."),
+]
 PrefillChunk = Annotated[
     int | None,
     typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Most prompt tokens in one step."),

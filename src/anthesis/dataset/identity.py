@@ -6,7 +6,6 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from anthesis.dataset.request import Request
 from anthesis.devices.device import DeviceInfo
 from anthesis.errors import RequestError
 from anthesis.llm import LLM
+from anthesis.records import to_document
 
 logger = logging.getLogger("anthesis")
 
@@ -49,7 +49,7 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         dataset: the rows.
         before: the same of rows that are there, whose seed goes on; or None.
     """
-    sampling = asdict(request.params)
+    sampling = to_document(request.params)  # as the summary has it
     del sampling["seed"], sampling["logprobs"]
     seed = None
     if sampling["temperature"] > 0:  # else nothing depends on it
@@ -62,7 +62,6 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         "data_set": dataset.identity,
         "prompt_tokens": request.prompt_tokens,
         **sampling,
-        "stop": list(sampling["stop"]),
         "seed": seed,
     }
 
