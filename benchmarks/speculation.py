@@ -183,21 +183,19 @@ def misses(prompts: Sequence[Prompt]) -> Iterator[str]:
 def markdown(prompts: Sequence[Prompt], llm: LLM, took_s: float) -> str:
     """The page."""
     machine = this_machine()
+    where = f"{machine.processor}, {machine.usable_cores} usable cores; {now()[:10]}, commit {commit()}"
     rounds = len(prompts[0].plain)
     lines = [
         "# What prompt look-up gains",
         "",
-        (
-            f"{llm.description}, device {llm.device_info.name}, {machine.processor}, {machine.usable_cores} usable cores; "
-            f"{now()[:10]}, commit {commit()}, {took_s / 60:.0f} minutes."
-        ),
+        f"{llm.description}, device {llm.device_info.name}, {where}, {took_s / 60:.0f} minutes.",
         "",
         f"Made by `{' '.join(['python', 'benchmarks/speculation.py', *sys.argv[1:]])}`.",
         "",
-        f"Greedy, up to {max(len(c.token_ids) for p in prompts for _, c in p.plain)} tokens, {rounds} rounds in turns,",
-        "neither side reuses prefixes. *times as fast*: of the whole request, the prompt included, and of the tokens",
-        "after the first; the median of the rounds. *repeated*: the share of the completion's runs of",
-        f"{RUN} tokens that are in the prompt. *per reading*: tokens that one reading of the weights gave.",
+        f"Greedy; rounds in turns: {rounds}; neither side reuses prefixes. Times as fast as without drafts: the whole",
+        "request, its prompt included, and the decoding, the tokens after the first; the median of the rounds.",
+        f"*repeated*: the share of the completion's runs of {RUN} tokens that are in the prompt. *per reading*: tokens",
+        "that one reading of the weights gave, on average.",
         "",
         "| prompts | whole request | 95 % interval | least | decoding | 95 % interval | least | goal |",
         "|---|---|---|---|---|---|---|---|",
