@@ -39,7 +39,7 @@ KINDS = {"int8": 3, "bf16": 2}
 ACCEPTANCES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 ADAPTIVE = "adaptive"
 LENGTHS: tuple[int | str, ...] = (1, 2, 4, 8, ADAPTIVE)
-PROMPT_TOKENS, NEW_TOKENS = 16, 96
+PROMPT_TOKENS, NEW_TOKENS = 16, 64
 
 
 class Script:
