@@ -53,7 +53,7 @@ def generate(
 ) -> None:
     """Complete prompts, several together. A model without tokenizer prints token ids.
 
-    [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
+    $ anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
     \f
     Raises:
         RequestError: flags that don't go together; and as `LLM` and `LLM.generate`.

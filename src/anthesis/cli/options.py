@@ -77,6 +77,7 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
+        rich_help_panel=MODEL,
         show_default=False,
         help="Hub id, directory, .gguf, random:NAME; left out: SmolLM2",
     ),
