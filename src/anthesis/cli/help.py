@@ -60,7 +60,7 @@ def _help(command: Any, context: Any) -> str:
     sections = _sections(command, context)
     start = min(MAX_NAME_COLUMNS, max(len(row.name) for rows in sections.values() for row in rows)) + 2 * GAP
     usage = f"{bold('Usage:', sys.stdout)} {_usage(command, context)}"
-    begin = [described[0], *([""] if described[1:] else []), *described[1:], "", usage]
+    begin = [usage, described[0], *([""] if described[1:] else []), *described[1:]]
     lines = [part for text in begin for part in _wrapped(text, columns)]
     lines += [f"  {dim('$', sys.stdout)} {example.removeprefix('$ ')}" for example in examples]
     for title, rows in sections.items():
@@ -104,8 +104,8 @@ def _sections(command: Any, context: Any) -> dict[str, list[_Row]]:
         else:
             rows.append(row)
     if isinstance(command, TyperGroup):
-        of = {name: command.get_command(context, name) for name in command.list_commands(context)}
-        sections = {"Commands": [_Row(name, _paragraphs(one.help)[0]) for name, one in of.items() if one], **sections}
+        commands = [_Row(name, _paragraphs(one.help)[0]) for name, one in command.commands.items()]
+        sections = {"Commands": commands, **sections}
     return sections
 
 
