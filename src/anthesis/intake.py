@@ -58,8 +58,9 @@ class Intake:
             RequestError: it has other tokens.
         """
         theirs, own = draft._config.usable_vocab_size, self._config.usable_vocab_size
-        tokenizers = draft._tokenizer, self._tokenizer
-        if theirs != own or (tokenizers[0] and tokenizers[1] and not tokenizers[0].is_like(tokenizers[1])):
+        tokenizer = draft._tokenizer
+        differ = tokenizer is not None and self._tokenizer is not None and not tokenizer.is_like(self._tokenizer)
+        if theirs != own or differ:
             raise RequestError(
                 f"{draft._description} has {theirs:,} tokens, and {self._description} {own:,}, or others; a draft model "
                 "must have the same tokenizer"
