@@ -36,7 +36,7 @@ ORDER = (
     ("completion",),
     ("llm",),
     ("",),
-    ("plan",),
+    ("hf", "plan"),
     ("bench",),
     ("evaluate",),
     ("dataset",),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.checkpoint import model_fingerprint, open_checkpoint
+from anthesis.checkpoint import IN_MEMORY, InMemoryModel, model_fingerprint, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices.device import InstructionTime
@@ -25,7 +25,7 @@ from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import Sequence, last_token
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
-from anthesis.errors import RequestError, check_counts, naming
+from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
 from anthesis.parallel.layout import Layout
 from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
@@ -45,7 +45,8 @@ class LLM:
     It serves one thread; streams may be open side by side and advance together.
 
     Args:
-        model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
+        model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; one in memory (`anthesis.hf.accelerate`
+            makes it); None: the embedded default.
         weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
         device: "auto", "cpu", "reference", ...
         tp: ranks among which every layer is split; they are started on this machine, unless a launcher has started as
@@ -71,7 +72,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | InMemoryModel | None = None,
         *,
         weights: str = "native",
         device: str = "auto",
@@ -110,7 +111,7 @@ class LLM:
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
             self.max_context = self._context_limit(config.max_context, max_context)
             self.description = checkpoint.description
-            self.source = checkpoint.source
+            self.source, self.path = checkpoint.source, checkpoint.path
             self.is_random = checkpoint.is_random
             self.config = config
             self.seed = seed
@@ -255,7 +256,14 @@ class LLM:
         """Of the model's files, as they are now: the same for the same configuration, weights and tokenizer.
 
         Random weights of one shape have the same; their `description` tells the seeds apart.
+
+        Raises:
+            UnsupportedError: the model came from memory.
         """
+        if self.source == IN_MEMORY:
+            raise UnsupportedError(
+                f"{self.description} has no files to take a fingerprint of; open it from a directory"
+            )
         return model_fingerprint(self._checkpoint.path, self.config)
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
+from anthesis.checkpoint.memory import InMemoryModel
 from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
 from anthesis.checkpoint.random import RandomWeight, RandomWeights
 from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
@@ -26,6 +27,9 @@ from anthesis.program.ir import Value
 from anthesis.quantize import WeightTensor, weight_kind
 
 RANDOM_PREFIX = "random:"
+IN_MEMORY = "memory"
+"""The source of a model that was not read from files."""
+
 _MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".jinja")
 
 
@@ -50,7 +54,7 @@ class Checkpoint:
         is_random: the weights are made up.
         tokenizer_source: the directory that holds the tokenizer's files, the metadata of a GGUF file, or None where
             there is no tokenizer.
-        path: the file or directory; None for random weights.
+        path: the file or directory; None for random weights and for a model in memory.
     """
 
     description: str
@@ -63,9 +67,9 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """Where the weights come from: "random", "hub ID at REVISION", "file NAME" or "directory NAME"."""
+        """Where the weights come from: "random", "memory", "hub ID at REVISION", "file NAME" or "directory NAME"."""
         if self.path is None:
-            return "random"
+            return "random" if self.is_random else IN_MEMORY
         if self.path.parent.name == "snapshots":  # of the hub's cache
             return f"hub {self.description} at {self.path.name}"
         return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}"
@@ -140,12 +144,12 @@ class Checkpoint:
         return self._weights
 
 
-def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0) -> Checkpoint:
+def open_checkpoint(model: str | InMemoryModel | None, *, weights: str = "native", seed: int = 0) -> Checkpoint:
     """Opens a model without reading its weights.
 
     Args:
         model: a directory, packed or not, a .gguf file, `random:NAME`, `random:` and the path of a config.json, or a
-            Hub id; None for the default model.
+            Hub id; one that is in memory; None for the default model.
         weights: the kind of all matrices, or "native": as they are stored.
         seed: of random weights, 0 .. 2**64 - 1.
 
@@ -157,6 +161,8 @@ def open_checkpoint(model: str | None, *, weights: str = "native", seed: int = 0
         weight_kind(weights)
     if not 0 <= seed < 2**64:
         raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
+    if isinstance(model, InMemoryModel):
+        return _with_possible_ends(_open_in_memory(model, weights))
     if model is not None and model.startswith(RANDOM_PREFIX):
         return _with_possible_ends(_open_random(model.removeprefix(RANDOM_PREFIX), weights, seed))
     path = default_model() if model is None else Path(model).expanduser()
@@ -291,15 +297,7 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is not a model: it holds neither config.json nor a .gguf file")
     raw = read_json(path / "config.json")
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
-    if quantization:
-        method = (
-            quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
-        )
-        raise UnsupportedError(
-            f"{path}: the weights are quantised by {printable(str(method), 60)} (quantization_config), which is not "
-            "read; take the unquantised model and choose --weights, or a GGUF file"
-        )
+    _check_unquantised(str(path), raw)
     with naming(path / "config.json"):
         family = family_of_config(raw)
         config = family.read_config(raw)
@@ -313,3 +311,25 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
     has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return Checkpoint(name, family, config, False, path if has_tokenizer else None, found)
+
+
+def _open_in_memory(model: InMemoryModel, weights: str) -> Checkpoint:
+    _check_unquantised(model.description, model.config)
+    family = family_of_config(model.config)
+    config = family.read_config(model.config)
+    found = StoredWeights(
+        model.description, model.store, family.sources(config), family.prefixes, family.ignored, weights
+    )
+    return Checkpoint(model.description, family, config, False, None, found)
+
+
+def _check_unquantised(where: str, raw: Mapping[str, Any]) -> None:
+    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    if quantization:
+        method = (
+            quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+        )
+        raise UnsupportedError(
+            f"{where}: the weights are quantised by {printable(str(method), 60)} (quantization_config), which is not "
+            "read; take the unquantised model and choose --weights, or a GGUF file"
+        )
