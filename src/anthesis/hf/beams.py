@@ -81,7 +81,8 @@ def search(llm: LLM, request: Request, processors: LogitsProcessorList, criteria
                 if prompt.over:
                     continue
                 own = slice(i * width, (i + 1) * width)
-                prompt.rows.append({tuple(row): n for n, row in enumerate(rows[own, length:].tolist())})
+                texts = [tuple(row) for row in rows[own, length:].tolist()]
+                prompt.rows.append({text: texts.index(text) for text in texts})  # the best of those that are alike
                 gained = log_probs[parents[i], tokens[i]]
                 went = prompt.search.advance(*(_array(a) for a in (beams[i], tokens[i], gained, ends[i])))
                 if went is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -59,7 +60,7 @@ class AnthesisForCausalLM:
     """
 
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = "text"
     output_modalities = ("text",)
     training = False
 
@@ -121,18 +122,8 @@ class AnthesisForCausalLM:
             UnsupportedError: an argument that is not supported here; the message says what to do.
             ValueError: of transformers, for a value that it refuses.
         """
-        request = self._request(
-            inputs,
-            generation_config,
-            Extras(
-                logits_processor or (),
-                stopping_criteria or (),
-                prefix_allowed_tokens_fn,
-                streamer,
-                kwargs.pop("tokenizer", None),
-            ),
-            kwargs,
-        )
+        extras = Extras(logits_processor or (), stopping_criteria or (), prefix_allowed_tokens_fn, streamer)
+        request = self.request(inputs, generation_config, extras, **kwargs)
         with self._turn, torch.no_grad():
             if streamer is not None:
                 streamer.put(request.rows.cpu())
@@ -148,10 +139,27 @@ class AnthesisForCausalLM:
             )
         return result
 
-    def _request(
-        self, inputs: torch.Tensor | None, given: GenerationConfig | None, extras: Extras, kwargs: dict[str, Any]
+    def request(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        extras: Extras | None = None,
+        **kwargs: Any,
     ) -> Request:
-        own = self.generation_config
+        """What a call of `generate` asks for, checked and complete.
+
+        Args:
+            inputs: (B, T) of integers, as for `generate`.
+            generation_config: as for `generate`.
+            extras: objects of the caller's.
+            kwargs: as for `generate`.
+
+        Raises:
+            RequestError: a wrong argument; it is named.
+            ValueError: of transformers, for a value that it refuses.
+        """
+        own, given = self.generation_config, generation_config
+        extras = replace(extras or Extras(), tokenizer=kwargs.pop("tokenizer", None))
         ids = kwargs.pop("input_ids", None)
         if ids is not None and inputs is not None:
             raise RequestError("inputs and input_ids are two names of one argument; give one of them")
@@ -349,7 +357,7 @@ def _class_of(config: Any) -> type[AnthesisForCausalLM]:
 
 
 def _check_llm_arguments(given: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(LLM).parameters if name not in ("model", "load")]
+    known = [name for name in inspect.signature(LLM).parameters if name != "model"]
     for name in given:
         if name in known:
             continue

@@ -215,7 +215,7 @@ def _lengths(
         fewest = length + config.min_new_tokens
     if fewest > most:
         warnings.warn(
-            f"at least {fewest} tokens are asked for, and at most {most}, where a completion ends; lower min_new_tokens "
+            f"at least {fewest} tokens are asked for and at most {most}, where a completion ends; lower min_new_tokens "
             "or min_length, or raise max_new_tokens",
             stacklevel=5,
         )
