@@ -62,8 +62,10 @@ class Rank:
         with open_checkpoint(str(directory), weights=options.get("weights", "native")) as checkpoint:
             self.model = LoadedModel(checkpoint, checkpoint.config, device, options.get("cache", "fp32"), seat)
             self.model.load(checkpoint, lambda loaded, total: None)
-        blocks = BlockCache(self.model.allocate, 16, 64)
-        self.engine = Engine(blocks, self.model.compile, options.get("prefill_chunk", 256))
+        blocks = BlockCache(self.model.allocate, self.model.copy_blocks, 16, 64)
+        self.engine = Engine(
+            blocks, self.model.compile, options.get("prefill_chunk", 256), self.model.config.usable_vocab_size
+        )
 
     def sequence(self, prompt: list[int], **params: Any) -> Sequence:
         """A request."""
@@ -74,7 +76,7 @@ class Rank:
     def generate(self, prompts: list[list[int]], **params: Any) -> list[Sequence]:
         """Completes prompts, all at once."""
         sequences = [self.sequence(prompt, **params) for prompt in prompts]
-        self.engine.run(sequences, len(sequences))
+        self.engine.run([[sequence] for sequence in sequences], len(sequences))
         return sequences
 
     def logits(self, ids: list[int]) -> np.ndarray:

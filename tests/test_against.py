@@ -40,6 +40,7 @@ QUICK = {"max_new_tokens": 3, "warmup": 0, "runs": 9, "min_s": 0.0, "device": "r
             "invariant": True, "prefill_chunk": 7, "max_context": 64, "seed": -1
         }),
         ("cache_memory=4096,model=a=b", {"cache_memory": 4096, "model": "a=b"}),
+        ("adapter=poet", {"adapter": "poet"}),
     ],
 )  # fmt: skip
 def test_side_b_is_side_a_with_changes(text: str, changes: dict[str, object]) -> None:

@@ -63,14 +63,18 @@ def weights_of(program: Program, dtype: Any = np.float64) -> dict[str, Array]:
 
 def compiled(device: Device, program: Program, weights: Mapping[str, Array], blocks: int) -> Executable:
     """The program on the device, over a cache of its own."""
+    return device.compile(program, packed(device, program, weights), device.allocate(program, blocks))
+
+
+def packed(device: Device, program: Program, weights: Mapping[str, Array]) -> dict[str, Any]:
+    """The program's weights in the device's layout."""
     uses = program.uses()
-    packed = {
+    return {
         value.name: device.pack(
             quantize(weights[value.name].astype(np.float32), WEIGHT_KINDS[value.dtype]), uses[value.name]
         )
         for value in program.of_kind("weight")
     }
-    return device.compile(program, packed, device.allocate(program, blocks))
 
 
 def steps(vocabulary: int, seed: int = 0) -> list[dict[str, Array]]:
@@ -330,6 +334,33 @@ def test_what_a_sequence_leaves_in_its_blocks_reaches_no_other(device: Device) -
     for step in (step_inputs([(0, 0, [3, 4, 5])]), step_inputs([(0, 3, [6])])):
         logits = executable.run(step)["logits"]  # of which one column is that of the token itself
         assert np.isfinite(np.delete(logits, bad, axis=1)).all()
+
+
+def test_copied_blocks_are_read_as_their_sources_are(device: Device) -> None:
+    """In every layer, by a step that ran before, one source several times, and nothing else is changed."""
+    kind, cache_dtype = ("fp32", "fp32") if "fp32" in device_kinds(device) else ("bf16", "bf16")
+    program = fuse(trace(config_of(ALL["llama"]), "logits", lambda n, s: "fp32" if len(s) == 1 else kind, cache_dtype))
+    cache = device.allocate(program, 10)
+    executable = device.compile(program, packed(device, program, weights_of(program)), cache)
+    texts = np.random.default_rng(8).integers(0, 103, (2, 66)).tolist()
+    prompts = step_inputs([(slot, 0, text) for slot, text in enumerate(texts)], blocks_each=2)
+    executable.run({**prompts, "logit_rows": prompts["logit_rows"][-1:]})
+
+    def logits(*tables: tuple[int, int]) -> Array:
+        """Of the same token as the 67th of the texts in these blocks."""
+        step = step_inputs([(slot, 66, [5]) for slot in range(len(tables))], blocks_each=2)
+        found: Array = executable.run({**step, "block_table": np.array(tables, np.int32)})["logits"]
+        return found
+
+    first, second = logits((1, 2), (3, 4))
+    assert differing(first, second) > 0.05
+    device.copy_blocks(cache, [1, 2, 2, 3, 4], [9, 5, 6, 8, 7])
+    for tables in (((9, 5), (8, 7)), ((1, 6), (3, 7)), ((1, 2), (3, 4))):  # copies, sources and copies, sources
+        assert np.array_equal(logits(*tables), (first, second))
+    device.copy_blocks(cache, [3, 4], [1, 2])
+    assert np.array_equal(logits((9, 5), (1, 2)), (first, second))
+    device.copy_blocks(cache, [], [])
+    assert np.array_equal(logits((9, 5), (1, 2)), (first, second))
 
 
 def test_a_device_that_says_so_is_batch_invariant(device: Device) -> None:

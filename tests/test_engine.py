@@ -140,7 +140,7 @@ def test_many_late_requests_join_and_get_their_own_tokens(llm: LLM) -> None:
     expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=30, ignore_eos=True)]
     llm._blocks.clear()
     params = SamplingParams(max_new_tokens=30, ignore_eos=True)
-    sequences = [llm._sequence(prompt, params, None, chat=False) for prompt in PROMPTS]
+    sequences = [llm._intake.sequences(prompt, params, None, chat=False)[0] for prompt in PROMPTS]
     for sequence in sequences:
         llm._engine.submit([sequence])
         for _ in range(3):
@@ -157,9 +157,10 @@ def test_so_many_at_once_and_no_more(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
     expected = [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True)]
     step, running = llm._engine.step, []
 
-    def counted() -> None:
-        step()
+    def counted() -> bool:
+        progressed = step()
         running.append(len(llm._engine._running) + len(llm._engine._waiting))
+        return progressed
 
     monkeypatch.setattr(llm._engine, "step", counted)
     assert [r.token_ids for r in llm.generate(PROMPTS, max_new_tokens=12, ignore_eos=True, batch=2)] == expected
@@ -209,7 +210,7 @@ def test_a_failed_allocation_leaves_the_engine_usable(llm: LLM, monkeypatch: pyt
 def test_an_interrupt_between_a_step_and_its_tokens_stops_nobody_else(llm: LLM) -> None:
     params = SamplingParams(max_new_tokens=12, ignore_eos=True)
     expected = [r.token_ids for r in llm.generate(PROMPTS[:2], max_new_tokens=12, ignore_eos=True)]
-    one, two = (llm._sequence(prompt, params, None, chat=False) for prompt in PROMPTS[:2])
+    one, two = (llm._intake.sequences(prompt, params, None, chat=False)[0] for prompt in PROMPTS[:2])
     llm._engine.submit([one, two])
     for _ in range(4):
         llm._engine.step()
@@ -229,18 +230,20 @@ def test_an_interrupt_between_a_step_and_its_tokens_stops_nobody_else(llm: LLM) 
 
 def test_blocks_come_and_go_and_the_pool_grows_within_its_limit() -> None:
     made: list[Any] = []
-    blocks = BlockCache(lambda n, old: made.append((n, old)) or n, max_sequences=3, max_blocks=10)
-    assert blocks.take(1) is None
+    allocate = lambda n, old: made.append((n, old)) or n  # noqa: E731
+    blocks = BlockCache(allocate, lambda *_: pytest.fail("nothing is copied"), max_sequences=3, max_blocks=10)
+    assert blocks.take([(1, 0)]) is None
     assert blocks.make_room([2, 1])
-    one, two = blocks.take(2), blocks.take(1)
-    assert one is not None
-    assert two is not None
+    places = blocks.take([(2, 0), (1, 0)])
+    assert places is not None
+    one, two = places
     assert set(one.blocks) | set(two.blocks) == {1, 2, 3}
     assert not blocks.make_room([])
     assert blocks.make_room([4])
     assert made == [(4, None), (8, 4)], "twice as many or what is needed, and the old one's blocks are kept"
-    three = blocks.take(4)
-    assert three is not None
+    places = blocks.take([(4, 0)])
+    assert places is not None
+    (three,) = places
     assert not set(three.blocks) & {1, 2, 3}
     assert blocks.table[three.slot].tolist() == list(three.blocks)
     blocks.give_back(one)
@@ -248,7 +251,7 @@ def test_blocks_come_and_go_and_the_pool_grows_within_its_limit() -> None:
     assert blocks.make_room([8], before=lambda: made.append("before"))
     assert made[-2:] == ["before", (11, 8)], "what holds the old cache is let go first"
     assert blocks.num_blocks == 10
-    assert blocks.take(8) is None
+    assert blocks.take([(8, 0)]) is None
     assert not blocks.make_room([8], before=lambda: pytest.fail("nothing changes")), "at its limit"
 
 

@@ -33,7 +33,7 @@ ORDER = (
     ("parallel",),
     ("devices",),
     ("engine",),
-    ("completion",),
+    ("completion", "intake", "scoring"),
     ("llm",),
     ("",),
     ("hf", "plan"),

@@ -249,6 +249,15 @@ def test_matrices_that_are_joined_are_not_held_twice_for_long(lazy: HpuDevice) -
     assert card.mark_steps - before >= 2 * program.config.num_layers, "for q/k/v and gate/up of each layer"
 
 
+def test_copied_blocks_are_there_when_a_step_is_replayed(lazy: HpuDevice) -> None:
+    """In lazy mode what is gathered is run when somebody asks for its result, and a replay asks for nothing."""
+    card = importlib.import_module("gaudi_card").card
+    cache = lazy.allocate(program_of(LLAMA), 9)
+    before = card.mark_steps
+    lazy.copy_blocks(cache, [1, 2, 2], [3, 4, 5])
+    assert card.mark_steps > before
+
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 

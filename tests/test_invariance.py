@@ -200,7 +200,8 @@ def requests(llm: LLM, texts: Sequence[Sequence[int]], **params: Any) -> list[An
 
     chosen = [SamplingParams(max_new_tokens=40, ignore_eos=True, logprobs=3, **params) for _ in texts]
     return [
-        llm._sequence(text, one, 11 + i, chat=False) for i, (text, one) in enumerate(zip(texts, chosen, strict=True))
+        llm._intake.sequences(text, one, 11 + i, chat=False)[0]
+        for i, (text, one) in enumerate(zip(texts, chosen, strict=True))
     ]
 
 

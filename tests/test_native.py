@@ -170,6 +170,17 @@ def test_arrays_of_a_step_are_taken_as_they_are_or_not_at_all(name: str) -> None
         executable.run({given: array for given, array in inputs.items() if given != name})
 
 
+@pytest.mark.parametrize(("sources", "targets"), [([1], [4]), ([-1], [2]), ([4], [2])])
+def test_blocks_that_are_not_there_are_not_copied(sources: list[int], targets: list[int]) -> None:
+    extension = native.extension()
+    pool, cache = extension.Pool(1), extension.make_cache(extension.Arena(), 4, 2, 8, True, None)
+    extension.copy_blocks(pool, [cache], [1], [3])
+    with pytest.raises(IndexError, match=r"no block (4|-1) in the cache"):
+        extension.copy_blocks(pool, [cache], sources, targets)
+    with pytest.raises(ValueError, match="every block that is copied needs one target"):
+        extension.copy_blocks(pool, [cache], [1, 2], [3])
+
+
 def test_ctrl_c_ends_a_measurement() -> None:
     code = (
         "import os, signal, threading\n"

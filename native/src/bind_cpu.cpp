@@ -82,6 +82,25 @@ std::shared_ptr<LayerCache> make_cache(Arena& arena, int blocks, int kv_heads, i
     return std::make_shared<LayerCache>(LayerCache{layout, blocks, std::move(data)});
 }
 
+// In each cache, block sources[i] is copied onto block targets[i]; no block may be both.
+void copy_blocks(Pool& pool, const std::vector<std::shared_ptr<LayerCache>>& caches, const std::vector<int>& sources, const std::vector<int>& targets) {
+    if (sources.size() != targets.size()) throw std::invalid_argument("every block that is copied needs one target");
+    for (const auto& cache : caches)
+        for (const auto* blocks : {&sources, &targets})
+            for (const int block : *blocks)
+                if (block < 0 || block >= cache->blocks) throw std::out_of_range("no block " + std::to_string(block) + " in the cache");
+    const int copies = static_cast<int>(sources.size());
+    nb::gil_scoped_release released;
+    pool.run([&](int thread) {
+        const auto [first, last] = Team{pool, thread}.share(static_cast<int>(caches.size()) * copies);
+        for (int i = first; i < last; ++i) {
+            const LayerCache& cache = *caches[i / copies];
+            const std::size_t nbytes = cache.layout.block_bytes();
+            std::memcpy(cache.data.get() + nbytes * targets[i % copies], cache.data.get() + nbytes * sources[i % copies], nbytes);
+        }
+    });
+}
+
 Activation activation_of(const std::optional<std::string>& name) {
     if (!name) return Activation::none;
     if (*name == "gelu") return Activation::gelu;
@@ -256,6 +275,7 @@ void bind_cpu(nb::module_& m) {
     }, nb::arg("kind"), nb::arg("rows"), nb::arg("columns"));
     nb::class_<LayerCache>(m, "LayerCache");
     m.def("make_cache", &make_cache, nb::arg("arena"), nb::arg("blocks"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("is_bf16"), nb::arg("old").none());
+    m.def("copy_blocks", &copy_blocks, nb::arg("pool"), nb::arg("caches"), nb::arg("sources"), nb::arg("targets"));
     nb::class_<NormHandle>(m, "Norm").def("__init__", [](NormHandle* self, const VectorHandle& weight, const VectorHandle* bias, float epsilon, bool centered) {
         new (self) NormHandle(make_norm(weight, bias, epsilon, centered));
     }, nb::arg("weight"), nb::arg("bias").none(), nb::arg("epsilon"), nb::arg("centered"));

@@ -27,6 +27,11 @@ class Completion:
         logprobs: one for each generated token if asked for, else empty.
         timing: when the tokens came.
         seed: of the random numbers, where tokens were drawn; with it the request gives the same again. None: greedy.
+        score: of a beam search: the sum of the log-probabilities divided by (number of tokens ** length penalty).
+        reused_tokens: of the prompt, that were not computed for it: a request that began alike had them.
+        steps: readings of the weights that gave it tokens.
+        drafted_tokens: that were verified beside what was computed anyway (`LLM(speculate=)`).
+        accepted_tokens: of those, that were right.
     """
 
     text: str | None
@@ -36,6 +41,11 @@ class Completion:
     logprobs: list[TokenLogprobs]
     timing: Timing
     seed: int | None
+    score: float | None = None
+    reused_tokens: int = 0
+    steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Handle:
@@ -59,6 +69,11 @@ class Handle:
     def num_tokens(self) -> int:
         """Tokens generated so far."""
         return len(self._sequence.tokens) - len(self._sequence.prompt)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids generated so far."""
+        return self._sequence.completion
 
     @property
     def completion(self) -> Completion:
@@ -125,4 +140,9 @@ def completion_of(sequence: Sequence) -> Completion:
         logprobs=sequence.logprobs,
         timing=sequence.timing(),
         seed=sequence.params.seed if sequence.params.temperature > 0 else None,
+        score=sequence.score,
+        reused_tokens=sequence.reused,
+        steps=sequence.counts.steps,
+        drafted_tokens=sequence.counts.drafted_tokens,
+        accepted_tokens=sequence.counts.accepted_tokens,
     )

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from anthesis.checkpoint import IN_MEMORY, InMemoryModel, model_fingerprint, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices.device import InstructionTime
-from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, blocks_for, check_batch
+from anthesis.engine.beams import EarlyStopping
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, check_batch
 from anthesis.engine.engine import Engine, OnStep
+from anthesis.engine.lockstep import Lockstep
+from anthesis.engine.lookup import PromptLookup
 from anthesis.engine.sampling import SamplingParams
-from anthesis.engine.sequence import Sequence, last_token
+from anthesis.engine.sequence import Sequence
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
 from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
+from anthesis.intake import Intake
 from anthesis.parallel.layout import Layout
-from anthesis.program.draw import log_probability
 from anthesis.program.ir import BLOCK_TOKENS
-from anthesis.prompts import Prompt, as_messages, as_prompts, as_strings, as_token_ids, check_token_ids
+from anthesis.prompts import Prompt, as_prompts
+from anthesis.scoring import Scoring
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 OnWeight = Callable[[int, int], None]
@@ -39,7 +39,7 @@ PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
 
 
-class LLM:
+class LLM(Scoring):
     """A model, loaded, that completes prompts. Close it, or use it as a context manager; several may be open at once.
 
     It serves one thread; streams may be open side by side and advance together.
@@ -58,8 +58,12 @@ class LLM:
         cache_memory: bytes the cache may take on a machine; None: half of what is free after loading. It takes what it
             needs.
         prefill_chunk: most prompt rows in one step; None: 256.
+        reuse_prefixes: what prompts begin with in common is computed once, also by prompts that come later.
+        speculate: "lookup": steps verify what followed the last tokens where they occurred before; a model: what that
+            one proposes, of the same tokenizer and much smaller. No completion depends on it. None: neither.
         invariant: no completion may depend on what runs beside it, on devices that don't promise that anyway.
         seed: of random weights.
+        adapter: the directory of a PEFT LoRA adapter that is merged into the weights; None: none.
         on_weight: called while loading, with (weights loaded, weights in all).
         load: read the weights now. If not, `load()` does; until then the model can tell about itself and encode texts.
 
@@ -83,8 +87,11 @@ class LLM:
         cache: str = "auto",
         cache_memory: int | None = None,
         prefill_chunk: int | None = None,
+        reuse_prefixes: bool = True,
+        speculate: str | None = None,
         invariant: bool = False,
         seed: int = 0,
+        adapter: str | None = None,
         on_weight: OnWeight = lambda loaded, total: None,
         load: bool = True,
     ) -> None:
@@ -99,7 +106,8 @@ class LLM:
         begin = time.perf_counter()
         # what is open is closed in the end, or at once where something of this fails
         with ExitStack() as opened:
-            self._checkpoint = checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed))
+            checkpoint = opened.enter_context(open_checkpoint(model, weights=weights, seed=seed, adapter=adapter))
+            self._checkpoint = checkpoint
             config = checkpoint.config
             group = start_ranks(checkpoint, layout, device, opened)  # which come while the tokenizer is read
             with naming(checkpoint.path):
@@ -117,10 +125,12 @@ class LLM:
             self.seed = seed
             self.layout = layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
-            request |= {"cache": cache, "invariant": invariant}
+            request |= {"cache": cache, "invariant": invariant, "adapter": adapter}
             self.loaded = open_model(checkpoint, config, request, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
+            self._intake = Intake(config, self.tokenizer, self.max_context, self.description)
+            self._reuse_prefixes, self._speculate = reuse_prefixes, speculate
             self._running: tuple[BlockCache, Engine] | None = None
             self.load_s = time.perf_counter() - begin
             if load:
@@ -143,8 +153,18 @@ class LLM:
         with self._checkpoint as checkpoint:
             self.loaded.load(checkpoint, on_weight)
         self.device_info = self.loaded.device.info()  # with the memory that is free now
-        blocks = BlockCache(self.loaded.allocate, MAX_SEQUENCES, self.loaded.max_blocks(self._cache_memory))
-        self._running = blocks, Engine(blocks, self.loaded.compile, self._prefill_chunk)
+        most = self.loaded.max_blocks(self._cache_memory)
+        blocks = BlockCache(self.loaded.allocate, self.loaded.copy_blocks, MAX_SEQUENCES, most)
+        engine = Engine(
+            blocks,
+            self.loaded.compile,
+            self._prefill_chunk,
+            self.config.usable_vocab_size,
+            self._reuse_prefixes,
+        )
+        self._running = blocks, engine
+        if self._speculate is not None:
+            engine.speculate(PromptLookup())
         self.load_s += time.perf_counter() - begin
 
     def generate(
@@ -161,6 +181,15 @@ class LLM:
         seed: int | None = None,
         stop: Seq[str] = (),
         logprobs: int | None = None,
+        min_new_tokens: int = 0,
+        no_repeat_ngram_size: int | None = None,
+        bad_words: Seq[str | Seq[int]] = (),
+        forced_prefix: str | Seq[int] | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        num_return_sequences: int = 1,
         chat: bool = False,
         batch: int | None = None,
     ) -> list[Completion]:
@@ -176,19 +205,31 @@ class LLM:
             min_p: draw among tokens at least this fraction as likely as the most likely one.
             repetition_penalty: divides the logits of tokens that occurred.
             seed: of the random numbers, the same for each prompt; None: a new one for each, which its completion tells.
+                Several completions of a prompt have it, and the numbers behind it.
             stop: texts before which to stop.
             logprobs: how many most likely tokens to report beside the chosen one; None: no log-probabilities.
+            min_new_tokens: no end-of-sequence token comes before so many.
+            no_repeat_ngram_size: no run of so many tokens comes twice, those of the prompt included.
+            bad_words: that never come: texts, as the tokenizer writes them at a beginning and behind a space; or token
+                ids.
+            forced_prefix: what each completion begins with, a text or token ids.
+            logit_bias: numbers to be added to the logits of tokens, by id.
+            num_beams: of a beam search (`engine.beams.BeamSearch`); 1: none.
+            length_penalty: of a beam search: above 0 favours long texts, below 0 short ones.
+            early_stopping: of a beam search: True, False or "never".
+            num_return_sequences: completions of each prompt, that share its computation: draws, or the best of a beam
+                search, best first.
             chat: put each prompt through the model's chat template, a text as one user message.
             batch: how many are on their way at once; None: `device_info.full_batch`. No completion depends on it.
 
         Returns:
-            One completion for each prompt, in order.
+            One completion for each prompt, in order; or num_return_sequences for each, behind one another.
 
         Raises:
             RequestError: a bad parameter, an empty or too long prompt, token ids the model does not have.
         """
         check_batch(batch)
-        params = SamplingParams(
+        params = SamplingParams.given(
             max_new_tokens=max_new_tokens,
             ignore_eos=ignore_eos,
             temperature=temperature,
@@ -196,12 +237,38 @@ class LLM:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
-            stop=as_strings(stop),
+            stop=stop,
             logprobs=logprobs,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            bad_words=bad_words,
+            forced_prefix=forced_prefix,
+            logit_bias=logit_bias,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            num_return_sequences=num_return_sequences,
         )
-        sequences = [self._sequence(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
-        self._engine.run(sequences, self.device_info.full_batch if batch is None else batch)
-        return [completion_of(sequence) for sequence in sequences]
+        units = [self._intake.sequences(prompt, params, seed, chat) for prompt in as_prompts(prompts)]
+        self._engine.run(units, self.device_info.full_batch if batch is None else batch)
+        return [completion_of(sequence) for unit in units for sequence in unit[:num_return_sequences]]
+
+    def lockstep(self, prompts: Prompt | Iterable[Prompt], *, max_new_tokens: int, width: int = 1) -> Lockstep:
+        """Texts that advance together by tokens that you choose, for decoding methods that are not built in.
+
+        Args:
+            prompts: as of `generate`.
+            max_new_tokens: that a row can take at most.
+            width: rows of each prompt.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        check_counts(width=width)
+        params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+        ids = [self.encode(prompt) for prompt in as_prompts(prompts)]
+        members = [self._intake.sequence(tokens, params, 0) for tokens in ids for _ in range(width)]
+        return Lockstep(self._engine, members, width, self.config.vocab_size)
 
     def stream(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Stream:
         """The completion of one prompt, piece by piece; the parameters are those of `generate`.
@@ -211,7 +278,7 @@ class LLM:
         """
         if self.tokenizer is None:
             raise RequestError(f"{self.description} has no tokenizer, so there is no text to stream; use generate")
-        return Stream(self._engine, self._sequence(prompt, _sampling_params(params), seed, chat))
+        return Stream(self._engine, self._only_sequence(prompt, params, seed, chat))
 
     def submit(self, prompt: Prompt, *, chat: bool = False, seed: int | None = None, **params: Any) -> Handle:
         """Takes in a request that `step` brings forward together with all others; the parameters are as in `generate`.
@@ -219,15 +286,18 @@ class LLM:
         Raises:
             RequestError: as `generate`.
         """
-        return Handle(self._engine, self._sequence(prompt, _sampling_params(params), seed, chat))
+        return Handle(self._engine, self._only_sequence(prompt, params, seed, chat))
 
-    def step(self) -> None:
+    def step(self) -> bool:
         """Runs one step of all requests that are on their way: a token for each, or part of its prompt.
+
+        Returns:
+            Whether there was anything to run.
 
         Raises:
             RequestError: the model is closed.
         """
-        self._engine.step()
+        return self._engine.step()
 
     def watch(self, on_step: OnStep | None) -> None:
         """From now on tells what is in each step, once it has run; None: no longer."""
@@ -243,13 +313,7 @@ class LLM:
         Raises:
             RequestError: not even one.
         """
-        fits = min(MAX_SEQUENCES, self._blocks.max_blocks // blocks_for(num_tokens))
-        if fits < 1:
-            raise RequestError(
-                f"the memory for the cache holds {self._blocks.max_blocks} blocks of {BLOCK_TOKENS} tokens, too few "
-                f"for a sequence of {num_tokens}; ask for fewer tokens or give more --cache-memory"
-            )
-        return fits
+        return self._blocks.max_batch(num_tokens)
 
     @property
     def fingerprint(self) -> str:
@@ -264,57 +328,7 @@ class LLM:
             raise UnsupportedError(
                 f"{self.description} has no files to take a fingerprint of; open it from a directory"
             )
-        return model_fingerprint(self._checkpoint.path, self.config)
-
-    def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
-        """All of `logit_chunks` in one array, (T, V) float32 (float64 on reference-fp64).
-
-        Args:
-            token_ids: T ids.
-
-        Raises:
-            RequestError: as `logit_chunks`.
-        """
-        return np.concatenate(list(self.logit_chunks(token_ids)))
-
-    def logit_chunks(self, token_ids: Seq[int]) -> Iterator[NDArray[np.float32]]:
-        """The logits after each token of a text, without holding all of them at once.
-
-        Args:
-            token_ids: T ids.
-
-        Returns:
-            Arrays (R, V) float32 (float64 on reference-fp64), at most `prefill_chunk` rows each, T in all: row t scores
-            the token that follows token t.
-
-        Raises:
-            RequestError: no ids, ids the model does not have, or more than fit its context.
-        """
-        ids = self.encode(token_ids)
-        if self.max_context is not None and len(ids) > self.max_context:
-            raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
-        sequence = Sequence(ids, SamplingParams(max_new_tokens=1), len(ids), "length", frozenset(), None, 1)
-        return self._engine.logits(sequence)
-
-    def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:
-        """How likely each token of a text is after those before it, without holding all logits at once.
-
-        Args:
-            token_ids: T ids, at least two.
-
-        Returns:
-            (T - 1,) float32: natural log-probability of token t + 1 after tokens 0 to t.
-
-        Raises:
-            RequestError: as `logits`, or a single id.
-        """
-        if len(token_ids) < 2:
-            raise RequestError(f"scoring needs at least 2 token ids; there are {len(token_ids)}")
-        scores: list[float] = []
-        for chunk in self.logit_chunks(token_ids):
-            following = token_ids[len(scores) + 1 : len(scores) + 1 + len(chunk)]
-            scores.extend(log_probability(row, token) for row, token in zip(chunk, following, strict=False))
-        return np.array(scores, np.float32)
+        return model_fingerprint(self._checkpoint.path, self.config, self._checkpoint.adapter)
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""
@@ -337,18 +351,7 @@ class LLM:
         Raises:
             RequestError: a text without a tokenizer, no tokens, or ids the model does not have.
         """
-        if chat or isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError(f"{self.description} has no tokenizer; give token ids instead of text")
-            if chat:
-                ids = self.tokenizer.encode_chat(as_messages(prompt))
-            else:
-                assert isinstance(prompt, str)
-                ids = self.tokenizer.encode(prompt)
-        else:
-            ids = as_token_ids(prompt)
-        check_token_ids(ids, self.config.vocab_size)
-        return ids
+        return self._intake.encode(prompt, chat)
 
     def made_up_prompt(self, num_tokens: int) -> list[int]:
         """Token ids that stand for a prompt of this length, always the same: multiples of a prime, wrapped around.
@@ -375,32 +378,16 @@ class LLM:
             raise RequestError("the weights are not loaded yet; call load() first")
         return self._running
 
-    def _sequence(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> Sequence:
-        ids = self.encode(prompt, chat)
-        if params.stop and self.tokenizer is None:
-            raise RequestError(f"stop strings need a tokenizer, and {self.description} has none")
-        limit, reason = last_token(len(ids), params.max_new_tokens, self.max_context)
-        # ids that pad the embedding have no text; the model reads them all the same
-        known = ids if self.tokenizer is None else [token for token in ids if token < self.tokenizer.size]
-        if seed is None:
-            seed = secrets.randbits(64) if params.temperature > 0 else 0
-        return Sequence(
-            prompt=ids,
-            params=replace(params, seed=seed),
-            limit=limit,
-            limit_reason=reason,
-            eos_token_ids=frozenset() if params.ignore_eos else frozenset(self.config.eos_token_ids),
-            text_stream=None if self.tokenizer is None else self.tokenizer.stream(after=known),
-            vocab_size=self.config.vocab_size,
-        )
+    def _only_sequence(self, prompt: Prompt, params: Mapping[str, Any], seed: int | None, chat: bool) -> Sequence:
+        """Of a request that gives some parameters by name; the others are as in `generate`."""
+        given = SamplingParams.given(**{"max_new_tokens": MAX_NEW_TOKENS, **params})
+        first, *more = self._intake.sequences(prompt, given, seed, chat)
+        if more:
+            raise RequestError("one completion at a time is streamed or submitted; use generate for beams and several")
+        return first
 
     @staticmethod
     def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:
         if wanted is not None and model_limit is not None and wanted > model_limit:
             raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
         return model_limit if wanted is None else wanted
-
-
-def _sampling_params(params: Mapping[str, Any]) -> SamplingParams:
-    """Those of a request that gives some by name; the others are as in `LLM.generate`."""
-    return SamplingParams(**{"max_new_tokens": MAX_NEW_TOKENS, **params, "stop": as_strings(params.get("stop", ()))})

@@ -21,11 +21,6 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     return [found] if found and isinstance(found[0], int | np.integer | Mapping) else found
 
 
-def as_strings(stop: Sequence[str]) -> tuple[str, ...]:
-    """Several stop strings, from one or several."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
 def as_messages(prompt: Prompt) -> Messages:
     """The messages of a chat; a text is one of the user.
 

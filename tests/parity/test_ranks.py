@@ -7,7 +7,9 @@ import pytest
 from transformers import BloomConfig, LlamaConfig
 
 from anthesis import LLM
+from anthesis.engine.loaded import LoadedModel
 from parity.truth import TOLERANCE, VOCABULARY, check_greedy, difference, prompts, random_model, save, true_logits
+from programs import step_inputs
 from rank_threads import Rank, spread
 
 CONFIGS = {
@@ -174,3 +176,39 @@ def test_processes(saved, weights, tp, pp):
 
 def test_two_processes(saved):
     check_processes(saved[1], 2, 1, "fp32")
+
+
+def check_copies(model: LoadedModel) -> np.ndarray:
+    """A copied block is as good as its source on every rank; gives the logits (1, V) that say so."""
+    cache = model.allocate(6)
+    executable = model.compile("logits", None, cache)
+    executable.run(step_inputs([(0, 0, [*range(70)])], blocks_each=2))
+    next_token = step_inputs([(0, 70, [7])], blocks_each=2)
+    expected = executable.run(next_token)["logits"].copy()
+    model.copy_blocks(cache, [1, 2, 2], [5, 4, 3])
+    for table in ([5, 3], [1, 4], [5, 2]):
+        assert np.array_equal(
+            executable.run({**next_token, "block_table": np.array([table], np.int32)})["logits"], expected
+        )
+    empty = executable.run({**next_token, "block_table": np.array([[0, 2]], np.int32)})["logits"]
+    assert np.abs(empty - expected).max() > 0.01
+    return expected
+
+
+@pytest.mark.parametrize("saved", ["llama-3"], indirect=True)
+def test_blocks_are_copied_on_all_ranks(saved):
+    """Rank 0 of two processes tells the other one."""
+    first, second = spread(saved[1], 2, lambda rank: check_copies(rank.model), weights="fp32")
+    assert np.array_equal(first, second)
+    with LLM(str(saved[1]), tp=2, weights="fp32", device="cpu", cache="fp32") as llm:
+        assert np.array_equal(check_copies(llm.loaded), first)
+
+
+@pytest.mark.parametrize("saved", ["llama-3"], indirect=True)
+@pytest.mark.parametrize(("sources", "targets"), [([1, 2], [3, 1]), ([1, 2], [3, 3]), ([1], [2, 3])])
+def test_copies_that_depend_on_their_order_are_refused(saved, sources, targets):
+    def copy(rank: Rank) -> None:
+        rank.model.copy_blocks(rank.model.allocate(4), sources, targets)
+
+    with pytest.raises(AssertionError, match="a block is copied onto one that is copied too"):
+        spread(saved[1], 1, copy, weights="fp32")

@@ -263,6 +263,7 @@ CHANGEABLE: Mapping[str, Callable[[str], Any]] = {
     "cache_memory": int,
     "prefill_chunk": int,
     "invariant": _yes_or_no,
+    "adapter": str,
     "seed": int,
     "python": str,
 }

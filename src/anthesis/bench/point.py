@@ -87,6 +87,7 @@ class LocalPoint:
                 cache_memory=request.cache_memory,
                 prefill_chunk=request.prefill_chunk,
                 invariant=request.invariant,
+                adapter=request.adapter,
                 seed=request.seed,
                 on_weight=on_weight,
             )

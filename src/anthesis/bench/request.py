@@ -30,7 +30,8 @@ class Request:
         batch: sequences at once.
         weights: kinds of the matrices.
         tp: ranks among which every layer is split.
-        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, seed: as in `LLM`.
+        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, adapter, seed: as in
+            `LLM`.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count, at least.
         min_s: seconds that they take together, at least, or 100 runs, or 100,000 times of tokens.
@@ -56,6 +57,7 @@ class Request:
     cache_memory: int | None = None
     prefill_chunk: int | None = None
     invariant: bool = False
+    adapter: str | None = None
     seed: int = 0
     warmup: int = 10
     runs: int = 10

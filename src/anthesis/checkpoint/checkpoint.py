@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from anthesis.checkpoint.adapted import AdaptedWeights
+from anthesis.checkpoint.adapter import adapter_files
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
 from anthesis.checkpoint.memory import InMemoryModel
@@ -30,6 +32,7 @@ RANDOM_PREFIX = "random:"
 IN_MEMORY = "memory"
 """The source of a model that was not read from files."""
 
+_ADAPTER_MARK = " + adapter "
 _MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".jinja")
 
 
@@ -55,6 +58,7 @@ class Checkpoint:
         tokenizer_source: the directory that holds the tokenizer's files, the metadata of a GGUF file, or None where
             there is no tokenizer.
         path: the file or directory; None for random weights and for a model in memory.
+        adapter: the directory of the adapter that is merged into the weights, or None.
     """
 
     description: str
@@ -64,15 +68,20 @@ class Checkpoint:
     tokenizer_source: Path | Mapping[str, Any] | None
     _weights: _Weights | None
     path: Path | None = None
+    adapter: Path | None = None
 
     @property
     def source(self) -> str:
-        """Where the weights come from: "random", "memory", "hub ID at REVISION", "file NAME" or "directory NAME"."""
+        """Where the weights come from: "random", "memory", "hub ID at REVISION", "file NAME" or "directory NAME".
+
+        With an adapter " + adapter NAME" follows, as in `description`.
+        """
+        model, plus, adapter = self.description.partition(_ADAPTER_MARK) if self.adapter else (self.description, "", "")
         if self.path is None:
             return "random" if self.is_random else IN_MEMORY
         if self.path.parent.name == "snapshots":  # of the hub's cache
-            return f"hub {self.description} at {self.path.name}"
-        return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}"
+            return f"hub {model} at {self.path.name}{plus}{adapter}"
+        return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}{plus}{adapter}"
 
     def kind_of(self, name: str, shape: tuple[int, ...]) -> str:
         """The kind in which a weight of the program will be loaded; pass this method to `Builder`.
@@ -144,7 +153,9 @@ class Checkpoint:
         return self._weights
 
 
-def open_checkpoint(model: str | InMemoryModel | None, *, weights: str = "native", seed: int = 0) -> Checkpoint:
+def open_checkpoint(
+    model: str | InMemoryModel | None, *, weights: str = "native", seed: int = 0, adapter: str | None = None
+) -> Checkpoint:
     """Opens a model without reading its weights.
 
     Args:
@@ -152,19 +163,25 @@ def open_checkpoint(model: str | InMemoryModel | None, *, weights: str = "native
             Hub id; one that is in memory; None for the default model.
         weights: the kind of all matrices, or "native": as they are stored.
         seed: of random weights, 0 .. 2**64 - 1.
+        adapter: the directory of a PEFT LoRA adapter that is merged into the weights; None: none.
 
     Raises:
-        RequestError: no such model, weight kind or preset; also a configuration that is not supported.
+        RequestError: no such model, weight kind, preset or adapter; also a configuration that is not supported.
         CheckpointError: the checkpoint is damaged.
     """
     if weights != "native":
         weight_kind(weights)
     if not 0 <= seed < 2**64:
         raise RequestError(f"the seed is {seed}; it must be from 0 to 2**64 - 1")
+    checkpoint = _with_possible_ends(_open_model(model, weights, seed))
+    return checkpoint if adapter is None else _adapted(checkpoint, Path(adapter).expanduser(), weights)
+
+
+def _open_model(model: str | InMemoryModel | None, weights: str, seed: int) -> Checkpoint:
     if isinstance(model, InMemoryModel):
-        return _with_possible_ends(_open_in_memory(model, weights))
+        return _open_in_memory(model, weights)
     if model is not None and model.startswith(RANDOM_PREFIX):
-        return _with_possible_ends(_open_random(model.removeprefix(RANDOM_PREFIX), weights, seed))
+        return _open_random(model.removeprefix(RANDOM_PREFIX), weights, seed)
     path = default_model() if model is None else Path(model).expanduser()
     name = path.name or str(path)
     if not path.exists():
@@ -176,21 +193,35 @@ def open_checkpoint(model: str | InMemoryModel | None, *, weights: str = "native
         path, name = hub_path(model), model
     elif path.is_dir():
         name = path.resolve().name  # of "." as well
-    return replace(_with_possible_ends(_open_path(path, name, weights)), path=path)
+    return replace(_open_path(path, name, weights), path=path)
 
 
-def model_fingerprint(path: Path | None, config: ModelConfig) -> str:
-    """A fingerprint of all that a model's results depend on: configuration, weights and tokenizer, sampled.
+def _adapted(checkpoint: Checkpoint, adapter: Path, weights: str) -> Checkpoint:
+    """The checkpoint with an adapter merged into its weights."""
+    own = checkpoint._weights
+    if checkpoint.is_random or not isinstance(own, StoredWeights):
+        raise RequestError(
+            f"{checkpoint.description}: an adapter belongs to the weights it was trained with; name those"
+        )
+    merged = AdaptedWeights(adapter, own, checkpoint.description, checkpoint.family, checkpoint.config, weights)
+    description = f"{checkpoint.description}{_ADAPTER_MARK}{printable(adapter.resolve().name)}"
+    return replace(checkpoint, description=description, config=merged.config, _weights=merged, adapter=adapter)
+
+
+def model_fingerprint(path: Path | None, config: ModelConfig, adapter: Path | None = None) -> str:
+    """A fingerprint of all that a model's results depend on: configuration, weights, adapter and tokenizer, sampled.
 
     Args:
         path: of the file or directory; None for random weights, which the configuration does not tell apart.
         config: the configuration.
+        adapter: the directory of the adapter, or None.
 
     Raises:
         OSError: a file can't be read.
+        AnthesisError: the adapter is no longer there.
     """
     digest = hashlib.sha256(repr(config).encode())
-    for file in _model_files(path):
+    for file in (*_model_files(path), *(() if adapter is None else adapter_files(adapter))):
         digest.update(sampled_sha256(file).encode())
     return digest.hexdigest()
 

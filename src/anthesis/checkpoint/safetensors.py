@@ -130,16 +130,17 @@ class SafetensorsStore:
 
     Args:
         directory: holds model.safetensors, or model.safetensors.index.json and the shards it names.
+        single: what the file is called instead, where there is one.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, single: str = SINGLE_NAME) -> None:
         self._arrays: dict[str, tuple[NDArray[np.uint8], str]] = {}
         self._files: list[NDArray[np.uint8]] = []
         self.tensors: dict[str, StoredTensor] = {}
-        files, weight_map = shards(directory, SINGLE_NAME, INDEX_NAME, ".safetensors")
+        files, weight_map = shards(directory, single, INDEX_NAME, ".safetensors")
         check_promises(directory, weight_map, {path.name: self._map(path) for path in files})
 
     def _map(self, path: Path) -> frozenset[str]:

@@ -99,16 +99,17 @@ class TorchBinStore:
 
     Args:
         directory: holds pytorch_model.bin, or pytorch_model.bin.index.json and the shards it names.
+        single: what the file is called instead, where there is one.
 
     Raises:
         CheckpointError: a file is missing, damaged, or asks for something else than plain tensors.
         UnsupportedError: torch is not installed; a file in a format from before PyTorch 1.6.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, single: str = SINGLE_NAME) -> None:
         self._arrays: dict[str, NDArray[Any]] = {}
         self.tensors: dict[str, StoredTensor] = {}
-        files, weight_map = shards(directory, SINGLE_NAME, INDEX_NAME, ".bin")
+        files, weight_map = shards(directory, single, INDEX_NAME, ".bin")
         check_torch(str(directory))
         held = {path.name: self._load(path) for path in files}
         check_promises(directory, weight_map, held)

@@ -92,6 +92,7 @@ def complete(
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
     invariant: options.Invariant = False,
+    adapter: options.Adapter = None,
     num_shards: sharding.NumShards = None,
     shard: sharding.OneShard = None,
     engine: sharding.Engine = "local",
@@ -144,6 +145,7 @@ def complete(
         "cache_memory": cache_memory,
         "prefill_chunk": prefill_chunk,
         "invariant": invariant,
+        "adapter": adapter,
         "seed": seed or 0,
     }
 

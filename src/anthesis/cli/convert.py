@@ -22,10 +22,13 @@ Target = Annotated[
     Path, typer.Argument(metavar="DIR", show_default=False, help="To be made; it may exist if it is empty.")
 ]
 Weights = Annotated[str, typer.Option(metavar="KIND", help="fp32 bf16 fp16 int8 int4 ...")]
+Adapter = Annotated[str | None, typer.Option(metavar="DIR", help="PEFT LoRA adapter, merged into the weights.")]
 Seed = Annotated[int, typer.Option(metavar="N", parser=options.whole_number, help="Of random weights.")]
 
 
-def convert(model: Source, directory: Target, weights: Weights = "native", seed: Seed = 0) -> None:
+def convert(
+    model: Source, directory: Target, weights: Weights = "native", adapter: Adapter = None, seed: Seed = 0
+) -> None:
     """Write a model into a directory that starts without conversion, on any number of devices.
 
     It is written whole or not at all, and takes little memory whatever the size of the model.
@@ -45,7 +48,8 @@ def convert(model: Source, directory: Target, weights: Weights = "native", seed:
     begin = time.perf_counter()
     exit_on_sigterm()
     try:
-        with LoadingBar(label="converting") as bar, open_checkpoint(model, weights=weights, seed=seed) as checkpoint:
+        opened = open_checkpoint(model, weights=weights, seed=seed, adapter=adapter)
+        with LoadingBar(label="converting") as bar, opened as checkpoint:
             with naming(checkpoint.path):
                 open_tokenizer(checkpoint.tokenizer_source)  # one that can't be used is better said now
             written = write_packed(checkpoint, directory, weights, bar)

@@ -67,6 +67,7 @@ def evaluate(
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
     invariant: options.Invariant = False,
+    adapter: options.Adapter = None,
     seed: WeightSeed = None,
     json: options.Json = False,
     output: options.OutputFile = None,
@@ -97,6 +98,7 @@ def evaluate(
         cache_memory=cache_memory,
         prefill_chunk=prefill_chunk,
         invariant=invariant,
+        adapter=adapter,
         seed=seed or 0,
     )
     if output is not None:

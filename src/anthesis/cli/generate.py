@@ -46,6 +46,7 @@ def generate(
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
     invariant: options.Invariant = False,
+    adapter: options.Adapter = None,
     batch: options.Batch = None,
     json: options.Json = False,
     output: options.OutputFile = None,
@@ -92,6 +93,7 @@ def generate(
         cache_memory=cache_memory,
         prefill_chunk=prefill_chunk,
         invariant=invariant,
+        adapter=adapter,
         seed=seed or 0,
         load=False,
     )

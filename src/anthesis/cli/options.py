@@ -113,6 +113,10 @@ PrefillChunk = Annotated[
     int | None,
     typer.Option(metavar="N", parser=whole_number, rich_help_panel=MODEL, help="Most prompt tokens in one step."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", rich_help_panel=MODEL, help="PEFT LoRA adapter, merged into the weights."),
+]
 Invariant = Annotated[
     bool,
     typer.Option("--invariant", metavar="", rich_help_panel=MODEL, help="The same bits in any batch, on NVIDIA too."),

@@ -60,7 +60,7 @@ class RayJob:
             self,
             output=self.output.absolute(),
             rows={**self.rows, "name": _absolute(self.rows["name"])},
-            opening={**self.opening, "model": _absolute(self.opening.get("model"))},
+            opening={**self.opening, **{name: _absolute(self.opening.get(name)) for name in ("model", "adapter")}},
         )
 
     def open_worker(self) -> Worker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -134,6 +134,15 @@ class Device(Protocol):
             program: that declares the caches.
             num_blocks: of the pool.
             old: a smaller pool; what its blocks hold is kept. Executables that were compiled over it are not run again.
+        """
+
+    def copy_blocks(self, cache: Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """In every layer's cache, copies block sources[i] onto block targets[i]; later steps find it there.
+
+        Args:
+            cache: that `allocate` made; executables that were compiled over it go on with it.
+            sources: (N,) blocks; the same one may be copied several times.
+            targets: (N,) blocks, each once and none of them a source.
         """
 
     def compile(self, program: Program, weights: Mapping[str, PackedWeight], cache: Cache) -> Executable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -81,6 +81,11 @@ class ReferenceDevice:
                 cache[: len(old[value.name])] = old[value.name]
             caches[value.name] = cache
         return caches
+
+    def copy_blocks(self, cache: dict[str, Array], sources: Sequence[int], targets: Sequence[int]) -> None:
+        """In each layer's array, blocks (N,) onto blocks (N,)."""
+        for blocks in cache.values():
+            blocks[list(targets)] = blocks[list(sources)]
 
     def _dtype_of(self, value: Value) -> np.dtype[Any]:
         return np.dtype(ml_dtypes.bfloat16) if (value.kind, value.dtype) == ("cache", "bf16") else self.dtype

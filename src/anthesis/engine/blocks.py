@@ -1,6 +1,8 @@
 """Where sequences keep their keys and values: a pool of blocks, a table of who has which, and the device's cache.
 
-The pool is as large as what runs and waits needs, up to a limit, and grows while sequences run.
+The pool is as large as what runs and waits needs, up to a limit, and grows while sequences run. A block may stand in
+several lines of the table: sequences that begin alike share what they have in common. What nobody holds any more but
+is known by its tokens stays until its block is needed for something else.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anthesis.devices.device import Cache
+from anthesis.engine.prefixes import Prefixes
 from anthesis.errors import DeviceMemoryError, RequestError, check_counts
 from anthesis.program.ir import BLOCK_TOKENS
 
@@ -20,6 +23,8 @@ MAX_SEQUENCES = 256
 """That may be on their way at once: lines of the block table."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take if nobody says how much."""
+KEPT_BLOCKS = 64
+"""That nobody holds but are known by their tokens, for which the pool grows as for those in use: 4,096 tokens."""
 
 
 def check_batch(batch: int | None) -> None:
@@ -65,7 +70,7 @@ def blocks_in(free_bytes: int, wanted_bytes: int | None, block_bytes: int) -> in
 
 @dataclass(frozen=True)
 class Place:
-    """What a sequence holds: a line of the block table, and the blocks named there."""
+    """What a sequence holds: a line of the block table, and the blocks named there; SCRATCH_BLOCK where it has none."""
 
     slot: int
     blocks: tuple[int, ...]
@@ -79,33 +84,57 @@ class BlockCache:
 
     Args:
         allocate: makes the device's cache of so many blocks; the first ones keep what an older cache holds, if given.
+        copy_blocks: copies blocks of the device's cache: (cache, sources, targets).
         max_sequences: that have a place at once.
         max_blocks: that the pool may have, the scratch block not counted.
 
     Attributes:
         cache: the device's, or None before anything was needed.
         table: (max_sequences + 1, M) int32.
+        prefixes: which blocks are known by the tokens in and before them.
     """
 
-    def __init__(self, allocate: Callable[[int, Cache | None], Cache], max_sequences: int, max_blocks: int) -> None:
-        self._allocate = allocate
+    def __init__(
+        self,
+        allocate: Callable[[int, Cache | None], Cache],
+        copy_blocks: Callable[[Cache, Sequence[int], Sequence[int]], None],
+        max_sequences: int,
+        max_blocks: int,
+    ) -> None:
+        self._allocate, self._copy_blocks = allocate, copy_blocks
         self.max_blocks = max_blocks
         self.cache: Cache | None = None
         self.table = np.zeros((max_sequences + 1, 1), np.int32)
         self._free_slots = list(range(max_sequences - 1, -1, -1))
         self._free_blocks: list[int] = []
+        self._holders: list[int] = [0]
+        self.prefixes = Prefixes()
         self.num_blocks = 0
         """Blocks in the pool, the scratch block not counted."""
 
     @property
     def num_used(self) -> int:
         """Blocks that sequences hold."""
-        return self.num_blocks - len(self._free_blocks)
+        return self.num_blocks - len(self._free_blocks) - self.prefixes.num_idle
 
     @property
     def num_free_slots(self) -> int:
         """Sequences that could still get a place if there were blocks."""
         return len(self._free_slots)
+
+    def max_batch(self, num_tokens: int) -> int:
+        """How many sequences of so many tokens can have places at once.
+
+        Raises:
+            RequestError: not even one.
+        """
+        fits = min(len(self.table) - 1, self.max_blocks // blocks_for(num_tokens))
+        if fits < 1:
+            raise RequestError(
+                f"the memory for the cache holds {self.max_blocks} blocks of {BLOCK_TOKENS} tokens, too few for a "
+                f"sequence of {num_tokens}; ask for fewer tokens or give more --cache-memory"
+            )
+        return fits
 
     def make_room(self, needs: Sequence[int], before: Callable[[], None] = lambda: None) -> bool:
         """Lets the pool grow, as far as it may, for sequences that want places.
@@ -119,13 +148,14 @@ class BlockCache:
             Whether `cache` is another one now.
         """
         needs = needs[: self.num_free_slots]
-        total = min(self.num_used + sum(needs), self.max_blocks)
+        kept = min(self.prefixes.num_idle, KEPT_BLOCKS)
+        total = min(self.num_used + kept + sum(needs), self.max_blocks)
         width = max((*needs, self.table.shape[1]))
         if total <= self.num_blocks and width == self.table.shape[1]:
             return False
         before()
         old = self.cache
-        if self.num_used == 0:
+        if self.num_used + kept == 0:
             # nothing is kept, so the old cache can go before the new one comes
             old = self.cache = None
             self.num_blocks, self._free_blocks = 0, []
@@ -137,25 +167,99 @@ class BlockCache:
         table[:, : self.table.shape[1]] = self.table
         self.cache, self.table = cache, table
         self._free_blocks[:0] = range(total, self.num_blocks, -1)
+        self._holders += [0] * (1 + total - len(self._holders))
         self.num_blocks = total
         return True
 
-    def take(self, num_blocks: int) -> Place | None:
-        """A place with so many blocks, or None while there is none."""
-        if not self._free_slots or num_blocks > len(self._free_blocks) or num_blocks > self.table.shape[1]:
+    def take(self, needs: Sequence[tuple[int, int]]) -> list[Place] | None:
+        """Places for sequences that come in together, or None while there is no room for all of them.
+
+        Args:
+            needs: (blocks, how many of the first of them will be another's) of each.
+        """
+        own = [count - shared for count, shared in needs]
+        room = len(self._free_blocks) + self.prefixes.num_idle
+        if len(needs) > len(self._free_slots) or sum(own) > room or max(n for n, _ in needs) > self.table.shape[1]:
             return None
-        place = Place(self._free_slots.pop(), tuple(self._free_blocks.pop() for _ in range(num_blocks)))
-        self.table[place.slot, :num_blocks] = place.blocks
-        return place
+        places = []
+        for (_, shared), count in zip(needs, own, strict=True):
+            blocks = (SCRATCH_BLOCK,) * shared + tuple(self._new_block() for _ in range(count))
+            places.append(self._write(self._free_slots.pop(), blocks))
+        return places
 
     def give_back(self, place: Place) -> None:
         """Makes a place free again."""
         assert place.slot not in self._free_slots, "a place was given back twice"
         self.table[place.slot] = SCRATCH_BLOCK
         self._free_slots.append(place.slot)
-        self._free_blocks.extend(reversed(place.blocks))
+        self._release(place.blocks)
+
+    def replace(self, place: Place, index: int, block: int) -> Place:
+        """The place with another block there, which others may hold too, instead of its own."""
+        self._hold((block,))
+        self._release((place.blocks[index],))
+        return self._write(place.slot, (*place.blocks[:index], block, *place.blocks[index + 1 :]))
+
+    def follow(self, places: Sequence[Place], parents: Sequence[int | None], lengths: Sequence[int]) -> list[Place]:
+        """Places that go on from what other places hold: full blocks are shared, partly filled ones copied.
+
+        Args:
+            places: of sequences that advance together.
+            parents: for each of them the index of the one whose tokens it has from now on; None: it is over, and what
+                its place holds from now on means nothing.
+            lengths: tokens in the cache of each before; those of a parent count.
+
+        Returns:
+            The new places, with the same slots.
+        """
+        heirs: dict[int, int] = {}  # who goes on in a parent's own blocks: itself, or else one child
+        for child, parent in enumerate(parents):
+            if parent is not None and (parent == child or parent not in heirs):
+                heirs[parent] = child
+        left = iter([place.blocks for i, place in enumerate(places) if i not in heirs])  # in which nobody goes on
+        result: dict[int, tuple[int, ...]] = {child: places[parent].blocks for parent, child in heirs.items()}
+        sources, targets = [], []
+        for child, parent in enumerate(parents):
+            if parent is None or child in result:
+                continue
+            full, rest = divmod(lengths[parent], BLOCK_TOKENS)
+            shared, own = places[parent].blocks[:full], next(left)
+            self._hold(shared)
+            self._release(own[:full])
+            result[child] = shared + own[full:]
+            if rest:
+                sources.append(places[parent].blocks[full])
+                targets.append(own[full])
+        if sources:
+            self._copy_blocks(self.cache, sources, targets)
+        return [self._write(place.slot, result[i] if i in result else next(left)) for i, place in enumerate(places)]
 
     def clear(self) -> None:
         """Lets go of the device's cache, for good."""
         self.cache = None
-        self.num_blocks, self._free_blocks = 0, []
+        self.prefixes = Prefixes()
+        self.num_blocks, self._free_blocks, self._holders = 0, [], [0]
+
+    def _write(self, slot: int, blocks: tuple[int, ...]) -> Place:
+        self.table[slot, : len(blocks)] = blocks
+        return Place(slot, blocks)
+
+    def _new_block(self) -> int:
+        block = self._free_blocks.pop() if self._free_blocks else self.prefixes.forget_oldest()
+        self._holders[block] = 1
+        return block
+
+    def _hold(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if self._holders[block] == 0:
+                self.prefixes.wake(block)
+            self._holders[block] += 1
+
+    def _release(self, blocks: Sequence[int]) -> None:
+        for block in reversed(blocks):  # so that the end of a text is forgotten before its beginning
+            if block == SCRATCH_BLOCK:
+                continue
+            self._holders[block] -= 1
+            assert self._holders[block] >= 0, f"block {block} was released too often"
+            if self._holders[block] == 0 and not self.prefixes.rest(block):
+                self._free_blocks.append(block)

@@ -1,11 +1,13 @@
 """The engine: several sequences of different lengths in one step, joining and leaving as they come and finish.
 
-Each step takes one row of every sequence that is being completed and, up to a bound, rows of prompts that are not in
-the cache yet. A sequence is let in when the pool has all the blocks it can ever need, so that none is ever evicted.
+Each step takes the rows of every sequence that is being completed and, up to a bound, rows of prompts that are not in
+the cache yet (`engine.rows` says which). A sequence is let in when the pool has all the blocks it can ever need, so
+that none is ever evicted.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -14,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.devices.device import Cache, Executable, InstructionTime
-from anthesis.engine.blocks import BlockCache, blocks_for
-from anthesis.engine.sequence import Sequence, TokenLogprobs
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, Place, blocks_for
+from anthesis.engine.group import Group
+from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
+from anthesis.engine.lockstep import OVER
+from anthesis.engine.outputs import StepOutputs
+from anthesis.engine.rows import Rows, choose_rows
+from anthesis.engine.sequence import Sequence
+from anthesis.engine.speculation import Drafter, Speculation
+from anthesis.engine.step_time import measure_steps
 from anthesis.errors import RequestError
 from anthesis.program.builder import Finish
-from anthesis.program.ir import Array
-
-NOT_FINITE = (
-    "the model's logits are not finite numbers: its weights are damaged, or a value went out of range; "
-    "compare with --device reference-fp64"
-)
-_INT32_MAX = 2**31 - 1
+from anthesis.program.ir import BLOCK_TOKENS
 
 OnStep = Callable[[Finish, list[tuple[int, int]], int], None]
 """Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, and how many rows
@@ -38,6 +41,8 @@ class Engine:
         blocks: where they keep their keys and values.
         compile: lowers the program that finishes in one of the ways, with so many top log-probabilities, over a cache.
         prefill_chunk: prompt rows in one step.
+        usable: tokens of the vocabulary that may be generated.
+        reuse_prefixes: sequences that begin alike share what was computed of that.
 
     Attributes:
         on_step: told what was in each step that has run; None: nobody is.
@@ -48,10 +53,15 @@ class Engine:
         blocks: BlockCache,
         compile: Callable[[Finish, int | None, Cache], Executable],
         prefill_chunk: int,
+        usable: int,
+        reuse_prefixes: bool = True,
     ) -> None:
         self._blocks = blocks
         self._compile = compile
         self._prefill_chunk = prefill_chunk
+        self._usable = usable
+        self._reuse_prefixes = reuse_prefixes
+        self._speculation: Speculation | None = None
         self._executables: dict[tuple[Finish, int | None], Executable] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -59,10 +69,10 @@ class Engine:
         self.on_step: OnStep | None = None
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Takes sequences in; they start as soon as there is room.
+        """Takes sequences in; they start as soon as there is room. Those of a group must all be there.
 
         Raises:
-            RequestError: one of them alone needs more cache than there may be, or the engine is closed.
+            RequestError: one of them alone, or a group, needs more cache than there may be; or the engine is closed.
         """
         self._check(sequences)
         self._waiting.extend(sequences)
@@ -83,6 +93,14 @@ class Engine:
         self._executables.clear()
         self._blocks.clear()
 
+    def speculate(self, drafter: Drafter) -> None:
+        """From now on verifies drafts; what steps take is measured for it first."""
+        place = self._measuring_place()
+        try:
+            self._speculation = Speculation(drafter, measure_steps(lambda rows: self._time_step(place, rows)))
+        finally:
+            self._blocks.give_back(place)
+
     def measure(self, on: bool) -> list[InstructionTime]:
         """As `Executable.measure`, of greedy steps; a sequence that makes the cache grow begins anew.
 
@@ -94,69 +112,96 @@ class Engine:
             raise RequestError("nothing to measure yet: measure after a first step")
         return self._executable("argmax").measure(on)
 
-    def step(self) -> None:
-        """Lets sequences in, runs one step, hands every sequence its token, and lets finished ones go.
+    def step(self) -> bool:
+        """Lets sequences in, runs one step, hands every sequence its tokens, and lets finished ones go.
+
+        Returns:
+            Whether there was anything to run: not where all wait for memory, or for somebody to choose tokens.
 
         Raises:
             RequestError: the engine is closed.
         """
         self._check_open()
         self._admit()
-        rows = self._choose_rows()
+        prefixes = self._blocks.prefixes if self._reuse_prefixes else None
+        rows = choose_rows(self._running, self._prefill_chunk, prefixes, self._share, self._speculation)
         if not rows:
-            return
-        inputs = self._row_inputs(rows)
-        chosen: list[Sequence] = []
-        last_rows: list[int] = []
-        end = 0
-        for sequence, count in rows:
-            end += count
-            if count == sequence.num_pending:
-                chosen.append(sequence)
-                last_rows.append(end - 1)
-        finish: Finish = "cache"
-        if not chosen:
-            outputs = self._executable(finish).run(inputs)
-        else:
-            inputs["logit_rows"] = np.array(last_rows, np.int32)
-            if any(sequence.params.needs_sample for sequence in chosen):
-                finish = "sample"
-                asked = [s.params.logprobs for s in chosen if s.params.logprobs is not None]
-                executable = self._executable(finish, max(asked, default=None))
-                outputs = executable.run(inputs | sample_inputs(chosen))
-            else:
-                finish = "argmax"
-                outputs = self._executable(finish).run(inputs)
-        self._tell(finish, rows, len(chosen))
-        for sequence, count in rows:
-            sequence.computed += count
-        for i, sequence in enumerate(chosen):
-            if outputs["token"][i] < 0:  # the others compute without it: they share no rows
-                sequence.failure = NOT_FINITE
-            else:
-                sequence.append(int(outputs["token"][i]), _logprobs(sequence, outputs, i))
-            if sequence.finished:
-                self.abort([sequence])
+            return False
+        begin = time.perf_counter()
+        outputs = self._run(rows)
+        if self._speculation is not None and all(r.sequence.computed >= len(r.sequence.prompt) for r in rows):
+            self._speculation.timed(sum(len(r.tokens) for r in rows), time.perf_counter() - begin)
+        groups: dict[Group, list[int]] = {}
+        row = 0
+        for r in rows:
+            sequence = r.sequence
+            sequence.computed += len(r.tokens) - len(sequence.drafts)
+            self._lead(sequence)
+            if r.wanted and sequence.group is not None:
+                groups.setdefault(sequence.group, []).append(row)
+            elif r.wanted:
+                self._take(sequence, outputs, row)
+            row += r.wanted
+            self._learn(sequence)
+        for group, own in groups.items():
+            group.take(outputs, own, lambda parents, tokens, group=group: self.advance(group, parents, tokens))  # type: ignore[misc]
+        self.abort([r.sequence for r in rows if r.sequence.finished and r.sequence.group is None])
+        for group in groups:
+            self.abort([member for member in group.members if member.finished])
+        return True
 
-    def run(self, sequences: list[Sequence], at_once: int) -> None:
+    def advance(self, group: Group, parents: list[int], tokens: list[int]) -> None:
+        """Lets a group's members go on.
+
+        Args:
+            group: of which a step was computed.
+            parents: for each member the one, of its run, whose text it has from now on.
+            tokens: for each member what follows that; OVER: the member is over, and lets go of what it holds.
+        """
+        members = group.members
+        before = [(member.tokens, member.computed, member.known) for member in members]
+        for start in range(0, len(members), group.width):
+            run = [i for i in range(start, start + group.width) if members[i].place is not None]
+            number = {i: n for n, i in enumerate(run)}
+            places = [place for i in run if (place := members[i].place) is not None]
+            followed = [None if tokens[i] == OVER else number[parents[i] if group.begun else start] for i in run]
+            lengths = [before[i][1] for i in run]
+            for i, place in zip(run, self._blocks.follow(places, followed, lengths), strict=True):
+                members[i].place = place
+        for i, (member, token) in enumerate(zip(members, tokens, strict=True)):
+            if token != OVER and not member.finished:
+                parent = parents[i] if group.begun else i - i % group.width
+                text, member.computed, known = before[parent]
+                member.tokens, member.known = [*text, token], list(known)
+                member.counts.steps += 1
+        group.begun = True
+        self.abort([member for member in members if member.finished])
+
+    def run(self, units: list[list[Sequence]], at_once: int) -> None:
         """Submits sequences and steps until they are done; frees them also when it is interrupted.
 
         Args:
-            sequences: to be run to their end.
-            at_once: how many of them are on their way at a time, at least one.
+            units: the sequences of each prompt, that are submitted together, to be run to their end.
+            at_once: how many sequences are on their way at a time; more only where one unit has more.
 
         Raises:
             AnthesisError: one of them has failed.
+            RequestError: one alone needs more cache than there may be; or all wait for memory that nothing will free.
         """
+        sequences = [sequence for unit in units for sequence in unit]
         self._check(sequences)
-        to_come = deque(sequences)
+        to_come = deque(units)
         running: list[Sequence] = []
         try:
             while to_come or running:
-                while to_come and len(running) < at_once:
-                    running.append(to_come.popleft())
-                    self.submit(running[-1:])
-                self.step()
+                while to_come and (not running or len(running) + len(to_come[0]) <= at_once):
+                    running += to_come[0]
+                    self.submit(to_come.popleft())
+                if not self.step():
+                    raise RequestError(
+                        "these texts wait for memory of the cache that nothing will free; close the Lockstep that is "
+                        "open, or give more cache_memory"
+                    )
                 for sequence in running:
                     sequence.check()
                 running = [sequence for sequence in running if not sequence.finished]
@@ -173,24 +218,99 @@ class Engine:
             Arrays (R, V) float32 (or the device's arithmetic), R rows at a time, that together are the prompt's rows.
         """
         self._check([sequence])
-        while not self._enter(sequence):
+        while not self._enter([sequence]):
             self.step()
         try:
             while sequence.num_pending:
                 count = min(self._prefill_chunk, sequence.num_pending)
-                inputs = self._row_inputs([(sequence, count)])
-                inputs["logit_rows"] = np.arange(count, dtype=np.int32)
-                outputs = self._executable("logits").run(inputs)
-                self._tell("logits", [(sequence, count)], count)
+                rows = [Rows(sequence, sequence.tokens[sequence.computed : sequence.computed + count], count)]
+                outputs = self._executable("logits").run(row_inputs(rows, self._blocks.table))
+                self._tell("logits", rows, count)
                 yield outputs["logits"]
                 self._check_open()
                 sequence.computed += count
         finally:
             self._leave(sequence)
 
-    def _tell(self, finish: Finish, rows: list[tuple[Sequence, int]], logit_rows: int) -> None:
+    def _run(self, rows: list[Rows]) -> StepOutputs:
+        """One step of these rows, by the program that gives all that their sequences look at."""
+        inputs = row_inputs(rows, self._blocks.table)
+        chosen = [r for r in rows if r.wanted]
+        finish: Finish = "cache"
+        top: int | None = None
+        if any(r.needs_logits for r in chosen):
+            finish = "logits"
+        elif any(r.needs_sample for r in chosen):
+            finish = "sample"
+            top = max((r.top for r in chosen if r.top is not None), default=None)
+            inputs |= sample_inputs(chosen)
+        elif chosen:
+            finish = "argmax"
+        outputs = self._executable(finish, top).run(inputs)
+        self._tell(finish, rows, sum(r.wanted for r in chosen))
+        return StepOutputs(outputs, self._usable)
+
+    def _take(self, sequence: Sequence, outputs: StepOutputs, row: int) -> None:
+        """Gives a sequence its token, and as many more as its drafts were what it would have chosen."""
+        drafts, sequence.drafts = sequence.drafts, []
+        accepted = 0
+        while outputs.take(row + accepted, sequence) and not sequence.finished and accepted < len(drafts):
+            if sequence.tokens[-1] != drafts[accepted]:
+                break
+            accepted += 1
+            sequence.computed += 1
+        counts = sequence.counts
+        counts.steps += 1
+        counts.drafted_tokens += len(drafts)
+        counts.accepted_tokens += accepted
+        if self._speculation is not None:
+            self._speculation.verified(sequence, len(drafts), accepted)
+
+    def _learn(self, sequence: Sequence) -> None:
+        """Makes the blocks that are full by now known by their tokens."""
+        while self._reuse_prefixes and (len(sequence.known) + 1) * BLOCK_TOKENS <= sequence.computed:
+            assert sequence.place is not None
+            block = sequence.place.blocks[len(sequence.known)]
+            sequence.known.append(self._blocks.prefixes.learn(sequence.next_key, block))
+
+    def _lead(self, sequence: Sequence) -> None:
+        """Lets followers begin with what is in the cache of their prompt, once that is all of it."""
+        if not sequence.followers or sequence.computed < len(sequence.prompt):
+            return
+        assert sequence.place is not None
+        common = len(sequence.prompt) - 1  # the last token's row gives each its own first token
+        for follower in sequence.followers:
+            follower.leader = None
+            if follower.place is not None and follower.computed < common:
+                places = self._blocks.follow([sequence.place, follower.place], [0, 0], [common, common])
+                sequence.place, follower.place = places
+                follower.reused += common - follower.computed
+                follower.computed = common
+                follower.known = sequence.known[: common // BLOCK_TOKENS]
+        sequence.followers = []
+
+    def _share(self, sequence: Sequence, index: int, block: int) -> None:
+        assert sequence.place is not None
+        sequence.place = self._blocks.replace(sequence.place, index, block)
+
+    def _tell(self, finish: Finish, rows: list[Rows], logit_rows: int) -> None:
         if self.on_step is not None:
-            self.on_step(finish, [(sequence.computed, count) for sequence, count in rows], logit_rows)
+            self.on_step(finish, [(r.sequence.computed, len(r.tokens)) for r in rows], logit_rows)
+
+    def _measuring_place(self) -> Place:
+        self._check_open()
+        self._blocks.make_room([1], self._executables.clear)
+        places = self._blocks.take([(1, 0)])
+        assert places is not None, "nothing runs yet, so there is room"
+        return places[0]
+
+    def _time_step(self, place: Place, rows: int) -> float:
+        """Seconds of a step that verifies so many rows of one sequence."""
+        inputs = verifying_inputs(place, rows, self._blocks.table)
+        executable = self._executable("argmax")
+        begin = time.perf_counter()
+        executable.run(inputs)
+        return time.perf_counter() - begin
 
     def _check_open(self) -> None:
         if self._closed:
@@ -198,65 +318,44 @@ class Engine:
 
     def _check(self, sequences: list[Sequence]) -> None:
         self._check_open()
+        most = self._blocks.max_blocks
         for sequence in sequences:
-            needed, most = blocks_for(sequence.limit), self._blocks.max_blocks
+            needed = blocks_for(sequence.limit)
             if needed > most:
                 raise RequestError(
                     f"a sequence of {sequence.limit} tokens needs {needed} cache blocks, and the memory for the cache "
                     f"holds {most}; ask for fewer tokens or give more --cache-memory"
                 )
+        for group in {sequence.group for sequence in sequences if sequence.group is not None}:
+            needed = sum(count - shared for count, shared in map(_need, group.members))
+            if needed > most or len(group.members) > MAX_SEQUENCES:
+                raise RequestError(
+                    f"{len(group.members)} texts that advance together need {needed} cache blocks; the memory for the "
+                    f"cache holds {most}, and at most {MAX_SEQUENCES} run at once; ask for fewer beams or tokens, or "
+                    "give more --cache-memory"
+                )
 
     def _admit(self) -> None:
-        while self._waiting and self._enter(self._waiting[0]):
-            self._running.append(self._waiting.popleft())
+        while self._waiting:
+            first = self._waiting[0]
+            unit = [first] if first.group is None else first.group.members
+            if not self._enter(unit):
+                return
+            for _ in unit:
+                self._running.append(self._waiting.popleft())
 
-    def _enter(self, sequence: Sequence) -> bool:
-        """Gives the sequence its place, if one is to be had; the pool may grow for it and for those that wait."""
-        needed = blocks_for(sequence.limit)
-        sequence.place = self._blocks.take(needed)
-        if sequence.place is None and self._blocks.num_free_slots:
-            others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other is not sequence)
-            needs = [needed, *(blocks_for(other.limit) for other in others)]
-            self._blocks.make_room(needs, self._executables.clear)
-            sequence.place = self._blocks.take(needed)
-        return sequence.place is not None
-
-    def _choose_rows(self) -> list[tuple[Sequence, int]]:
-        """(sequence, rows) of the next step, in the order in which they joined."""
-        budget = self._prefill_chunk
-        rows = []
-        for sequence in self._running:
-            if sequence.num_pending == 0:
-                # an interrupt came between a step and its token: the last row again gives the same
-                sequence.computed -= 1
-            count = sequence.num_pending
-            if sequence.computed < len(sequence.prompt):
-                count = min(count, budget)
-                budget -= count
-            if count:
-                rows.append((sequence, count))
-        return rows
-
-    def _row_inputs(self, rows: list[tuple[Sequence, int]]) -> dict[str, Array]:
-        # lists first: for the few rows of most steps NumPy's calls would take longer than the work
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        segments = np.zeros((len(self._blocks.table), 3), np.int32)
-        for i, (sequence, count) in enumerate(rows):
-            assert sequence.place is not None
-            first = sequence.computed
-            segments[i] = len(tokens), count, first
-            tokens += sequence.tokens[first : first + count]
-            positions += range(first, first + count)
-            slots += [sequence.place.slot] * count
-        return {
-            "tokens": np.array(tokens, np.int32),
-            "positions": np.array(positions, np.int32),
-            "slots": np.array(slots, np.int32),
-            "segments": segments,
-            "block_table": self._blocks.table,
-        }
+    def _enter(self, unit: list[Sequence]) -> bool:
+        """Gives sequences their places, if they are to be had; the pool may grow for them and for those that wait."""
+        needs = [_need(sequence) for sequence in unit]
+        places = self._blocks.take(needs)
+        if places is None and self._blocks.num_free_slots >= len(unit):
+            others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other not in unit)
+            wanted = [blocks_for(sequence.limit) for sequence in (*unit, *others)]
+            self._blocks.make_room(wanted, self._executables.clear)
+            places = self._blocks.take(needs)
+        for sequence, place in zip(unit, places or (), strict=False):
+            sequence.place = place
+        return places is not None
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.place is not None:
@@ -269,33 +368,8 @@ class Engine:
         return self._executables[finish, top]
 
 
-def sample_inputs(sequences: list[Sequence]) -> dict[str, Array]:
-    """The inputs of `sample` for these sequences.
-
-    Args:
-        sequences: L of them.
-
-    Returns:
-        By name: temperature, top_p, min_p, repetition_penalty (L,) float32, top_k (L,) int32, seed (L,) uint64, seen
-        (L, ceil(V / 8)) uint8.
-    """
-    params = [sequence.params for sequence in sequences]
-    unseen = np.zeros(-(-sequences[0].vocab_size // 8), np.uint8)
-    return {
-        "temperature": np.array([p.temperature for p in params], np.float32),
-        "top_k": np.array([min(p.top_k or 0, _INT32_MAX) for p in params], np.int32),
-        "top_p": np.array([1 if p.top_p is None else p.top_p for p in params], np.float32),
-        "min_p": np.array([p.min_p or 0 for p in params], np.float32),
-        "repetition_penalty": np.array([p.repetition_penalty or 1 for p in params], np.float32),
-        "seed": np.array([p.seed for p in params], np.uint64),
-        "seen": np.stack([unseen if s.seen is None else s.seen for s in sequences]),
-    }
-
-
-def _logprobs(sequence: Sequence, outputs: dict[str, Array], i: int) -> TokenLogprobs | None:
-    wanted = sequence.params.logprobs
-    if wanted is None:
-        return None
-    ids, logprobs = outputs["top_tokens"][i, :wanted], outputs["top_logprobs"][i, :wanted]
-    pairs = tuple((int(token), float(logprob)) for token, logprob in zip(ids, logprobs, strict=True))
-    return TokenLogprobs(float(outputs["logprob"][i]), pairs)
+def _need(sequence: Sequence) -> tuple[int, int]:
+    """(blocks of its place, how many of the first of them will be those of the first of its group's run)."""
+    count, group = blocks_for(sequence.limit), sequence.group
+    shares = group is not None and sequence not in group.firsts
+    return count, min(len(sequence.prompt) // BLOCK_TOKENS, count) if shares else 0

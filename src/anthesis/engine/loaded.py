@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from anthesis.checkpoint import Checkpoint
 from anthesis.config import ModelConfig
@@ -125,6 +125,13 @@ class LoadedModel:
     def allocate(self, num_blocks: int, old: Cache | None = None) -> Cache:
         """A cache pool of so many blocks, the first of which keep what the old one holds."""
         return self.device.allocate(self.program("cache"), num_blocks, old)
+
+    def copy_blocks(self, cache: Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies blocks of the cache onto others, in all layers, as `Device.copy_blocks`."""
+        assert len(targets) == len(sources) == len(set(targets).difference(sources)), (
+            "a block is copied onto one that is copied too, or two onto the same"
+        )
+        self.device.copy_blocks(cache, sources, targets)
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program over this model's weights and a cache that `allocate` made."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from anthesis.errors import RequestError
+from anthesis.engine.beams import EarlyStopping
+from anthesis.errors import RequestError, UnsupportedError
 
 MAX_LOGPROBS = 100
 """More most-likely tokens than anyone looks at; each costs a place in every step's output."""
+
+MAX_LENGTH_PENALTY = 16.0
+"""Powers of a text's length beyond this, or below its negative, go out of float32's range before the text ends."""
 
 SMALL, LARGE = 1e-6, 1e6
 """Factors of logits outside these would go out of float32's range, and none is of any use long before."""
@@ -28,6 +34,15 @@ class SamplingParams:
         seed: of the random numbers.
         stop: texts before which to stop.
         logprobs: how many most likely tokens to report at each place besides the chosen one, or None for nothing.
+        min_new_tokens: before so many, no end-of-sequence token comes.
+        no_repeat_ngram_size: no run of so many tokens comes twice, those of the prompt included, or None.
+        bad_words: that never come, each a text or token ids.
+        forced_prefix: what the completion begins with, a text or token ids, or None.
+        logit_bias: numbers added to the logits of tokens, by id.
+        num_beams: beams of a beam search; 1: none.
+        length_penalty: as in `engine.beams.BeamSearch`.
+        early_stopping: as in `engine.beams.BeamSearch`.
+        num_return_sequences: completions of each prompt: draws, or the best of a beam search.
 
     Raises:
         RequestError: a value out of its range, or a filter that greedy choice would ignore.
@@ -43,6 +58,15 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int | None = None
+    bad_words: tuple[str | tuple[int, ...], ...] = ()
+    forced_prefix: str | tuple[int, ...] | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         self._need("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
@@ -54,6 +78,14 @@ class SamplingParams:
         self._need("repetition_penalty", penalty is None or _fits(penalty), f"from {SMALL} to {LARGE}")
         self._need("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
         self._need("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
+        self._need("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens")
+        ngram = self.no_repeat_ngram_size
+        self._need("no_repeat_ngram_size", ngram is None or ngram >= 1, "at least 1")
+        self._need("bad_words", all(self.bad_words), "texts or lists of token ids, none of them empty")
+        self._need("forced_prefix", self.forced_prefix is None or bool(self.forced_prefix), "not empty")
+        self._need("logit_bias", all(bias == bias for _, bias in self.logit_bias), "a number for each token")
+        self._need("num_return_sequences", self.num_return_sequences >= 1, "at least 1")
+        self._check_beams()
         if self.temperature == 0:
             idle = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
             if idle:
@@ -61,15 +93,49 @@ class SamplingParams:
                     f"{', '.join(idle)} has no effect at temperature 0, which always takes the most likely token; "
                     "give a temperature above 0 too"
                 )
+            if self.num_beams == 1 and self.num_return_sequences > 1:
+                raise RequestError(
+                    f"num_return_sequences is {self.num_return_sequences}, and at temperature 0 without beams all "
+                    "would be the same; give a temperature above 0, or num_beams"
+                )
+
+    def _check_beams(self) -> None:
+        self._need("num_beams", self.num_beams >= 1, "at least 1")
+        self._need("length_penalty", abs(self.length_penalty) <= MAX_LENGTH_PENALTY, f"within ±{MAX_LENGTH_PENALTY}")
+        self._need("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"')
+        if self.num_beams == 1:
+            if self.length_penalty != 1 or self.early_stopping is not False:
+                raise RequestError("length_penalty and early_stopping are those of a beam search; give num_beams too")
+            return
+        self._need("num_return_sequences", self.num_return_sequences <= self.num_beams, "at most num_beams")
+        others = {"temperature": self.temperature > 0, "stop": bool(self.stop), "logprobs": self.logprobs is not None}
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise UnsupportedError(f"a beam search has no {' and no '.join(given)}; leave it out, or take num_beams=1")
 
     def _need(self, name: str, fine: bool, allowed: str) -> None:
         if not fine:
             raise RequestError(f"{name} is {getattr(self, name)}; it must be {allowed}")
 
+    @classmethod
+    def given(cls, **params: Any) -> SamplingParams:
+        """Those of a request, from the forms in which `LLM.generate` takes them."""
+        stop, words, prefix = params.get("stop", ()), params.get("bad_words", ()), params.get("forced_prefix")
+        as_held = {
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+            "bad_words": tuple(_word(word) for word in words),
+            "forced_prefix": None if prefix is None else _word(prefix),
+            "logit_bias": tuple(dict(params.get("logit_bias") or {}).items()),
+        }
+        return cls(**{**params, **as_held})
+
     @property
     def needs_sample(self) -> bool:
         """Whether the tokens can't come from a plain argmax."""
         return self.temperature > 0 or self.repetition_penalty is not None or self.logprobs is not None
+
+
+def _word(word: str | Sequence[int]) -> str | tuple[int, ...]:
+    return word if isinstance(word, str) else tuple(int(token) for token in word)
 
 
 def _fits(factor: float) -> bool:

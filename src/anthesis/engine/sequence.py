@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.engine.blocks import Place
+from anthesis.engine.constraints import Constraints
+from anthesis.engine.prefixes import START, Key
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.stopping import StopStrings
 from anthesis.errors import AnthesisError, RequestError
+from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.tokenizer import TextStream
+
+if TYPE_CHECKING:
+    from anthesis.engine.group import Group
 
 FinishReason = Literal["stop", "length", "context"]
 
@@ -80,9 +86,24 @@ class Timing:
         return tuple(b - a for a, b in zip(self.token_s, self.token_s[1:], strict=False))
 
 
+@dataclass
+class DecodeCounts:
+    """How a completion came about.
+
+    Attributes:
+        steps: readings of the weights that gave it tokens.
+        drafted_tokens: that were proposed and verified.
+        accepted_tokens: of those, that the model would have chosen.
+    """
+
+    steps: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
 @dataclass(eq=False)
 class Sequence:
-    """One request and what has been generated for it.
+    """One text on its way: its prompt, what has been generated, and how far it is in the cache.
 
     Attributes:
         prompt: its token ids, at least one.
@@ -92,6 +113,18 @@ class Sequence:
         eos_token_ids: ids that end it; empty if it is to ignore them.
         text_stream: turns ids into text, or None without a tokenizer.
         vocab_size: rows V of the embedding.
+        constraints: what it must not contain or has to begin with; None: nothing.
+        tokens: prompt and completion.
+        computed: how many of them are in the cache.
+        place: where in the cache; None while it waits, and once it is over.
+        known: names of its full blocks, as far as they are known by their tokens (`engine.prefixes`).
+        reused: tokens of the prompt that were in the cache already.
+        drafts: tokens that may come next, which the step at work verifies.
+        followers: sequences of the same prompt, that take what they have in common from this one.
+        leader: whose follower it is, while it waits for it.
+        group: with which it advances, or None.
+        score: of a hypothesis of a beam search, else None.
+        counts: of its steps and drafts.
         failure: why it can't go on, or None.
     """
 
@@ -102,9 +135,18 @@ class Sequence:
     eos_token_ids: frozenset[int]
     text_stream: TextStream | None
     vocab_size: int
+    constraints: Constraints | None = None
     tokens: list[int] = field(init=False)
     computed: int = field(init=False, default=0)
     place: Place | None = field(init=False, default=None)
+    known: list[int] = field(init=False, default_factory=list)
+    reused: int = field(init=False, default=0)
+    drafts: list[int] = field(init=False, default_factory=list)
+    followers: list[Sequence] = field(init=False, default_factory=list)
+    leader: Sequence | None = field(init=False, default=None)
+    group: Group | None = field(init=False, default=None)
+    score: float | None = field(init=False, default=None)
+    counts: DecodeCounts = field(init=False)
     finish_reason: FinishReason | None = field(init=False, default=None)
     failure: str | None = field(init=False, default=None)
     logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
@@ -112,6 +154,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
+        self.counts = DecodeCounts()
         self._stops = StopStrings(self.params.stop)
         self._text = ""
         self._num_spelled = len(self.tokens)
@@ -130,6 +173,12 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens not in the cache yet: the rest of the prompt, or the last generated token."""
         return len(self.tokens) - self.computed
+
+    @property
+    def next_key(self) -> Key:
+        """What the block behind the known ones would be known by."""
+        start = len(self.known) * BLOCK_TOKENS
+        return self.known[-1] if self.known else START, tuple(self.tokens[start : start + BLOCK_TOKENS])
 
     @property
     def finished(self) -> bool:
@@ -173,6 +222,20 @@ class Sequence:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self._finish(self.limit_reason, len(self.tokens))
+
+    def conclude(self, tokens: Seq[int], score: float, times: Seq[float]) -> None:
+        """Takes a whole completion at once: one that a beam search has found.
+
+        Args:
+            tokens: generated, an end-of-sequence token included.
+            score: of it.
+            times: when each came, by `time.perf_counter`.
+        """
+        self.tokens = [*self.prompt, *tokens]
+        self.score = score
+        self._token_s = list(times)
+        ended = tokens[-1] in self.eos_token_ids
+        self._finish("stop" if ended else self.limit_reason, len(self.tokens) - ended)
 
     def _finish(self, reason: FinishReason, text_end: int) -> None:
         self.finish_reason = reason

@@ -48,6 +48,8 @@ class Share:
         what = message["do"]
         if what == "run":
             self._run(member, message, arrays)
+        elif what == "copy_blocks":
+            self._loaded.copy_blocks(self._cache, message["sources"], message["targets"])
         elif what == "allocate":
             self._executables.clear()
             old = self._cache if message["keep"] else None
@@ -78,11 +80,13 @@ class Share:
             os.sched_setaffinity(0, seat.cores)
         # what rank 0 has found, or downloaded, on this machine need not be looked for again
         name = message["path"] if member.connection.is_local and message["path"] else request["model"]
-        self._checkpoint = checkpoint = open_checkpoint(name, weights=request["weights"], seed=request["seed"])
+        opening = {what: request[what] for what in ("weights", "seed", "adapter")}
+        self._checkpoint = checkpoint = open_checkpoint(name, **opening)
         config = replace(checkpoint.config, usable_vocab_size=request["usable_vocab_size"])
         device = open_device(request["device"], request["threads"], seat, invariant=request["invariant"])
         self._model = LoadedModel(checkpoint, config, device, request["cache"], seat)
-        member.reply({"fingerprint": model_fingerprint(checkpoint.path, checkpoint.config)})
+        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config, checkpoint.adapter)
+        member.reply({"fingerprint": fingerprint})
 
     def _run(self, member: Member, message: Message, arrays: Mapping[str, Array]) -> None:
         seat = member.seat

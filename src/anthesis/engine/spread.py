@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -55,7 +55,7 @@ class SpreadModel(LoadedModel):
         self._group = group
         self._told: dict[str, Array] = {}
         super().__init__(checkpoint, config, device, cache, group.seat)
-        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config)
+        fingerprint = model_fingerprint(checkpoint.path, checkpoint.config, checkpoint.adapter)
         # files of another content under the same name would give a text that nobody can explain
         path = None if checkpoint.path is None else str(checkpoint.path)
         for rank, reply in group.ask({"do": "open", "request": request, "path": path}).items():
@@ -91,6 +91,12 @@ class SpreadModel(LoadedModel):
         with self._group.together(), bound_to(self.seat.cores):
             self._group.tell({"do": "allocate", "blocks": num_blocks, "keep": old is not None})
             return super().allocate(num_blocks, old)
+
+    def copy_blocks(self, cache: Cache, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """The same blocks in the caches of all ranks; this one is rank 0's."""
+        with self._group.step(), bound_to(self.seat.cores):
+            self._group.tell({"do": "copy_blocks", "sources": [*sources], "targets": [*targets]})
+            super().copy_blocks(cache, sources, targets)
 
     def compile(self, finish: Finish, top_logprobs: int | None, cache: Cache) -> Executable:
         """The program on all ranks."""
@@ -204,7 +210,7 @@ def open_model(
     Args:
         checkpoint: open.
         config: the checkpoint's, possibly with fewer usable tokens.
-        request: model, weights, seed, device, threads, cache and invariant, as given to `LLM`.
+        request: model, weights, seed, adapter, device, threads, cache and invariant, as given to `LLM`.
         group: the other ranks, started.
 
     Raises:

@@ -25,7 +25,7 @@ class Request:
         against: other weights of the same model, to compare with; None: nothing.
         window: tokens that are predicted by themselves; None: 512, or the model's context where that is shorter.
         tokens: of the text's beginning that are used at most; None: all.
-        device, tp, pp, threads, cache, cache_memory, prefill_chunk, invariant, seed: as in `LLM`, for both.
+        device, tp, pp, threads, cache, cache_memory, prefill_chunk, invariant, adapter, seed: as in `LLM`, for both.
 
     Raises:
         RequestError: a number out of its range, an unknown kind of weights, or weights against themselves.
@@ -45,6 +45,7 @@ class Request:
     cache_memory: int | None = None
     prefill_chunk: int | None = None
     invariant: bool = False
+    adapter: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

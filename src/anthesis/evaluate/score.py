@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from anthesis.engine.engine import NOT_FINITE
+from anthesis.engine.outputs import NOT_FINITE
 from anthesis.errors import AnthesisError
 from anthesis.evaluate.result import Quality
 from anthesis.llm import LLM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,26 +10,10 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from anthesis.engine.beams import BeamSearch
+from anthesis.engine.lockstep import OVER
 from anthesis.hf.request import Request
 from anthesis.hf.stepwise import Record, next_logits, usable
 from anthesis.llm import LLM
-
-
-@dataclass
-class Prompt:
-    """The beams of one prompt.
-
-    Attributes:
-        search: tells which candidates go on.
-        scores: (W,) float32, sums of log-probabilities of its beams.
-        rows: the token lists of its beams before each step, by which the way of a hypothesis is found again.
-        over: it has all its hypotheses.
-    """
-
-    search: BeamSearch
-    scores: torch.Tensor
-    rows: list[dict[tuple[int, ...], int]] = field(default_factory=list)
-    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,62 +43,52 @@ def search(llm: LLM, request: Request, processors: LogitsProcessorList, criteria
         criteria: that end candidates.
     """
     config, width, record = request.config, request.width, Record.of(request)
-    device, length = request.ids.device, request.ids.shape[1]
-    rows = request.rows
-    prompts = [_prompt(request) for _ in request.ids]
-    num_candidates = prompts[0].search.num_candidates
+    device, count = request.ids.device, len(request.ids)
+    rows, numbers = request.rows, np.arange(count * width)
+    searches = [_search(request) for _ in range(count)]
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     with llm.lockstep(request.prompts, max_new_tokens=request.max_new_tokens, width=width) as lockstep:
         while True:
             logits = next_logits(lockstep.logits(), request, running)
             log_probs = processors(rows, torch.log_softmax(usable(logits, llm.config.usable_vocab_size), dim=-1))
             record.add(log_probs, logits)
-            summed = log_probs.view(len(prompts), width, -1) + torch.stack([p.scores for p in prompts])[:, :, None]
-            best, chosen = _choose(summed.flatten(1), num_candidates, bool(config.do_sample))
-            beams, tokens = chosen // log_probs.shape[-1], chosen % log_probs.shape[-1]
-            parents = beams + torch.arange(len(prompts), device=device)[:, None] * width
-            candidates = torch.cat([rows[parents.flatten()], tokens.reshape(-1, 1)], dim=1)
-            ends = criteria(candidates, record.scores).view(len(prompts), -1)
-            sources = np.arange(len(rows))
-            following = np.full(len(rows), -1)
-            for i, prompt in enumerate(prompts):
-                if prompt.over:
+            so_far = torch.from_numpy(np.concatenate([search.scores for search in searches])).to(device)
+            summed = (log_probs + so_far[:, None]).view(count, -1)
+            scores, chosen = _pick(summed, searches[0].num_candidates, bool(config.do_sample))
+            beams, tokens = chosen // log_probs.shape[1], chosen % log_probs.shape[1]
+            origins = (beams + torch.arange(count, device=device)[:, None] * width).flatten()
+            ends = criteria(torch.cat([rows[origins], tokens.reshape(-1, 1)], dim=1), record.scores).view(count, -1)
+            parents, following = numbers.copy(), np.full(len(rows), OVER)
+            for i, search in enumerate(searches):
+                if search.over:
                     continue
-                own = slice(i * width, (i + 1) * width)
-                texts = [tuple(row) for row in rows[own, length:].tolist()]
-                prompt.rows.append({text: texts.index(text) for text in texts})  # the best of those that are alike
-                gained = log_probs[parents[i], tokens[i]]
-                went = prompt.search.advance(*(_array(a) for a in (beams[i], tokens[i], gained, ends[i])))
-                if went is None:
-                    prompt.over = True
-                    continue
-                sources[own], following[own] = went[0] + i * width, went[1]
-                kept = {(int(b), int(t)): s for b, t, s in zip(beams[i], tokens[i], best[i], strict=True)}
-                prompt.scores = torch.stack([kept[int(b), int(t)] for b, t in zip(*went, strict=True)])
-            shown = torch.as_tensor(np.maximum(following, 0), device=device)
-            rows = torch.cat([rows[torch.as_tensor(sources, device=device)], shown[:, None]], dim=1)
-            running = torch.as_tensor(following >= 0, device=device)
+                picked = zip(beams[i].tolist(), tokens[i].tolist(), _array(scores[i]), strict=True)
+                own_ends = ends[i].tolist()
+                went_on = search.choose(list(picked), own_ends)
+                if not search.over:
+                    own = slice(i * width, (i + 1) * width)
+                    parents[own], following[own] = np.array(went_on[0]) + i * width, went_on[1]
+            running = torch.from_numpy(following != OVER).to(device)
             if not running.any():
-                return _found(request, prompts, record)
-            lockstep.advance(following, sources)
+                return _found(request, searches, record)
+            shown = torch.from_numpy(np.maximum(following, 0)).to(device)
+            rows = torch.cat([rows[torch.from_numpy(parents).to(device)], shown[:, None]], dim=1)
+            lockstep.advance(following.tolist(), parents.tolist())
 
 
-def _prompt(request: Request) -> Prompt:
+def _search(request: Request) -> BeamSearch:
     config = request.config
-    search = BeamSearch(
+    return BeamSearch(
         request.width,
         max_new_tokens=request.max_new_tokens,
         end_ids=frozenset(request.ends),
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
     )
-    scores = torch.zeros(request.width, device=request.ids.device)
-    scores[1:] = -1e9  # the beams begin alike: one of them goes on at first
-    return Prompt(search, scores)
 
 
-def _choose(summed: torch.Tensor, count: int, draw: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best candidates of each prompt, or some that are drawn: their sums and places, (B, C) each."""
+def _pick(summed: torch.Tensor, count: int, draw: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best continuations of each prompt's beams, or some that are drawn: their sums and places, (B, C) each."""
     if not draw:
         best = summed.topk(count)
         return best.values, best.indices
@@ -126,19 +100,17 @@ def _array(tensor: torch.Tensor) -> Any:
     return tensor.cpu().numpy()
 
 
-def _found(request: Request, prompts: list[Prompt], record: Record) -> Beams:
-    count = request.config.num_return_sequences
-    found = [(i, *one) for i, prompt in enumerate(prompts) for one in prompt.search.hypotheses(count)]
-    longest = max(len(tokens) for _, _, tokens in found)
+def _found(request: Request, searches: list[BeamSearch], record: Record) -> Beams:
+    count, width, device = request.config.num_return_sequences, request.width, request.ids.device
+    found = [(i, best) for i, search in enumerate(searches) for best in search.hypotheses(count)]
+    longest = max(len(best.tokens) for _, best in found)
     # a padding id of 0 is none to transformers' beam search, which then takes the first end
     fill = (request.pad or request.ends[0]) if request.ends else -1
-    completions = torch.full((len(found), longest), fill)
-    indices = torch.full((len(found), longest), -1, dtype=torch.int32)
-    for row, (i, _, tokens) in enumerate(found):
-        completions[row, : len(tokens)] = torch.as_tensor(list(tokens))
-        for step in range(len(tokens)):
-            indices[row, step] = prompts[i].rows[step][tuple(tokens[:step])] + i * request.width
-    device = request.ids.device
-    texts = request.ids.repeat_interleave(count, dim=0)
-    scores = torch.tensor([score for _, score, _ in found], dtype=torch.float32, device=device)
-    return Beams(torch.cat([texts, completions.to(device)], dim=1), scores, indices.to(device), record)
+    completions = torch.full((len(found), longest), fill, device=device)
+    origins = torch.full((len(found), longest), -1, dtype=torch.int32, device=device)
+    for row, (i, best) in enumerate(found):
+        completions[row, : len(best.tokens)] = torch.tensor(best.tokens, device=device)
+        origins[row, : len(best.beams)] = torch.tensor(best.beams, device=device) + i * width
+    prompts = request.ids.repeat_interleave(count, dim=0)
+    scores = torch.tensor([best.score for _, best in found], device=device)
+    return Beams(torch.cat([prompts, completions], dim=1), scores, origins, record)

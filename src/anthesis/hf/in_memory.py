@@ -86,8 +86,8 @@ def in_memory_model(model: Any) -> InMemoryModel:
     adapters = sorted(name for name in tensors if ".lora_" in name or ".base_layer." in name)
     if adapters:
         raise UnsupportedError(
-            f"this {kind} has an adapter that is not merged: {few(adapters)}; save it and give LLM the directories, "
-            "or merge it with peft (merge_and_unload)"
+            f"this {kind} has an adapter that is not merged: {few(adapters)}; take the model without it, and give "
+            "accelerate adapter= the adapter's directory"
         )
     raw = model.config.to_dict()
     # whether the head is tied is what the model in memory does, not what its configuration wanted

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from anthesis.engine.lockstep import OVER
 from anthesis.errors import AnthesisError
 from anthesis.hf.request import Request
 from anthesis.llm import LLM
@@ -93,7 +94,7 @@ def search(
             if not running.any():
                 return rows, record
             alive = running if ends_rows else torch.ones_like(running)
-            lockstep.advance(np.where(alive.cpu().numpy(), tokens.cpu().numpy(), -1), None)
+            lockstep.advance(torch.where(alive, tokens, OVER).tolist())
 
 
 def next_logits(found: np.ndarray, request: Request, running: torch.Tensor) -> torch.Tensor:

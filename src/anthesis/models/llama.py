@@ -46,7 +46,7 @@ class LlamaConfig(ModelConfig):
         head_norm: queries and keys are normalised head by head before they are rotated (Qwen3).
         windows: for each layer how many keys a row may see, itself included, or None.
         tied_head: the output head is the embedding.
-        permuted: query and key rows are stored in GGUF's order of rotary pairs.
+        permuted: query and key rows are stored in GGUF's order of rotary pairs, where they are stored as GGUF.
     """
 
     norm_epsilon: float
@@ -204,7 +204,7 @@ def _layer_sources(config: LlamaConfig, prefix: str, column: int) -> Sources:
     biased = {"attention.out": config.out_bias} | dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down"), config.mlp_bias)
     norms = _NORMS | (_HEAD_NORMS if config.head_norm else {})
     order: dict[str, NDArray[np.int64]] = {}
-    if config.permuted:
+    if config.permuted and column:
         order = {"attention.q": _pair_order(config.num_heads, config.head_dim)}
         order["attention.k"] = _pair_order(config.num_kv_heads, config.head_dim)
     found: Sources = {}

@@ -164,29 +164,67 @@ class Sample(Op):
         return tokens, logprobs, top_tokens, top_logprobs
 
     def _chosen(self, row: Array, i: int, arrays: Arrays) -> int:
-        """The token of row i: penalty, temperature, filters, draw; `row` (usable,)."""
+        """The token of row i; `row` (usable,)."""
         scores = row.astype(np.float64)
-        penalty = clipped(arrays[self.repetition_penalty][i])
-        if penalty != 1:
-            seen = _ids(arrays[self.seen][i])
-            seen = seen[seen < len(scores)]
-            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
-        if arrays[self.temperature][i] <= 0:
-            return int(scores.argmax())
-        scores /= clipped(arrays[self.temperature][i])
-        tokens = all_tokens(len(scores))
-        top_k = int(arrays[self.top_k][i])
-        if 0 < top_k < len(scores):
-            tokens = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-            scores = scores[tokens]
-        top_p = float(arrays[self.top_p][i])
-        if top_p < 1:
-            scores[outside_top_p(scores, top_p)] = -np.inf
-        min_p = float(arrays[self.min_p][i])
-        if min_p > 0:
-            scores[scores < scores.max() + np.log(min_p)] = -np.inf
-        position = arrays[self.positions][arrays[self.logit_rows][i]]
-        return draw(int(arrays[self.seed][i]), int(position), tokens, scores)
+        penalise(scores, arrays[self.repetition_penalty][i], _ids(arrays[self.seen][i]))
+        return choose(
+            scores,
+            temperature=arrays[self.temperature][i],
+            top_k=int(arrays[self.top_k][i]),
+            top_p=float(arrays[self.top_p][i]),
+            min_p=float(arrays[self.min_p][i]),
+            seed=int(arrays[self.seed][i]),
+            position=int(arrays[self.positions][arrays[self.logit_rows][i]]),
+        )
+
+
+def penalise(scores: NDArray[np.floating], penalty: float | np.float32, occurred: NDArray[np.int64]) -> None:
+    """Divides positive scores (N,) of tokens that occurred by the penalty, and multiplies negative ones, in place.
+
+    Args:
+        scores: (N,) float32 or float64, of the tokens.
+        penalty: rounded to float32.
+        occurred: (T,) int64, ids of tokens, some of them more than once or beyond the scores.
+    """
+    factor = clipped(np.float32(penalty))
+    if factor == 1:
+        return
+    ids = occurred[occurred < len(scores)]
+    scores[ids] = np.where(scores[ids] > 0, scores[ids] / factor, scores[ids] * factor)
+
+
+def choose(
+    scores: NDArray[np.float64],
+    *,
+    temperature: float | np.float32,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    position: int,
+) -> int:
+    """The token that a row of scores gives: by temperature, filters and draw, as `Sample` says.
+
+    Args:
+        scores: (N,) float64, penalised; some may be -inf. They are overwritten.
+        temperature: rounded to float32; 0 takes the largest score.
+        top_k: 0: no filter.
+        top_p, min_p: of the filters; 1 and 0: none.
+        seed, position: of the noise.
+    """
+    if temperature <= 0:
+        return int(scores.argmax())
+    scores /= clipped(np.float32(temperature))
+    tokens = all_tokens(len(scores))
+    if 0 < top_k < len(scores):
+        tokens = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
+        scores = scores[tokens]
+    top_p, min_p = float(np.float32(top_p)), float(np.float32(min_p))
+    if top_p < 1:
+        scores[outside_top_p(scores, top_p)] = -np.inf
+    if min_p > 0:
+        scores[scores < scores.max() + np.log(min_p)] = -np.inf
+    return draw(seed, position, tokens, scores)
 
 
 def clipped(parameter: np.float32) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,7 +21,7 @@ from anthesis.devices.accelerator.matrices import Matrix, matrix_bytes, pack
 from anthesis.devices.accelerator.memory import saying_what_for
 from anthesis.devices.accelerator.operations import Operations
 from anthesis.devices.accelerator.random import random_matrix, random_vector
-from anthesis.devices.accelerator.sizes import all_blocks
+from anthesis.devices.accelerator.sizes import all_blocks, power_of_two
 from anthesis.devices.accelerator.step import Step
 from anthesis.devices.bandwidth import ReadBandwidth, of_host
 from anthesis.devices.device import Counters, DeviceInfo, Executable
@@ -31,6 +31,7 @@ from anthesis.quantize import WeightTensor
 
 Caches = dict[str, torch.Tensor]
 _CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_REMEDY = "take a smaller --batch or --cache-memory"
 
 
 class AcceleratorDevice(ABC):
@@ -108,7 +109,7 @@ class AcceleratorDevice(ABC):
         needed = num_blocks * sum(self.held_bytes(value) for value in values)
         what = f"a key-value cache of {needed / 1e9:,.2f} GB"
         caches = {}
-        with saying_what_for(self.device, what, "take a smaller --batch or --cache-memory"):
+        with saying_what_for(self.device, what, _REMEDY):
             for value in values:
                 shape = num_blocks * 2 * BLOCK_TOKENS, value.static_width
                 cache = torch.zeros(shape, dtype=_CACHE_DTYPES[value.dtype], device=self.device)
@@ -116,6 +117,26 @@ class AcceleratorDevice(ABC):
                     cache[: len(old[value.name])] = old[value.name]
                 caches[value.name] = cache
         return caches
+
+    def copy_blocks(self, cache: Caches, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Blocks (N,) onto blocks (N,) in each layer's tensor, in place, where captured steps read it.
+
+        Some are copied twice, to make their number a power of two: a device may compile each shape that it meets.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory for what is on its way.
+        """
+        count = power_of_two(len(sources))
+        with torch.inference_mode(), self.graphs.running(), saying_what_for(self.device, "copying blocks", _REMEDY):
+            read, written = (self._rows_of(np.resize(blocks, count)) for blocks in (sources, targets))
+            for tensor in cache.values():
+                tensor.index_copy_(0, written, tensor.index_select(0, read))
+            self._operations.settle()  # nothing else would have it done before a step is replayed
+
+    def _rows_of(self, blocks: Array) -> torch.Tensor:
+        """The rows of blocks (N,) in a layer's tensor, (128 N,) int64, as PyTorch wants it."""
+        rows = blocks[:, None] * (2 * BLOCK_TOKENS) + np.arange(2 * BLOCK_TOKENS)
+        return torch.from_numpy(rows.reshape(-1).astype(np.int64)).to(self.device)
 
     def _memory_for(self, nbytes: int) -> AbstractContextManager[None]:
         what = f"a weight of {nbytes / 1e9:,.2f} GB"

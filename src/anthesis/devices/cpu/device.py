@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,10 @@ class CpuDevice:
             )
             for op in _attends(program)
         }
+
+    def copy_blocks(self, cache: Mapping[str, Any], sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Blocks (N,) onto blocks (N,) in all layers, by all threads together."""
+        self._native.copy_blocks(self._pool, list(cache.values()), sources, targets)
 
     def compile(self, program: Program, weights: Mapping[str, Any], cache: Mapping[str, Any]) -> CpuExecutable:
         """The program as a list of native instructions over these weights and this cache.

@@ -1,0 +1,165 @@
+"""Which rows the next step has: of every sequence the token that comes next, with drafts behind it, and of prompts up
+to a bound what is not in the cache yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anthesis.engine.prefixes import Key, Prefixes
+from anthesis.engine.sequence import Sequence
+from anthesis.engine.speculation import Speculation
+from anthesis.program.ir import BLOCK_TOKENS
+
+Share = Callable[[Sequence, int, int], None]
+"""From now on a sequence has this block of the cache at that place of its table."""
+
+
+@dataclass
+class Rows:
+    """A sequence's rows of a step.
+
+    Attributes:
+        sequence: whose they are.
+        tokens: of the rows, in the order of their positions: from `sequence.computed` on.
+        wanted: how many of the last of them have their logits computed.
+    """
+
+    sequence: Sequence
+    tokens: list[int]
+    wanted: int
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether tokens are chosen on the host, by all logits."""
+        group, constraints = self.sequence.group, self.sequence.constraints
+        if group is not None:
+            return group.top is None
+        return constraints is not None and constraints.needs_logits(len(self.sequence.tokens))
+
+    @property
+    def needs_sample(self) -> bool:
+        """Whether the device's `sample` is needed."""
+        return self.sequence.params.needs_sample or self.top is not None
+
+    @property
+    def top(self) -> int | None:
+        """How many of the most likely tokens are looked at, besides the chosen one; None: not even that one's."""
+        group = self.sequence.group
+        return self.sequence.params.logprobs if group is None else group.top
+
+    def seen(self) -> Iterator[NDArray[np.uint8] | None]:
+        """For each wanted row the bits of the tokens that occurred up to it.
+
+        Returns:
+            (V,) bits, packed as (N,) uint8, each; None: they are of no use.
+        """
+        seen = self.sequence.seen
+        yield seen
+        for token in self.sequence.drafts:
+            if seen is not None:
+                seen = seen.copy()
+                seen[token // 8] |= 1 << (token % 8)
+            yield seen
+
+
+def choose_rows(
+    running: list[Sequence],
+    prefill_chunk: int,
+    prefixes: Prefixes | None,
+    share: Share,
+    speculation: Speculation | None,
+) -> list[Rows]:
+    """The rows of the next step, in the order in which their sequences joined.
+
+    Args:
+        running: sequences that have a place.
+        prefill_chunk: most rows of prompts.
+        prefixes: the blocks that are known; None: none are shared.
+        share: called where a sequence need not compute a block.
+        speculation: proposes drafts; None: there are none.
+    """
+    budget = prefill_chunk
+    coming: set[Key] = set()  # blocks that this step computes, or begins to
+    rows: list[Rows] = []
+    decoding: list[Rows] = []
+    for sequence in running:
+        if not _may_go_on(sequence):
+            continue
+        if sequence.num_pending == 0:
+            # an interrupt came between a step and its token: the last row again gives the same
+            sequence.computed -= 1
+        sequence.drafts = []
+        if sequence.computed >= len(sequence.prompt):
+            rows.append(Rows(sequence, sequence.tokens[sequence.computed :], 1))
+            if sequence.group is None:
+                decoding.append(rows[-1])
+            continue
+        block_end = len(sequence.prompt) + 1
+        if prefixes is not None:
+            block_end = _use_known(sequence, prefixes, share)
+            can_use = sequence.computed == block_end - BLOCK_TOKENS and block_end < len(sequence.prompt)
+            if can_use and sequence.next_key in coming:
+                continue  # another sequence is at it: it takes the block from there when it is done
+        count = min(sequence.num_pending, budget)
+        if sequence.group is not None and not _all_reach_the_end(sequence.group.live, budget):
+            count = min(count, sequence.num_pending - 1)  # their last rows go together
+        if count:
+            if block_end <= len(sequence.prompt):
+                coming.add(sequence.next_key)
+            budget -= count
+            wanted = int(count == sequence.num_pending)
+            rows.append(Rows(sequence, sequence.tokens[sequence.computed : sequence.computed + count], wanted))
+    if decoding and (speculation is not None or any(r.sequence.constraints is not None for r in decoding)):
+        _add_drafts(decoding, sum(len(r.tokens) for r in rows), speculation)
+    return rows
+
+
+def _may_go_on(sequence: Sequence) -> bool:
+    group, leader = sequence.group, sequence.leader
+    if group is not None:
+        return not group.is_waiting and (group.begun or sequence in group.firsts)
+    if leader is not None and leader.place is None and leader.finished:
+        sequence.leader = leader = None  # it ended before it could lead
+    return leader is None
+
+
+def _use_known(sequence: Sequence, prefixes: Prefixes, share: Share) -> int:
+    """Takes what is known of the prompt; the last token's row is computed in any case, for its logits.
+
+    Returns:
+        Where the block behind the known ones ends.
+    """
+    while True:
+        end = (len(sequence.known) + 1) * BLOCK_TOKENS
+        if sequence.computed != end - BLOCK_TOKENS or end >= len(sequence.prompt):
+            return end
+        known = prefixes.find(sequence.next_key)
+        if known is None:
+            return end
+        share(sequence, len(sequence.known), known.block)
+        sequence.known.append(known.name)
+        sequence.computed += BLOCK_TOKENS
+        sequence.reused += BLOCK_TOKENS
+
+
+def _all_reach_the_end(sequences: list[Sequence], budget: int) -> bool:
+    return len(sequences) == 1 or sum(sequence.num_pending for sequence in sequences) <= budget
+
+
+def _add_drafts(decoding: list[Rows], num_rows: int, speculation: Speculation | None) -> None:
+    free: list[Sequence] = []
+    for r in decoding:
+        forced = [] if r.sequence.constraints is None else r.sequence.constraints.forced_after(r.sequence.tokens)
+        if forced:
+            r.sequence.drafts = forced[: r.sequence.limit - len(r.sequence.tokens) - 1]
+        else:
+            free.append(r.sequence)
+    if speculation is not None and free:
+        speculation.propose(free, num_rows)
+    for r in decoding:
+        r.tokens = r.tokens + r.sequence.drafts
+        r.wanted = 1 + len(r.sequence.drafts)

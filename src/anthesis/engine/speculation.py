@@ -1,0 +1,188 @@
+"""Speculation: tokens that may come next are verified beside the one that must be computed anyway.
+
+A step reads the weights once for all of its rows, so on most devices some more rows cost little. The rows behind a
+sequence's last token hold a draft of what follows; each gives the token that the model chooses there, by the same
+arithmetic, noise and constraints as without a draft. As far as the draft is what was chosen, the step has given
+several tokens; what was chosen after it is right in any case. So nothing of the text depends on the drafts.
+
+How long a draft is worth its rows follows from what was measured: how long steps of so many rows take, and how often
+drafts like it were right. No request pays more than `MOST_LOST` of its time for drafts that were not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from anthesis.engine.sequence import Sequence
+from anthesis.engine.step_time import StepTimes
+
+MAX_DRAFT = 16
+"""Tokens of a draft. Of longer ones little is gained: steps take longer, and one wrong token ends it."""
+
+MOST_LOST = 0.03
+"""Of a request's time, for rows that gave no token."""
+
+LEAST_GAIN = 1.03
+"""Tokens per second that a draft must promise, relative to none: less is within what is not known about steps."""
+
+
+class Drafter(Protocol):
+    """Proposes what may follow a text."""
+
+    @property
+    def chances(self) -> Seq[float]:
+        """How likely a token of a draft is right by its evidence, the last one: that much or more; a first guess."""
+
+    def evidence(self, sequence: Sequence) -> int | None:
+        """How much speaks for a draft's first token, one more for each token behind it; None: there is no draft."""
+
+    def draft(self, wanted: dict[Sequence, int]) -> dict[Sequence, list[int]]:
+        """Drafts of so many tokens at most, each likely to follow its sequence's text."""
+
+    def cost_s(self, sequences: Seq[Sequence], length: int) -> float:
+        """Seconds that drafts of these sequences take, the longest of `length` tokens."""
+
+    def first_token(self, sequence: Sequence) -> int | None:
+        """The first token of the draft that `evidence` was asked about, where it is known without further cost."""
+
+
+class Acceptance:
+    """How often tokens of drafts were right, by their evidence; what is old counts less and less.
+
+    Args:
+        chances: of each evidence, before anything is known.
+    """
+
+    _MEMORY = 0.98
+    _PRIOR_TRIALS = 4.0
+
+    def __init__(self, chances: Seq[float]) -> None:
+        self._trials = [self._PRIOR_TRIALS] * len(chances)
+        self._right = [self._PRIOR_TRIALS * chance for chance in chances]
+
+    def chance(self, evidence: int) -> float:
+        """That a token is right, if those before it in the draft are."""
+        i = min(evidence, len(self._trials) - 1)
+        return self._right[i] / self._trials[i]
+
+    def learn(self, evidence: int, drafted: int, accepted: int) -> None:
+        """Takes note of a draft whose first token had this evidence."""
+        for place in range(min(accepted + 1, drafted)):
+            i = min(evidence + place, len(self._trials) - 1)
+            self._trials[i] = self._trials[i] * self._MEMORY + 1
+            self._right[i] = self._right[i] * self._MEMORY + (place < accepted)
+
+    def copy(self, chances: Seq[float]) -> Acceptance:
+        """One that begins with what this one has found, as if that were only a guess."""
+        return Acceptance([self.chance(i) for i in range(len(chances))])
+
+
+@dataclass
+class _Request:
+    """What is known of a sequence.
+
+    Attributes:
+        acceptance: of its drafts.
+        lost_s: seconds by which drafts have made it longer; below 0: shorter.
+        evidence: for the draft of this step, verified or not.
+        guess: the first token of the draft that was not verified.
+    """
+
+    acceptance: Acceptance
+    begin_s: float = field(default_factory=time.perf_counter)
+    lost_s: float = 0.0
+    evidence: int | None = None
+    guess: int | None = None
+
+
+class Speculation:
+    """Decides which drafts a step verifies, and learns from what came of them.
+
+    Args:
+        drafter: that proposes them.
+        times: of steps.
+    """
+
+    def __init__(self, drafter: Drafter, times: StepTimes) -> None:
+        self.drafter, self.times = drafter, times
+        self._acceptance = Acceptance(drafter.chances)
+        self._requests: WeakKeyDictionary[Sequence, _Request] = WeakKeyDictionary()
+        self._extra_s = self._plain_s = 0.0
+
+    def propose(self, sequences: list[Sequence], num_rows: int) -> None:
+        """Gives sequences the drafts that are worth it.
+
+        Args:
+            sequences: that take one row in the step.
+            num_rows: of the step without drafts, those of all sequences together.
+        """
+        requests = [self._request(sequence) for sequence in sequences]
+        gains: list[tuple[float, int]] = []  # chance that a row gives one more token, whose it is
+        for i, (sequence, request) in enumerate(zip(sequences, requests, strict=True)):
+            most = min(MAX_DRAFT, sequence.limit - len(sequence.tokens) - 1)
+            request.evidence = self.drafter.evidence(sequence) if most > 0 else None
+            request.guess = None
+            if request.evidence is not None:
+                chance = 1.0
+                for place in range(most):
+                    chance *= request.acceptance.chance(request.evidence + place)
+                    gains.append((chance, i))
+        lengths = self._lengths(sequences, requests, sorted(gains, reverse=True), num_rows)
+        wanted = {sequences[i]: length for i, length in lengths.items()}
+        if wanted:
+            for sequence, draft in self.drafter.draft(wanted).items():
+                sequence.drafts = draft
+        for sequence, request in zip(sequences, requests, strict=True):
+            if not sequence.drafts and request.evidence is not None:
+                request.guess = self.drafter.first_token(sequence)
+
+    def verified(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Takes note of what came of a draft, also of one that was too uncertain to be verified."""
+        request = self._request(sequence)
+        if drafted and request.evidence is not None:
+            for acceptance in (request.acceptance, self._acceptance):
+                acceptance.learn(request.evidence, drafted, accepted)
+        elif request.guess is not None and request.evidence is not None:
+            was_right = sequence.tokens[-1] == request.guess
+            for acceptance in (request.acceptance, self._acceptance):
+                acceptance.learn(request.evidence, 1, int(was_right))
+        request.lost_s += self._extra_s - accepted * self._plain_s
+        request.evidence = request.guess = None
+
+    def timed(self, num_rows: int, seconds: float) -> None:
+        """Takes note of how long a step of so many rows, none of them of a prompt, took."""
+        self.times.learn(num_rows, seconds)
+
+    def _request(self, sequence: Sequence) -> _Request:
+        if sequence not in self._requests:
+            self._requests[sequence] = _Request(self._acceptance.copy(self.drafter.chances))
+        return self._requests[sequence]
+
+    def _lengths(
+        self, sequences: list[Sequence], requests: list[_Request], gains: list[tuple[float, int]], num_rows: int
+    ) -> dict[int, int]:
+        """How long a draft each sequence gets, by its index, so that the step gives the most tokens per second."""
+        now = time.perf_counter()
+        allowed_s = min(MOST_LOST * (now - request.begin_s) - request.lost_s for request in requests)
+        self._plain_s = self.times.seconds(num_rows)
+        self._extra_s = 0.0
+        least = LEAST_GAIN * len(sequences) / self._plain_s
+        best, best_lengths = least, dict[int, int]()
+        lengths: dict[int, int] = {}
+        tokens, longest = float(len(sequences)), 0
+        for rows, (gain, i) in enumerate(gains, start=1):
+            lengths[i] = lengths.get(i, 0) + 1
+            tokens += gain
+            longest = max(longest, lengths[i])
+            draft_s = self.drafter.cost_s([sequences[i] for i in lengths], longest)
+            extra_s = self.times.seconds(num_rows + rows) - self._plain_s + draft_s
+            if extra_s > allowed_s:
+                break
+            if tokens / (self._plain_s + extra_s) > best:
+                best, best_lengths = tokens / (self._plain_s + extra_s), dict(lengths)
+                self._extra_s = extra_s
+        return best_lengths

@@ -1,0 +1,52 @@
+"""How long a step takes, by the number of its rows: measured when a model is loaded, and kept up to date."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left
+from collections.abc import Callable
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Rows that are measured; what is between them is interpolated, what is above goes on as between the last two."""
+
+REPETITIONS = 3
+_WEIGHT_OF_NEW = 0.05
+
+
+class StepTimes:
+    """Seconds of steps.
+
+    Args:
+        measured: at `SIZES`, in order.
+    """
+
+    def __init__(self, measured: list[float]) -> None:
+        self._seconds = measured
+        for i in range(1, len(measured)):  # more rows never take less: what says so is noise
+            self._seconds[i] = max(self._seconds[i], self._seconds[i - 1])
+
+    def seconds(self, num_rows: int) -> float:
+        """Of a step of so many rows."""
+        i = min(max(bisect_left(SIZES, num_rows), 1), len(SIZES) - 1)
+        low, high = SIZES[i - 1], SIZES[i]
+        share = (num_rows - low) / (high - low)
+        return self._seconds[i - 1] * (1 - share) + self._seconds[i] * share
+
+    def learn(self, num_rows: int, seconds: float) -> None:
+        """Takes a step into account. All sizes move with it: what slows one step down slows others, too."""
+        if num_rows > SIZES[-1]:
+            return
+        factor = min(max(seconds / self.seconds(num_rows), 0.5), 2.0)
+        for i, size in enumerate(SIZES):
+            nearness = 1.0 if abs(size - num_rows) <= 1 else 0.25
+            self._seconds[i] *= 1 + _WEIGHT_OF_NEW * nearness * (factor - 1)
+
+
+def measure_steps(run: Callable[[int], float]) -> StepTimes:
+    """Measures steps of all sizes.
+
+    Args:
+        run: runs a step of so many rows, and gives the seconds that it took.
+    """
+    run(SIZES[-1])  # what is made at the first step is made now
+    return StepTimes([statistics.median(run(size) for _ in range(REPETITIONS)) for size in SIZES])
