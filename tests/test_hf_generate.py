@@ -369,10 +369,18 @@ def test_a_streamer_is_given_the_prompt_and_each_token(pair, lengths, more):
     assert all(same(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 2.0, "top_k": 9, "eos_token_id": list(range(4, 12))}], ids=str)
+def test_drawn_beams(pair, more):
+    expected, found = both(
+        *pair, **padded([4, 2]), max_new_tokens=6, num_beams=3, num_return_sequences=2, do_sample=True, **more
+    )
+    assert same(expected, found)
+
+
 def test_max_time_ends_the_call(llama):
     _, ours = llama
     begin = time.monotonic()
-    rows = ours.generate(**padded([3]), max_new_tokens=200, max_time=0.05, eos_token_id=None)
+    rows = ours.generate(**padded([3]), max_new_tokens=200, max_time=1e-3, eos_token_id=None)
     assert 4 <= rows.shape[1] < 200
     assert time.monotonic() - begin < 5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 import anthesis.hf
 from anthesis.errors import RequestError, UnsupportedError
@@ -186,10 +186,10 @@ def private_uses(source: str) -> list[str]:
         elif isinstance(node, ast.Import):
             found += [f"{node.lineno}: {alias.name}" for alias in node.names if alias.name.startswith("transformers.")]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("_"):
-            found += [f"{node.lineno}: {node.value!r}"] * (len(node.value) > 1)
-        elif isinstance(node, ast.FunctionDef) and node.name.startswith("_") and node.args.args[:1]:
-            # a method of ours by the name of one of theirs would be called by them
-            found += [f"{node.lineno}: {node.name}"] * hasattr(GenerationConfig, node.name)
+            found += [f"{node.lineno}: {node.value!r}"] * node.value.strip("_").isidentifier() * (node.value[-1] != "_")
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("_") and not node.name.endswith("__"):
+            # by the name of one of theirs they would call it
+            found += [f"{node.lineno}: {node.name}"] * hasattr(PreTrainedModel, node.name)
     return found
 
 
@@ -201,6 +201,7 @@ def private_uses(source: str) -> list[str]:
         "from transformers import _LazyModule",
         "import transformers.generation.utils",
         "getattr(model, '_is_stateful')",
+        "class M:\n    def _backward_compatibility_gradient_checkpointing(self): ...",
     ],
 )
 def test_the_check_for_private_uses_finds(source):

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -24,6 +24,7 @@ from anthesis.hf.in_memory import in_memory_model
 from anthesis.hf.options import check_arguments, resolve
 from anthesis.hf.processors import logits_processors, stopping_criteria
 from anthesis.hf.request import Extras, Request, make_request
+from anthesis.hf.tokenizer import transformers_tokenizer
 from anthesis.llm import LLM
 
 if TYPE_CHECKING:
@@ -259,6 +260,15 @@ class AnthesisForCausalLM:
         """The score (N, T) float32 of each generated token; see `GenerationMixin.compute_transition_scores`."""
         return GenerationMixin.compute_transition_scores(self, *args, **kwargs)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer of the model; it pads on the left, as `generate` needs it.
+
+        Raises:
+            RequestError: the model came without one, as those in memory do.
+        """
+        return transformers_tokenizer(self.llm.tokenizer, self.llm.path, self.llm.description)
+
     @property
     def device(self) -> torch.device:
         """Where the model computes, as torch calls it; inputs may be anywhere, and outputs are where inputs are."""
@@ -367,23 +377,28 @@ def _check_llm_arguments(given: Mapping[str, Any]) -> None:
 
 
 def _config(llm: LLM) -> Any:
-    """Transformers' configuration of a model: what its files say, or else its sizes."""
-    if llm.path is not None and llm.path.is_file():
-        return AutoConfig.from_pretrained(llm.path.parent, gguf_file=llm.path.name)
+    """Transformers' configuration of a model: its config.json, or else its sizes."""
     if llm.path is not None and (llm.path / "config.json").is_file():
         return AutoConfig.from_pretrained(llm.path)
     ours: ModelConfig = llm.config
+    ends = list(ours.eos_token_ids) or [None]
     sizes = {
         "vocab_size": ours.vocab_size,
         "hidden_size": ours.hidden_size,
+        "intermediate_size": ours.ffn_size,
         "num_hidden_layers": ours.num_layers,
         "num_attention_heads": ours.num_heads,
+        "num_key_value_heads": ours.num_kv_heads,
+        "head_dim": ours.head_dim,
+        "max_position_embeddings": ours.max_context,
         "bos_token_id": ours.bos_token_id,
-        "eos_token_id": list(ours.eos_token_ids) or None,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
     }
-    if ours.max_context is not None:
-        sizes["max_position_embeddings"] = ours.max_context
-    return AutoConfig.for_model(ours.family, **sizes)
+    config = AutoConfig.for_model(ours.family)
+    for name, size in sizes.items():
+        if hasattr(config, name):
+            setattr(config, name, size)
+    return config
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
