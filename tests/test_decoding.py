@@ -297,7 +297,7 @@ def test_lockstep_rows_do_not_hold_others_up_nor_wait_for_ever(tmp_path):
         with llm.lockstep([PROMPTS[0]], max_new_tokens=100) as rows:
             rows.logits()
             assert llm.generate([PROMPTS[2]], max_new_tokens=5)[0].token_ids == expected
-            with pytest.raises(RequestError, match="wait for memory of the cache that nothing will free"):
+            with pytest.raises(RequestError, match="waits for memory of the cache that nothing will free"):
                 llm.generate([PROMPTS[2]], max_new_tokens=100)
         assert is_idle(llm)
 

@@ -51,6 +51,20 @@ class Intake:
         check_token_ids(ids, self._config.vocab_size)
         return ids
 
+    def check_draft(self, draft: Intake) -> None:
+        """Refuses a model whose drafts this one could not read.
+
+        Raises:
+            RequestError: it has other tokens.
+        """
+        theirs, own = draft._config.usable_vocab_size, self._config.usable_vocab_size
+        tokenizers = draft._tokenizer, self._tokenizer
+        if theirs != own or (tokenizers[0] and tokenizers[1] and not tokenizers[0].is_like(tokenizers[1])):
+            raise RequestError(
+                f"{draft._description} has {theirs:,} tokens, and {self._description} {own:,}, or others; a draft model "
+                "must have the same tokenizer"
+            )
+
     def sequences(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> list[Sequence]:
         """The sequences of one prompt: one, or as many as it has beams or completions.
 

@@ -6,17 +6,17 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
-from anthesis.checkpoint import IN_MEMORY, InMemoryModel, model_fingerprint, open_checkpoint
+from anthesis.checkpoint import InMemoryModel, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices.device import InstructionTime
 from anthesis.engine.beams import EarlyStopping
 from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, check_batch
+from anthesis.engine.draft_model import DraftModel
 from anthesis.engine.engine import Engine, OnStep
 from anthesis.engine.lockstep import Lockstep
 from anthesis.engine.lookup import PromptLookup
@@ -24,7 +24,7 @@ from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
-from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
+from anthesis.errors import RequestError, check_counts, naming
 from anthesis.intake import Intake
 from anthesis.parallel.layout import Layout
 from anthesis.program.ir import BLOCK_TOKENS
@@ -35,6 +35,8 @@ from anthesis.tokenizer import Tokenizer, open_tokenizer
 OnWeight = Callable[[int, int], None]
 
 MAX_NEW_TOKENS = 100
+LOOKUP = "lookup"
+"""As `speculate`: drafts come from the text so far."""
 PREFILL_CHUNK = 256
 _MADE_UP_STEP = 7919
 
@@ -118,19 +120,18 @@ class LLM(Scoring):
                 # rows that pad the embedding mean nothing; some models have more of them than their family knows
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
             self.max_context = self._context_limit(config.max_context, max_context)
-            self.description = checkpoint.description
-            self.source, self.path = checkpoint.source, checkpoint.path
-            self.is_random = checkpoint.is_random
-            self.config = config
-            self.seed = seed
-            self.layout = layout
+            self.description, self.source, self.path = checkpoint.description, checkpoint.source, checkpoint.path
+            self.is_random, self.config, self.seed, self.layout = checkpoint.is_random, config, seed, layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
             request |= {"cache": cache, "invariant": invariant, "adapter": adapter}
             self.loaded = open_model(checkpoint, config, request, group)
             self.device_info = self.loaded.device.info()
             self._cache_memory, self._prefill_chunk = cache_memory, prefill_chunk or PREFILL_CHUNK
             self._intake = Intake(config, self.tokenizer, self.max_context, self.description)
-            self._reuse_prefixes, self._speculate = reuse_prefixes, speculate
+            self._reuse_prefixes, self._lookup = reuse_prefixes, speculate == LOOKUP
+            self._draft: LLM | None = None
+            if speculate is not None and speculate != LOOKUP:
+                self._draft = opened.enter_context(closing(self._open_draft(speculate, threads)))
             self._running: tuple[BlockCache, Engine] | None = None
             self.load_s = time.perf_counter() - begin
             if load:
@@ -155,16 +156,14 @@ class LLM(Scoring):
         self.device_info = self.loaded.device.info()  # with the memory that is free now
         most = self.loaded.max_blocks(self._cache_memory)
         blocks = BlockCache(self.loaded.allocate, self.loaded.copy_blocks, MAX_SEQUENCES, most)
-        engine = Engine(
-            blocks,
-            self.loaded.compile,
-            self._prefill_chunk,
-            self.config.usable_vocab_size,
-            self._reuse_prefixes,
-        )
+        usable = self.config.usable_vocab_size
+        engine = Engine(blocks, self.loaded.compile, self._prefill_chunk, usable, self._reuse_prefixes)
         self._running = blocks, engine
-        if self._speculate is not None:
+        if self._lookup:
             engine.speculate(PromptLookup())
+        if self._draft is not None:
+            self._draft.load()
+            engine.speculate(DraftModel(self._draft._engine, self._draft.max_context))
         self.load_s += time.perf_counter() - begin
 
     def generate(
@@ -324,11 +323,7 @@ class LLM(Scoring):
         Raises:
             UnsupportedError: the model came from memory.
         """
-        if self.source == IN_MEMORY:
-            raise UnsupportedError(
-                f"{self.description} has no files to take a fingerprint of; open it from a directory"
-            )
-        return model_fingerprint(self._checkpoint.path, self.config, self._checkpoint.adapter)
+        return self._checkpoint.fingerprint(self.config)
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""
@@ -340,9 +335,7 @@ class LLM(Scoring):
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
@@ -385,6 +378,19 @@ class LLM(Scoring):
         if more:
             raise RequestError("one completion at a time is streamed or submitted; use generate for beams and several")
         return first
+
+    def _open_draft(self, model: str, threads: int | None) -> LLM:
+        """The small model that proposes what comes next; its weights are yet to be loaded."""
+        if self.layout.size > 1:
+            raise UnsupportedError(
+                f'a draft model beside one on {self.layout.size} ranks; take speculate="lookup", or one rank'
+            )
+        draft = LLM(model, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)
+        with ExitStack() as opened:
+            opened.callback(draft.close)
+            self._intake.check_draft(draft._intake)
+            opened.pop_all()
+        return draft
 
     @staticmethod
     def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:

@@ -138,6 +138,21 @@ class Checkpoint:
         """Takes what was read of mapped files out of this process's memory; weights that are views stay valid."""
         self._open().release()
 
+    def fingerprint(self, config: ModelConfig) -> str:
+        """As `model_fingerprint`, of the files as they are now.
+
+        Args:
+            config: this checkpoint's, possibly with fewer usable tokens.
+
+        Raises:
+            UnsupportedError: the model came from memory.
+        """
+        if self.source == IN_MEMORY:
+            raise UnsupportedError(
+                f"{self.description} has no files to take a fingerprint of; open it from a directory"
+            )
+        return model_fingerprint(self.path, config, self.adapter)
+
     def close(self) -> None:
         """Lets go of the files; weights that were loaded before stay valid."""
         self._weights = None

@@ -24,10 +24,15 @@ from anthesis.engine.outputs import StepOutputs
 from anthesis.engine.rows import Rows, choose_rows
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Drafter, Speculation
-from anthesis.engine.step_time import measure_steps
+from anthesis.engine.step_time import StepTimes, measure_steps
 from anthesis.errors import RequestError
 from anthesis.program.builder import Finish
 from anthesis.program.ir import BLOCK_TOKENS
+
+NO_ROOM = (
+    "this waits for memory of the cache that nothing will free; close the Lockstep that is open, or give more "
+    "cache_memory"
+)
 
 OnStep = Callable[[Finish, list[tuple[int, int]], int], None]
 """Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, and how many rows
@@ -95,11 +100,18 @@ class Engine:
 
     def speculate(self, drafter: Drafter) -> None:
         """From now on verifies drafts; what steps take is measured for it first."""
-        place = self._measuring_place()
+        self._speculation = Speculation(drafter, self.step_times())
+
+    def step_times(self) -> StepTimes:
+        """Measures what steps take, by their rows."""
+        self._check_open()
+        self._blocks.make_room([1], self._executables.clear)
+        places = self._blocks.take([(1, 0)])
+        assert places is not None, "nothing runs yet, so there is room"
         try:
-            self._speculation = Speculation(drafter, measure_steps(lambda rows: self._time_step(place, rows)))
+            return measure_steps(lambda rows: self._time_step(places[0], rows))
         finally:
-            self._blocks.give_back(place)
+            self._blocks.give_back(places[0])
 
     def measure(self, on: bool) -> list[InstructionTime]:
         """As `Executable.measure`, of greedy steps; a sequence that makes the cache grow begins anew.
@@ -198,10 +210,7 @@ class Engine:
                     running += to_come[0]
                     self.submit(to_come.popleft())
                 if not self.step():
-                    raise RequestError(
-                        "these texts wait for memory of the cache that nothing will free; close the Lockstep that is "
-                        "open, or give more cache_memory"
-                    )
+                    raise RequestError(NO_ROOM)
                 for sequence in running:
                     sequence.check()
                 running = [sequence for sequence in running if not sequence.finished]
@@ -219,7 +228,8 @@ class Engine:
         """
         self._check([sequence])
         while not self._enter([sequence]):
-            self.step()
+            if not self.step():
+                raise RequestError(NO_ROOM)
         try:
             while sequence.num_pending:
                 count = min(self._prefill_chunk, sequence.num_pending)
@@ -297,13 +307,6 @@ class Engine:
         if self.on_step is not None:
             self.on_step(finish, [(r.sequence.computed, len(r.tokens)) for r in rows], logit_rows)
 
-    def _measuring_place(self) -> Place:
-        self._check_open()
-        self._blocks.make_room([1], self._executables.clear)
-        places = self._blocks.take([(1, 0)])
-        assert places is not None, "nothing runs yet, so there is room"
-        return places[0]
-
     def _time_step(self, place: Place, rows: int) -> float:
         """Seconds of a step that verifies so many rows of one sequence."""
         inputs = verifying_inputs(place, rows, self._blocks.table)
@@ -358,6 +361,8 @@ class Engine:
         return places is not None
 
     def _leave(self, sequence: Sequence) -> None:
+        if self._speculation is not None:
+            self._speculation.drafter.forget(sequence)
         if sequence.place is not None:
             self._blocks.give_back(sequence.place)
             sequence.place = None

@@ -14,8 +14,6 @@ from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from anthesis.engine.engine import Engine
 
 OVER = -1
@@ -138,7 +136,5 @@ class Lockstep:
     def __enter__(self) -> Lockstep:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

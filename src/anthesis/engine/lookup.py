@@ -72,6 +72,11 @@ class PromptLookup:
         """See `Drafter.first_token`."""
         return self._following(sequence, 1)[0]
 
+    def forget(self, sequence: Sequence) -> None:
+        """Lets go of the index."""
+        self._indexes.pop(sequence, None)
+        self._found.pop(sequence, None)
+
     def _following(self, sequence: Sequence, length: int) -> list[int]:
         found, tokens = self._found[sequence], sequence.tokens
         draft = tokens[found : found + length]

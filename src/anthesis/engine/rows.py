@@ -120,6 +120,8 @@ def choose_rows(
 
 def _may_go_on(sequence: Sequence) -> bool:
     group, leader = sequence.group, sequence.leader
+    if sequence.paused:
+        return False
     if group is not None:
         return not group.is_waiting and (group.begun or sequence in group.firsts)
     if leader is not None and leader.place is None and leader.finished:

@@ -122,6 +122,7 @@ class Sequence:
         drafts: tokens that may come next, which the step at work verifies.
         followers: sequences of the same prompt, that take what they have in common from this one.
         leader: whose follower it is, while it waits for it.
+        paused: it takes no rows, until it goes on.
         group: with which it advances, or None.
         score: of a hypothesis of a beam search, else None.
         counts: of its steps and drafts.
@@ -144,6 +145,7 @@ class Sequence:
     drafts: list[int] = field(init=False, default_factory=list)
     followers: list[Sequence] = field(init=False, default_factory=list)
     leader: Sequence | None = field(init=False, default=None)
+    paused: bool = field(init=False, default=False)
     group: Group | None = field(init=False, default=None)
     score: float | None = field(init=False, default=None)
     counts: DecodeCounts = field(init=False)

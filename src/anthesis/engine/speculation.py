@@ -12,6 +12,7 @@ drafts like it were right. No request pays more than `MOST_LOST` of its time for
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,11 +24,19 @@ from anthesis.engine.step_time import StepTimes
 MAX_DRAFT = 16
 """Tokens of a draft. Of longer ones little is gained: steps take longer, and one wrong token ends it."""
 
-MOST_LOST = 0.03
+MOST_LOST = 0.02
 """Of a request's time, for rows that gave no token."""
 
-LEAST_GAIN = 1.03
-"""Tokens per second that a draft must promise, relative to none: less is within what is not known about steps."""
+HORIZON = 32
+"""Tokens that a request is taken to go on for, unless it must end before: so it may lose a little at its beginning."""
+
+LEAST_GAIN = 1.1
+"""Tokens per second that a draft must promise, relative to none. The promise rests on few drafts, and on steps that may
+have been measured while something else ran."""
+
+
+LEAST_CHANCE = 0.05
+"""Of a draft's token, all before it included; less is worth no row, and no time to think about it."""
 
 
 class Drafter(Protocol):
@@ -49,6 +58,9 @@ class Drafter(Protocol):
     def first_token(self, sequence: Sequence) -> int | None:
         """The first token of the draft that `evidence` was asked about, where it is known without further cost."""
 
+    def forget(self, sequence: Sequence) -> None:
+        """Takes note that a sequence is over."""
+
 
 class Acceptance:
     """How often tokens of drafts were right, by their evidence; what is old counts less and less.
@@ -59,8 +71,10 @@ class Acceptance:
 
     _MEMORY = 0.98
     _PRIOR_TRIALS = 4.0
+    _DOUBT = 0.02
 
     def __init__(self, chances: Seq[float]) -> None:
+        self._chances = chances
         self._trials = [self._PRIOR_TRIALS] * len(chances)
         self._right = [self._PRIOR_TRIALS * chance for chance in chances]
 
@@ -76,6 +90,12 @@ class Acceptance:
             self._trials[i] = self._trials[i] * self._MEMORY + 1
             self._right[i] = self._right[i] * self._MEMORY + (place < accepted)
 
+    def doubt(self) -> None:
+        """Trusts what was found a little less: what follows may be easier to guess, and nothing else would tell."""
+        for i, chance in enumerate(self._chances):
+            self._trials[i] += self._DOUBT * (self._PRIOR_TRIALS - self._trials[i])
+            self._right[i] += self._DOUBT * (self._PRIOR_TRIALS * chance - self._right[i])
+
     def copy(self, chances: Seq[float]) -> Acceptance:
         """One that begins with what this one has found, as if that were only a guess."""
         return Acceptance([self.chance(i) for i in range(len(chances))])
@@ -87,7 +107,9 @@ class _Request:
 
     Attributes:
         acceptance: of its drafts.
+        begin_s: when its first step came.
         lost_s: seconds by which drafts have made it longer; below 0: shorter.
+        extra_s: by which the drafts of this step, its own and others', make the step longer.
         evidence: for the draft of this step, verified or not.
         guess: the first token of the draft that was not verified.
     """
@@ -95,6 +117,7 @@ class _Request:
     acceptance: Acceptance
     begin_s: float = field(default_factory=time.perf_counter)
     lost_s: float = 0.0
+    extra_s: float = 0.0
     evidence: int | None = None
     guess: int | None = None
 
@@ -130,8 +153,12 @@ class Speculation:
                 chance = 1.0
                 for place in range(most):
                     chance *= request.acceptance.chance(request.evidence + place)
+                    if chance < LEAST_CHANCE:
+                        break
                     gains.append((chance, i))
         lengths = self._lengths(sequences, requests, sorted(gains, reverse=True), num_rows)
+        for request in requests:
+            request.extra_s = self._extra_s
         wanted = {sequences[i]: length for i, length in lengths.items()}
         if wanted:
             for sequence, draft in self.drafter.draft(wanted).items():
@@ -150,8 +177,11 @@ class Speculation:
             was_right = sequence.tokens[-1] == request.guess
             for acceptance in (request.acceptance, self._acceptance):
                 acceptance.learn(request.evidence, 1, int(was_right))
-        request.lost_s += self._extra_s - accepted * self._plain_s
-        request.evidence = request.guess = None
+        elif request.evidence is not None:
+            for acceptance in (request.acceptance, self._acceptance):
+                acceptance.doubt()
+        request.lost_s += request.extra_s - accepted * self._plain_s
+        request.evidence, request.guess, request.extra_s = None, None, 0.0
 
     def timed(self, num_rows: int, seconds: float) -> None:
         """Takes note of how long a step of so many rows, none of them of a prompt, took."""
@@ -167,22 +197,27 @@ class Speculation:
     ) -> dict[int, int]:
         """How long a draft each sequence gets, by its index, so that the step gives the most tokens per second."""
         now = time.perf_counter()
-        allowed_s = min(MOST_LOST * (now - request.begin_s) - request.lost_s for request in requests)
         self._plain_s = self.times.seconds(num_rows)
+        allowed_s = min(
+            MOST_LOST * (now - request.begin_s + self._plain_s * min(HORIZON, sequence.limit - len(sequence.tokens)))
+            - request.lost_s
+            for sequence, request in zip(sequences, requests, strict=True)
+        )
         self._extra_s = 0.0
-        least = LEAST_GAIN * len(sequences) / self._plain_s
-        best, best_lengths = least, dict[int, int]()
+        best_speed, best_rows = LEAST_GAIN * len(sequences) / self._plain_s, 0
         lengths: dict[int, int] = {}
+        drafting: list[Sequence] = []
         tokens, longest = float(len(sequences)), 0
         for rows, (gain, i) in enumerate(gains, start=1):
+            if i not in lengths:
+                drafting.append(sequences[i])
             lengths[i] = lengths.get(i, 0) + 1
             tokens += gain
             longest = max(longest, lengths[i])
-            draft_s = self.drafter.cost_s([sequences[i] for i in lengths], longest)
+            draft_s = self.drafter.cost_s(drafting, longest)
             extra_s = self.times.seconds(num_rows + rows) - self._plain_s + draft_s
             if extra_s > allowed_s:
                 break
-            if tokens / (self._plain_s + extra_s) > best:
-                best, best_lengths = tokens / (self._plain_s + extra_s), dict(lengths)
-                self._extra_s = extra_s
-        return best_lengths
+            if tokens / (self._plain_s + extra_s) > best_speed:
+                best_speed, best_rows, self._extra_s = tokens / (self._plain_s + extra_s), rows, extra_s
+        return dict(Counter(i for _, i in gains[:best_rows]))

@@ -64,6 +64,11 @@ class Tokenizer:
         """Whether `apply_chat_template` and `encode_chat` work."""
         return self.chat_template is not None
 
+    def is_like(self, other: Tokenizer) -> bool:
+        """Whether both have the same tokens under the same ids."""
+        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        return bool(mine == theirs)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text.
 
