@@ -24,7 +24,7 @@ from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
-from anthesis.errors import RequestError, check_counts, naming
+from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
 from anthesis.intake import Intake
 from anthesis.parallel.layout import Layout
 from anthesis.program.ir import BLOCK_TOKENS

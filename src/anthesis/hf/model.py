@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,14 +12,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig, GenerationMixin
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, GenerationMixin
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutput
 
-from anthesis.config import ModelConfig
-from anthesis.errors import RequestError, UnsupportedError, check_counts, few
+from anthesis.errors import RequestError, UnsupportedError, check_counts
 from anthesis.hf import beams, direct, stepwise
 from anthesis.hf.in_memory import in_memory_model
+from anthesis.hf.loading import check_llm_arguments, configurations
 from anthesis.hf.options import check_arguments, resolve
 from anthesis.hf.processors import logits_processors, stopping_criteria
 from anthesis.hf.request import Extras, Request, make_request
@@ -31,19 +30,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 _TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_LOADING: Mapping[str, str] = {
-    "dtype": 'choose weights= ("bf16", "fp32", "int8", ...)',
-    "torch_dtype": 'choose weights= ("bf16", "fp32", "int8", ...)',
-    "quantization_config": 'choose weights= ("int8", "int4", ...)',
-    "load_in_8bit": 'choose weights="int8"',
-    "load_in_4bit": 'choose weights="int4"',
-    "device_map": "choose device=, and tp= to split the model",
-    "attn_implementation": "Anthesis has its own attention",
-    "revision": "download it with huggingface_hub.snapshot_download and give the directory",
-    "cache_dir": "download it with huggingface_hub.snapshot_download and give the directory",
-    "gguf_file": "give the path of the .gguf file as the model",
-}
-"""Arguments of transformers' `from_pretrained`, and what to say instead."""
 
 
 class AnthesisForCausalLM:
@@ -84,13 +70,9 @@ class AnthesisForCausalLM:
             AnthesisError: as `LLM`.
             UnsupportedError: an argument of transformers that has another name here.
         """
-        _check_llm_arguments(llm_arguments)
+        check_llm_arguments(llm_arguments)
         llm = LLM(None if name_or_path is None else str(name_or_path), **llm_arguments)
-        config = _config(llm)
-        has_own = llm.path is not None and (llm.path / "generation_config.json").is_file()
-        generation = (
-            GenerationConfig.from_pretrained(llm.path) if has_own else GenerationConfig.from_model_config(config)
-        )
+        config, generation = configurations(llm)
         return _class_of(config)(llm, config, generation, str(llm.path or name_or_path))
 
     def generate(
@@ -110,7 +92,7 @@ class AnthesisForCausalLM:
             generation_config: what to do; `kwargs` go before it.
             logits_processor: processors of your own, besides those that the configuration asks for.
             stopping_criteria: criteria of your own, besides those that the configuration asks for.
-            prefix_allowed_tokens_fn: (row, ids so far) -> ids that may follow.
+            prefix_allowed_tokens_fn: (row, its ids so far (T,) int64) -> ids that may follow.
             streamer: is given the prompt and each token as it comes.
             kwargs: `attention_mask` (B, T), `tokenizer` (for stop strings), and fields of `GenerationConfig`.
 
@@ -225,7 +207,7 @@ class AnthesisForCausalLM:
 
         Args:
             input_ids: (B, T) of integers, token ids.
-            attention_mask: (B, T) of numbers, 0 for padding, whose logits are zeros.
+            attention_mask: (B, T) of integers, 0 for padding, whose logits are zeros.
             labels: (B, T) of integers, the ids that should stand there; -100 for those that do not count.
             return_dict: give a `CausalLMOutput`, not a tuple.
             kwargs: refused.
@@ -350,7 +332,7 @@ def accelerate(model: Any, **llm_arguments: Any) -> AnthesisForCausalLM:
         UnsupportedError: another kind of model, a quantised one, or several ranks.
         AnthesisError: as `LLM`.
     """
-    _check_llm_arguments(llm_arguments)
+    check_llm_arguments(llm_arguments)
     llm = LLM(in_memory_model(model), **llm_arguments)
     generation = model.generation_config or GenerationConfig.from_model_config(model.config)
     return _class_of(model.config)(llm, model.config, generation, model.name_or_path)
@@ -364,41 +346,6 @@ def _class_named(name: str) -> type[AnthesisForCausalLM]:
 
 def _class_of(config: Any) -> type[AnthesisForCausalLM]:
     return _class_named(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__)
-
-
-def _check_llm_arguments(given: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(LLM).parameters if name != "model"]
-    for name in given:
-        if name in known:
-            continue
-        if name in _LOADING:
-            raise UnsupportedError(f"{name} is an argument of transformers; here {_LOADING[name]}")
-        raise RequestError(f"there is no argument {name!r}; known are those of anthesis.LLM: {few(known, len(known))}")
-
-
-def _config(llm: LLM) -> Any:
-    """Transformers' configuration of a model: its config.json, or else its sizes."""
-    if llm.path is not None and (llm.path / "config.json").is_file():
-        return AutoConfig.from_pretrained(llm.path)
-    ours: ModelConfig = llm.config
-    ends = list(ours.eos_token_ids) or [None]
-    sizes = {
-        "vocab_size": ours.vocab_size,
-        "hidden_size": ours.hidden_size,
-        "intermediate_size": ours.ffn_size,
-        "num_hidden_layers": ours.num_layers,
-        "num_attention_heads": ours.num_heads,
-        "num_key_value_heads": ours.num_kv_heads,
-        "head_dim": ours.head_dim,
-        "max_position_embeddings": ours.max_context,
-        "bos_token_id": ours.bos_token_id,
-        "eos_token_id": ends if len(ends) > 1 else ends[0],
-    }
-    config = AutoConfig.for_model(ours.family)
-    for name, size in sizes.items():
-        if hasattr(config, name):
-            setattr(config, name, size)
-    return config
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Request:
 
     @property
     def rows(self) -> torch.Tensor:
-        """The prompts, each as many times as it has rows: (B * width, T) int64."""
+        """The prompts, each as many times as it has rows: (N, T) int64."""
         return self.ids.repeat_interleave(self.width, dim=0)
 
     @property
@@ -101,7 +101,7 @@ def make_request(
         config: resolved.
         extras: objects of the caller's.
         inputs: (B, T) or (T,) of integers; None: the begin-of-sequence id alone.
-        attention_mask: (B, T) of numbers, 0 for padding; None: found from the padding id, where that is possible.
+        attention_mask: (B, T) of integers, 0 for padding; None: found from the padding id, where that is possible.
         has_default_max_length, has_default_min_length: neither the call nor the model sets it.
         max_positions: of the model's configuration, within which a default length stays.
         max_context: tokens that the model can hold.

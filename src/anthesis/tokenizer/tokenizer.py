@@ -66,7 +66,7 @@ class Tokenizer:
 
     def is_like(self, other: Tokenizer) -> bool:
         """Whether both have the same tokens under the same ids."""
-        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        mine, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (self, other))
         return bool(mine == theirs)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
