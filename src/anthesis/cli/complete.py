@@ -100,7 +100,7 @@ def complete(
 ) -> None:
     """Complete every row of a data set; killed and started again, go on with it.
 
-    [dim]$[/] anthesis complete news.jsonl --column content -o out.jsonl --num-shards 64
+    $ anthesis complete news.jsonl --column content -o out.jsonl --num-shards 64
     \f
     Raises:
         RequestError: flags that don't go together; and as `anthesis.dataset.complete`.
