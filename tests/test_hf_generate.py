@@ -207,7 +207,7 @@ def test_a_supported_field_does_what_it_does_in_transformers(pair, field):
     expected, found = both(*pair, **arguments)
     assert type(found) is type(expected)
     for name in expected.keys() if not isinstance(expected, torch.Tensor) else ():
-        assert name == "past_key_values" or (found[name] is None) == (expected[name] is None)
+        assert name in ("past_key_values", "cache") or (found[name] is None) == (expected[name] is None)
     if field == "renormalize_logits":
         torch.testing.assert_close(found.scores[0], expected.scores[0], atol=TIE, rtol=1e-4)
         assert (found.scores[0].exp().sum(dim=1) - 1).abs().max() < TIE
@@ -225,7 +225,7 @@ def test_a_supported_field_does_what_it_does_in_transformers(pair, field):
 def test_a_plain_request_goes_the_direct_way(llama):
     """Where no scores are asked for, the engine does all of it: nothing waits for Python between two steps."""
     _, ours = llama
-    prompt = padded([3, 5])
+    prompt = padded([5, 5])
     asked = {"max_new_tokens": 4, "do_sample": True, "top_k": 5, "temperature": 0.5, "repetition_penalty": 1.2}
     for arguments in ({"max_new_tokens": 4}, asked):
         assert plan_of(ours, **prompt, **arguments) is not None
@@ -330,14 +330,12 @@ def test_a_processor_of_the_callers_takes_the_place_of_its_kind(pair):
     assert not same(found, both(*pair, **asked)[1])
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_allowed_tokens_by_prefix(pair, num_beams):
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_allowed_tokens_by_prefix(pair, more):
     def allowed(row: int, ids: torch.Tensor) -> list[int]:
         return [20 + row, 30 + (int(ids[-1]) + len(ids)) % 7]
 
-    expected, found = both(
-        *pair, **padded([4, 2]), max_new_tokens=6, num_beams=num_beams, prefix_allowed_tokens_fn=allowed
-    )
+    expected, found = both(*pair, **padded([4, 2]), max_new_tokens=6, prefix_allowed_tokens_fn=allowed, **more)
     assert same(expected, found)
 
 

@@ -39,7 +39,9 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
         CONFIGS["llama"],
         LlamaConfig(**LLAMA, tie_word_embeddings=True),
         Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=True),
-        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=64, initializer_range=0.5),
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=64, initializer_range=0.5, eos_token_id=2
+        ),
     ],
     ids=lambda config: f"{config.model_type}-{'tied' if config.tie_word_embeddings else 'untied'}",
 )

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, TextIteratorStreamer, TextStreamer, pipeline
 
 from anthesis.hf import AnthesisForCausalLM
+from anthesis.hf.release import release
 from smollm2 import transformers_model
 
 PROMPTS = [
@@ -102,9 +103,17 @@ def test_stop_sequences_and_beams(pipes):
     for arguments in asked:
         expected, found = (pipe(PROMPTS[0], **arguments) for pipe in pipes)
         assert found == expected
-    assert pipes[1](PROMPTS[0], **asked[0])[0]["generated_text"].endswith("Paris")
 
 
+def test_stop_strings_are_part_of_the_text(theirs, ours, tokenizer):
+    inputs = tokenizer(PROMPTS[:2], return_tensors="pt", padding=True)
+    asked = {"stop_strings": ["Paris", "own nest"], "tokenizer": tokenizer, **GREEDY}
+    expected, found = (model.generate(**inputs, **asked) for model in (theirs, ours))
+    assert torch.equal(expected, found)
+    assert tokenizer.decode(found[0], skip_special_tokens=True).endswith("Paris")
+
+
+@pytest.mark.skipif(release() < (5, 20), reason="pipelines of older releases reach into the model for that")
 def test_a_pipelines_own_sampling(pipes):
     """What a pipeline sets by itself, 256 tokens drawn at a temperature of 0.7, is heard."""
     torch.manual_seed(0)
@@ -136,6 +145,7 @@ def test_calls_of_several_threads_take_turns(ours, tokenizer):
     assert all(torch.equal(alone[i], found[i]) for i in range(4))
 
 
+@pytest.mark.skipif(release() < (5, 20), reason="older releases read other special tokens out of this file")
 def test_the_models_tokenizer_is_that_of_transformers(ours):
     """For the embedded model, whose tokenizer is in its GGUF file, made from what Anthesis has read of it."""
     path = Path(ours.name_or_path)

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from anthesis.engine.beams import BeamSearch
 from anthesis.engine.lockstep import OVER
+from anthesis.hf.release import BEST_DRAW_FIRST, release
 from anthesis.hf.request import Request
 from anthesis.hf.stepwise import Record, next_logits, usable
 from anthesis.llm import LLM
@@ -93,7 +94,11 @@ def _pick(summed: torch.Tensor, count: int, draw: bool) -> tuple[torch.Tensor, t
         best = summed.topk(count)
         return best.values, best.indices
     places = torch.multinomial(torch.softmax(summed, dim=-1), count)
-    return summed.gather(1, places), places
+    drawn = summed.gather(1, places)
+    if release() < BEST_DRAW_FIRST:
+        return drawn, places
+    drawn, order = drawn.sort(dim=1, descending=True)
+    return drawn, places.gather(1, order)
 
 
 def _array(tensor: torch.Tensor) -> Any:

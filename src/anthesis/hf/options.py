@@ -93,6 +93,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """What transformers takes a field to be that neither the call nor the model sets."""
 
+_SHARED = "prompts that begin alike share what was computed, by themselves: see reuse_prefixes= of from_pretrained"
 ARGUMENTS: Mapping[str, str] = {
     "synced_gpus": "Anthesis splits a model over devices itself: see tp= of from_pretrained",
     "assistant_model": "open the model with speculate= the draft model's name",
@@ -102,7 +103,8 @@ ARGUMENTS: Mapping[str, str] = {
     "custom_generate": "no other code is loaded; logits_processor and stopping_criteria shape each step",
     "trust_remote_code": "no other code is loaded",
     "inputs_embeds": "prompts are token ids; ask the transformers model for this",
-    "past_key_values": "prompts that begin alike share what was computed, by itself: see reuse_prefixes=",
+    "past_key_values": _SHARED,
+    "cache": _SHARED,
     "position_ids": "positions follow from the attention_mask",
     "token_type_ids": "decoder models have no token types; drop it (tokenizer(..., return_token_type_ids=False))",
     "cache_position": "positions follow from the attention_mask",

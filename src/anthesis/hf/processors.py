@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from anthesis.errors import RequestError
-from anthesis.hf.release import PADDING_IS_NOT_REPEATED, release
+from anthesis.hf.release import PADDING_IS_NOT_REPEATED, PREFIXES_OF_PROMPTS, release
 from anthesis.hf.request import Request
 
 _Maker = Callable[[], Any]
@@ -90,7 +90,8 @@ def _rules(request: Request) -> Iterator[tuple[bool, _Maker]]:
     more = config.min_new_tokens
     yield bool(ends and more), lambda: MinNewTokensLengthLogitsProcessor(length, more, ends, device=device)
     allowed = extras.prefix_allowed_tokens_fn
-    yield allowed is not None, lambda: PrefixConstrainedLogitsProcessor(allowed, config.num_beams)
+    rows = config.num_beams if release() < PREFIXES_OF_PROMPTS else request.width
+    yield allowed is not None, lambda: PrefixConstrainedLogitsProcessor(allowed, rows)
     first, last = config.forced_bos_token_id, config.forced_eos_token_id
     yield first is not None, lambda: ForcedBOSTokenLogitsProcessor(first)
     yield last is not None, lambda: ForcedEOSTokenLogitsProcessor(request.max_length, last, device=device)

@@ -9,8 +9,13 @@ from anthesis.errors import UnsupportedError
 SUPPORTED_MAJOR = 5
 """All releases of this major number; what they share is documented, and nothing else of them is used."""
 
+# What transformers has changed within these releases, and what is done as the installed one does it.
 PADDING_IS_NOT_REPEATED = (5, 23)
 """From this release on a repetition penalty takes no notice of padding."""
+BEST_DRAW_FIRST = (5, 24)
+"""From this release on continuations that are drawn for beams are looked at best first, not in the order of drawing."""
+PREFIXES_OF_PROMPTS = (5, 24)
+"""From this release on prefix_allowed_tokens_fn is given a prompt's number also for several samples of one prompt."""
 
 
 def release() -> tuple[int, int]:
