@@ -214,7 +214,7 @@ def test_without_bandwidth_there_is_no_share(tmp_path: Path) -> None:
     run = Run(total_s=3.0, token_s=((1.0, 2.0, 3.0),), read_bytes_per_s=())
     with LLM(write_model(tmp_path), device="reference") as llm:
         work, programs = work_of(llm, run, 4, 3), llm.loaded.programs("argmax")
-    found = traffic(work, programs, [run], "not measured: no extension")
+    found = traffic([work], programs, [run], "not measured: no extension")
     assert found is not None
     assert found.share_of_bandwidth is found.read_bandwidth_bytes_per_s is None
     assert found.read_bandwidth_note == "not measured: no extension"

@@ -204,8 +204,8 @@ def test_the_limit_allows_for_noise_and_no_more(tmp_path: Path) -> None:
     assert least.total_s is not None and least.bound is None
     steps = {share: least.total_s / 2 / share for share in (0.9, 1.04, 1.06)}
     runs = {share: [replace(run, token_s=((1.0, 1 + s, 1 + 2 * s),))] for share, s in steps.items()}
-    assert {share: len(list(too_fast(work, found))) for share, found in runs.items()} == {0.9: 0, 1.04: 0, 1.06: 1}
-    found = limit(work, runs[0.9])
+    assert {share: len(list(too_fast([work], found))) for share, found in runs.items()} == {0.9: 0, 1.04: 0, 1.06: 1}
+    found = limit([work], runs[0.9])
     assert found.share_of_step_floor is not None
     assert found.share_of_step_floor.median == pytest.approx(0.9 * 1.2 / 1.1)  # of the median pass
 

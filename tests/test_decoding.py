@@ -171,7 +171,7 @@ def test_several_completions_share_the_prompt(llm, tmp_path):
     prompt = list(range(1, 101))
     options = {"max_new_tokens": 10, "temperature": 1.0, "seed": 5, "ignore_eos": True}
     rows: list[int] = []
-    llm.watch(lambda finish, sequences, logits: rows.append(sum(count for _, count in sequences)))
+    llm.watch(lambda finish, sequences, *_: rows.append(sum(count for _, count in sequences)))
     found = llm.generate([prompt], num_return_sequences=6, **options)
     llm.watch(None)
     assert sum(rows) == 100 + 6 * 9 + 5, "the prompt once, and the last token's row again for five of six"
@@ -192,7 +192,7 @@ def test_prompts_that_begin_alike_share_what_was_computed(llm, tmp_path):
         assert not any(c.reused_tokens for c in other.generate(prompts[:3], max_new_tokens=2))
     rows: list[int] = []
     with LLM(random(tmp_path), device="cpu") as fresh:
-        fresh.watch(lambda finish, sequences, logits: rows.append(sum(count for _, count in sequences)))
+        fresh.watch(lambda finish, sequences, *_: rows.append(sum(count for _, count in sequences)))
         found = fresh.generate(prompts, max_new_tokens=8, ignore_eos=True)
         assert [c.token_ids for c in found] == expected
         assert [c.reused_tokens for c in found] == [0] + [192] * 29, "also those that came in together"

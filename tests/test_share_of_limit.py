@@ -24,7 +24,7 @@ from anthesis.plan.hardware import Hardware
 from anthesis.program.attend import Attend
 from anthesis.program.cost import cost
 from anthesis.program.fuse import fuse
-from anthesis.program.ir import Arrays, Program, Step
+from anthesis.program.ir import BLOCK_TOKENS, Arrays, Program, Step
 from anthesis.program.partition import partition
 from anthesis.program.stages import choose_stages, stage
 from command_line import TINY_BLOOM
@@ -67,7 +67,10 @@ def record(llm: LLM) -> list[tuple[Program, dict[str, Any]]]:
 
 
 def needed(program: Program, inputs: dict[str, Any]) -> tuple[int, int]:
-    """(bytes of weights and cache, flops) of a step, operation by operation and row by row."""
+    """(bytes of weights and cache, flops) of a step, operation by operation and row by row.
+
+    What a sequence has in the same blocks as one before it counts as read.
+    """
     step = Step(rows=len(inputs["tokens"]), logit_rows=len(inputs.get("logit_rows", ())))
     nbytes = flops = 0
     for op in program.ops:
@@ -75,10 +78,22 @@ def needed(program: Program, inputs: dict[str, Any]) -> tuple[int, int]:
             of_rows = op.cost(program.values, step)
             nbytes, flops = nbytes + of_rows.weight_bytes + of_rows.cache_bytes, flops + of_rows.flops
             continue
-        for _, count, first in inputs["segments"][inputs["segments"][:, 1] > 0].tolist():
+        held: set[int] = set()
+        for row, count, first in inputs["segments"][inputs["segments"][:, 1] > 0].tolist():
             nbytes += op.cost(program.values, Step(rows=count, context=first + count)).cache_bytes
+            blocks = inputs["block_table"][inputs["slots"][row]].tolist()
+            attended = range(max(0, first + count - (op.window or first + count)), first)
+            again = sum(blocks[position // BLOCK_TOKENS] in held for position in attended)
+            nbytes -= again * op.cost(program.values, Step()).cache_bytes // 2  # of which half is written
+            held.update(blocks[: -(-first // BLOCK_TOKENS)])
             flops += sum(op.cost(program.values, Step(context=first + row + 1)).flops for row in range(count))
     return nbytes, flops
+
+
+def table_of(inputs: dict[str, Any]) -> list[int]:
+    """The blocks of all sequences of a step."""
+    slots = np.unique(inputs["slots"])
+    return [block for block in inputs["block_table"][slots].ravel().tolist() if block]
 
 
 def counter_of(llm: LLM, **rates: float | None) -> StepCounter:
@@ -91,12 +106,13 @@ def test_the_floor_is_the_sum_of_the_steps_costs(family: str, tmp_path: Path) ->
     path.write_text(json.dumps(MODELS[family]))
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 300, length).tolist() for length in (1, 3, 70, 17, 40)]
+    prompts.append([*prompts[2][:65], 5])  # which has a block of the one that is there
     with LLM(f"random:{path}", device="cpu", weights="int8", prefill_chunk=32) as llm:
         steps, counter = record(llm), counter_of(llm)
         llm.watch(counter)
         llm.generate(prompts, max_new_tokens=9, ignore_eos=True)
         llm.generate(prompts, max_new_tokens=5, ignore_eos=True, temperature=1.0, seed=0)
-        llm.generate(prompts[2], max_new_tokens=1)  # alone, so its first chunks choose no token
+        llm.generate(prompts[2][::-1], max_new_tokens=1)  # alone, so its first chunks choose no token
         llm.logits(prompts[2])
         costs = [needed(program, inputs) for program, inputs in steps]
         llm.watch(None)
@@ -104,6 +120,8 @@ def test_the_floor_is_the_sum_of_the_steps_costs(family: str, tmp_path: Path) ->
     memory_bound = [(b, f) for b, f in costs if b / RATES["read_bytes_per_s"] >= f / RATES["flops_per_s"]]
     assert 0 < len(memory_bound) < len(costs), "steps of both kinds are wanted"
     assert len({program.ops[-1].kind for program, _ in steps}) == 4, "all ways in which programs finish are wanted"
+    shared = [len(set(blocks)) < len(blocks) for blocks in (table_of(inputs) for _, inputs in steps)]
+    assert any(shared), "blocks that are shared are wanted"
     assert counter.steps == len(costs)
     assert counter.memory_bound_bytes == sum(b for b, _ in memory_bound)
     assert counter.compute_bound_flops == sum(f for b, f in costs if (b, f) not in memory_bound)

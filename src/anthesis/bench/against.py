@@ -245,6 +245,10 @@ def _yes_or_no(text: str) -> bool:
     return text == "true"
 
 
+def _drafts(text: str) -> str | None:
+    return None if text == "none" else text
+
+
 def _one(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: (read(text),)
 
@@ -262,6 +266,7 @@ CHANGEABLE: Mapping[str, Callable[[str], Any]] = {
     "cache": str,
     "cache_memory": int,
     "prefill_chunk": int,
+    "speculate": _drafts,
     "invariant": _yes_or_no,
     "adapter": str,
     "seed": int,

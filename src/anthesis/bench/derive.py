@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from anthesis.bench.measurement import Run, Speed
 from anthesis.bench.statistic import summary, whole_summary
+from anthesis.engine.sequence import per_token_s
 
 SETTLED_RUNS = 3
 SETTLED_SPREAD = 0.05
@@ -51,7 +51,7 @@ def speed(runs: Sequence[Run], prompt_tokens: int) -> Speed:
         prompt_tokens: of each sequence.
     """
     generated = sum(len(times) for times in runs[0].token_s)
-    gaps = [b - a for run in runs for times in run.token_s for a, b in pairwise(times)]
+    gaps = [gap for run in runs for times in run.token_s for gap in per_token_s(times)]
     return Speed(
         generated_tokens=generated,
         total_s=whole_summary([run.total_s for run in runs]),

@@ -6,14 +6,14 @@ The speeds are those measured between the runs, so a limit is one of the minutes
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from anthesis.bench.derive import decode_s, prefill_s
+from anthesis.bench.derive import decode_s, decode_tokens, prefill_s
 from anthesis.bench.measurement import Limit, Run
 from anthesis.bench.statistic import summary
 from anthesis.llm import LLM
-from anthesis.plan.counted import StepCost, StepCosts
+from anthesis.plan.counted import Sequences, StepCost, StepCosts
 from anthesis.plan.hardware import Hardware
 from anthesis.program.ir import Step
 
@@ -44,7 +44,9 @@ class Work:
     Attributes:
         prefill: the steps of the prompts: all in one, so that the weights are read once.
         decode: those after the last sequence's first token; none with a single token.
-        average: of these, for what is told of a step; None with a single token.
+        steps: the same, as (tokens in the cache, rows) of each sequence.
+        tokens: that they give.
+        costs: of steps.
         hardware: without the speeds, which are measured after each run.
         machines: over which ranks are spread that share the memory of theirs.
         weight_kinds: kinds of the matrices.
@@ -52,10 +54,17 @@ class Work:
 
     prefill: Sequence[StepCost]
     decode: Sequence[StepCost]
-    average: Step | None
+    steps: Sequence[Sequences]
+    tokens: int
+    costs: StepCosts
     hardware: Hardware
     machines: int
     weight_kinds: tuple[str, ...]
+
+    def with_decode(self, steps: Sequence[Sequences], tokens: int) -> Work:
+        """The same prompts with other decode steps: those of a run whose drafts came out differently."""
+        decode = [self.costs.of("argmax", step, sum(rows for _, rows in step)) for step in steps]
+        return replace(self, decode=decode, steps=steps, tokens=tokens)
 
     def least(self, steps: Sequence[StepCost], read_bytes_per_s: float | None, peaks: Mapping[str, float]) -> Least:
         """The least time of `prefill` or `decode`.
@@ -84,27 +93,34 @@ class Work:
         return sum(nbytes for step in steps for nbytes, _ in step) // (len(steps) * self.machines)
 
 
-def work_of(llm: LLM, run: Run, prompt_tokens: int, new_tokens: int) -> Work:
-    """What the runs of a point do.
+def work_of(
+    llm: LLM, run: Run, prompt_tokens: int, new_tokens: int, observed: Sequence[Sequences] | None = None
+) -> Work:
+    """What a run does.
 
     Args:
         llm: that did it.
-        run: one of them: which sequences ran beside each other shows in the times of their tokens.
+        run: of which, without drafts, the times of the tokens show which sequences ran beside each other.
         prompt_tokens: of each sequence.
         new_tokens: of each sequence.
+        observed: the decode steps, as `OnStep` told of them; None: every step gave each of its sequences one token.
     """
     shares_memory = llm.device_info.uses_host_memory
     costs = StepCosts(llm.loaded.programs, llm.layout, shares_memory=shares_memory)
     batch = len(run.token_s)
-    sequences = _decode_steps(run, prompt_tokens, new_tokens)
-    return Work(
+    steps = _decode_steps(run, prompt_tokens, new_tokens) if observed is None else observed
+    tokens = sum(map(len, steps)) if observed is None else decode_tokens(run)
+    prompts = Work(
         prefill=[costs.of("argmax", [(0, prompt_tokens)] * batch, batch)],
-        decode=[costs.of("argmax", step, len(step)) for step in sequences],
-        average=_average(sequences),
+        decode=(),
+        steps=(),
+        tokens=0,
+        costs=costs,
         hardware=Hardware.of_device(llm.device_info),
         machines=llm.loaded.machines,
         weight_kinds=llm.loaded.weight_kinds,
     )
+    return prompts.with_decode(steps, tokens)
 
 
 def _decode_steps(run: Run, prompt_tokens: int, new_tokens: int) -> list[list[tuple[int, int]]]:
@@ -118,20 +134,22 @@ def _decode_steps(run: Run, prompt_tokens: int, new_tokens: int) -> list[list[tu
     return [[(prompt_tokens + tokens[i] - 1, 1) for tokens in coming if i < len(tokens)] for i in range(new_tokens - 1)]
 
 
-def _average(steps: Sequence[Sequence[tuple[int, int]]]) -> Step | None:
-    """The average of decode steps, rounded down."""
-    contexts = [before + rows for step in steps for before, rows in step]
-    if not contexts:
+def average_step(works: Sequence[Work]) -> Step | None:
+    """The average of all decode steps, rounded down; None where there is none."""
+    sequences = [sequence for work in works for step in work.steps for sequence in step]
+    steps = sum(len(work.steps) for work in works)
+    if not sequences:
         return None
-    rows = len(contexts) // len(steps)
-    return Step(rows, rows, sum(contexts) // len(contexts), rows)
+    rows = sum(count for _, count in sequences) // steps
+    context = sum(before + count for before, count in sequences) // len(sequences)
+    return Step(rows, rows, context, len(sequences) // steps)
 
 
-def limit(work: Work, runs: Sequence[Run]) -> Limit:
+def limit(works: Sequence[Work], runs: Sequence[Run]) -> Limit:
     """How near runs came to the least time of their work.
 
     Args:
-        work: that each did.
+        works: of each run.
         runs: at least one.
     """
     kinds = sorted({kind for run in runs for kind in run.multiply_adds_per_s})
@@ -140,27 +158,34 @@ def limit(work: Work, runs: Sequence[Run]) -> Limit:
         for kind in kinds
     }
     known = [bandwidth for run in runs if (bandwidth := bandwidth_of(run)) is not None]
-    bandwidth, steps = statistics.median(known) if known else None, len(work.decode)
-    prefill, decode = (work.least(each, bandwidth, peaks) for each in (work.prefill, work.decode))
+    bandwidth, steps = statistics.median(known) if known else None, sum(len(work.decode) for work in works)
+    prefill = works[0].least(works[0].prefill, bandwidth, peaks)
+    decode = works[0].least([step for work in works for step in work.decode], bandwidth, peaks)
     return Limit(
         multiply_adds_per_s=peaks,
         step_bytes=decode.read_bytes // steps if steps else None,
         step_flops=decode.flops // steps if steps else None,
         step_floor_s=decode.total_s / steps if steps and decode.total_s is not None else None,
         step_bound=decode.bound if steps else None,
-        share_of_step_floor=summary(_shares(work, work.decode, runs, [decode_s(run) for run in runs])),
+        share_of_step_floor=summary(_shares(works, [work.decode for work in works], runs, decode_s)),
         prefill_bytes=prefill.read_bytes,
         prefill_flops=prefill.flops,
         prefill_floor_s=prefill.total_s,
         prefill_bound=prefill.bound,
-        share_of_prefill_floor=summary(_shares(work, work.prefill, runs, [prefill_s(run) for run in runs])),
+        share_of_prefill_floor=summary(_shares(works, [work.prefill for work in works], runs, prefill_s)),
     )
 
 
-def _shares(work: Work, steps: Sequence[StepCost], runs: Sequence[Run], seconds: Sequence[float]) -> list[float]:
-    """Of the least time of these steps in what they took, each run by the speeds measured after it."""
-    least = [work.least(steps, bandwidth_of(run), run.multiply_adds_per_s).total_s for run in runs]
-    return [each / took for each, took in zip(least, seconds, strict=True) if steps and each is not None]
+def _shares(
+    works: Sequence[Work], steps: Sequence[Sequence[StepCost]], runs: Sequence[Run], clock: Callable[[Run], float]
+) -> list[float]:
+    """Of the least time of each run's steps in what they took, by the speeds measured after it."""
+    found = []
+    for work, of_run, run in zip(works, steps, runs, strict=True):
+        least = work.least(of_run, bandwidth_of(run), run.multiply_adds_per_s)
+        if of_run and least.total_s is not None:
+            found.append(least.total_s / clock(run))
+    return found
 
 
 def bandwidth_of(run: Run) -> float | None:

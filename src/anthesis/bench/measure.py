@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from anthesis.bench import audit
 from anthesis.bench.counted import intrusions, warming_up
-from anthesis.bench.derive import has_settled, speed, tokens_sha256
+from anthesis.bench.derive import decode_tokens, has_settled, speed, tokens_sha256
+from anthesis.bench.drafts import decode_steps, drafts_of, speculation, unverified
 from anthesis.bench.limit import limit, work_of
 from anthesis.bench.loaded import device_of, model_of
 from anthesis.bench.measurement import Measurement, Run, Warmup
@@ -21,6 +22,7 @@ from anthesis.completion import Completion
 from anthesis.devices.device import Counters
 from anthesis.errors import AnthesisError, RequestError
 from anthesis.llm import LLM, PREFILL_CHUNK
+from anthesis.plan.counted import Sequences
 
 DEFAULT_PROMPT = "DeepSpeed is a machine learning framework"
 DEFAULT_PROMPT_TOKENS = 7
@@ -73,6 +75,7 @@ class Session:
         self._device = llm.loaded.device
         self._warmup_s: list[float] = []
         self._runs: list[Run] = []
+        self._steps: list[list[Sequences]] = []
         self._counted: list[tuple[Counters, Counters]] = []
         self._fingerprints: list[str] = []
         self._span: tuple[float, float] | None = None
@@ -111,7 +114,7 @@ class Session:
         before = self._device.counters()
         self._device.synchronize()
         begin = time.perf_counter()
-        total_s, completions = self._once()
+        total_s, completions, steps = self._once()
         end = time.perf_counter()
         self._device.synchronize()
         synchronise_s = time.perf_counter() - end
@@ -126,10 +129,13 @@ class Session:
             token_s=tuple(tuple(round(time_s, 9) for time_s in c.timing.token_s) for c in completions),
             read_bytes_per_s=(),
             synchronise_s=synchronise_s,
+            drafts=drafts_of(completions, steps, len(self._prompt_ids)) if steps else None,
         )
+        self._steps.append(steps)
         if not self._runs:  # before a buffer of ours is in it
             self._peak, self._device_peak = self._llm.loaded.peak_memory_bytes(), after.memory_bytes
-            self._work = work_of(self._llm, run, len(self._prompt_ids), self._request.max_new_tokens)
+            observed = decode_steps(steps, len(self._prompt_ids)) if steps else None
+            self._work = work_of(self._llm, run, len(self._prompt_ids), self._request.max_new_tokens, observed)
         bandwidth = self._device.read_bandwidth(self._work.bytes_of_step)
         self._note = bandwidth.note
         peaks = dict(self._device.multiply_add_peaks())
@@ -141,10 +147,14 @@ class Session:
 
     def measurement(self) -> Measurement:
         """What was found; after one run or more."""
-        llm, request, runs, work = self._llm, self._request, self._runs, self._work
+        llm, request, runs, prompt_tokens = self._llm, self._request, self._runs, len(self._prompt_ids)
         assert self._span is not None, "measurement() comes after run()"
+        works = [
+            self._work.with_decode(decode_steps(steps, prompt_tokens), decode_tokens(run)) if steps else self._work
+            for run, steps in zip(runs, self._steps, strict=True)
+        ]
         warmup = Warmup(run_s=tuple(self._warmup_s), settled=has_settled(self._warmup_s))
-        found = speed(runs, len(self._prompt_ids))
+        found = speed(runs, prompt_tokens)
         timed_s = self._span[1] - self._span[0]
         moved = audit.bandwidth_moved(runs)
         runs_agree = len(set(self._fingerprints)) == 1
@@ -162,13 +172,14 @@ class Session:
                 max_context=llm.max_context,
                 prefill_chunk=request.prefill_chunk or PREFILL_CHUNK,
                 seed=request.seed,
+                speculate=request.speculate,
             ),
             device=device_of(llm),
             load_s=llm.load_s,
             warmup=warmup,
             runs=tuple(runs),
             speed=found,
-            traffic=traffic(work, programs, runs, self._note),
+            traffic=traffic(works, programs, runs, self._note),
             tokens_sha256=self._fingerprints[0],
             runs_agree=runs_agree,
             process_peak_memory_bytes=self._peak[0],
@@ -178,22 +189,28 @@ class Session:
             invalid=(
                 *intrusions(self._counted),
                 *audit.still_at_work(runs),
-                *audit.too_fast(work, runs),
+                *audit.too_fast(works, runs),
                 *audit.unaccounted(runs, timed_s, self._between_s),
                 *audit.miscounted(runs, found, self._point.batch, request.max_new_tokens),
-                *audit.wrong_rates(runs, found, len(self._prompt_ids)),
+                *audit.wrong_rates(runs, found, prompt_tokens),
+                *unverified(runs, self._steps, prompt_tokens),
                 *audit.idle_ends(runs),
                 *audit.wrong_bytes(programs, self._point.batch),
             ),
-            limit=limit(work, runs),
+            limit=limit(works, runs),
             bandwidth_moved=moved,
             marks=audit.marks(warmup, moved, runs_agree, self._total_s, request.min_s),
             first_run_s=(self._warmup_s or [runs[0].total_s])[0],
             timed_s=timed_s,
             between_s=self._between_s,
+            speculation=speculation(runs),
         )
 
-    def _once(self) -> tuple[float, list[Completion]]:
+    def _once(self) -> tuple[float, list[Completion], list[Sequences]]:
+        """Seconds, completions, and with drafts the steps, whose sizes nothing else tells."""
+        steps: list[Sequences] = []
+        if self._request.speculate is not None:
+            self._llm.watch(lambda finish, sequences, *_: steps.append(sequences))
         begin = time.perf_counter()
         completions = self._llm.generate(
             [self._prompt_ids] * self._point.batch,
@@ -202,8 +219,9 @@ class Session:
             batch=self._point.batch,
         )
         seconds = time.perf_counter() - begin
+        self._llm.watch(None)
         _check_count(completions, self._request.max_new_tokens)
-        return seconds, completions
+        return seconds, completions, steps
 
 
 def _prompt(llm: LLM, request: Request, point: Point) -> tuple[str | None, list[int]]:

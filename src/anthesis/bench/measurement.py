@@ -43,16 +43,34 @@ class Counted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drafts:
+    """What came of the drafts of a run, over all sequences.
+
+    Attributes:
+        steps: that gave tokens, the prompt's last one included; a step of several sequences counts for each.
+        drafted_tokens: that were verified beside what was computed anyway.
+        accepted_tokens: of those, that were right.
+        decode_steps: after the last sequence's first token; a step of several sequences counts once.
+    """
+
+    steps: int
+    drafted_tokens: int
+    accepted_tokens: int
+    decode_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The samples of one timed run.
 
     Attributes:
         total_s: of the whole call.
-        token_s: for each sequence the time of each of its tokens.
+        token_s: for each sequence the time of each of its tokens; those that one step gave it have the same.
         read_bytes_per_s: one sample for each pass of the bandwidth measurement after the run; none where it can't.
         synchronise_s: waiting for the device after the clock was stopped. A step ends when its tokens are on the host,
             so nothing should be left to do.
         multiply_adds_per_s: the peaks measured after the run, by the kind of the inputs; empty where they are unknown.
+        drafts: what came of them; None without speculation.
     """
 
     total_s: float
@@ -60,6 +78,23 @@ class Run:
     read_bytes_per_s: tuple[float, ...]
     synchronise_s: float = 0.0
     multiply_adds_per_s: dict[str, float] = field(default_factory=dict)
+    drafts: Drafts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """How much was gained by drafts, of the runs.
+
+    Attributes:
+        acceptance: accepted / drafted tokens, of the runs that drafted any; None where none did.
+        drafted_tokens: of a run.
+        tokens_per_step: generated tokens / steps that gave tokens: what one reading of the weights gives a sequence,
+            on average; 1 without drafts.
+    """
+
+    acceptance: Statistic | None
+    drafted_tokens: Statistic
+    tokens_per_step: Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +105,8 @@ class Speed:
         generated_tokens: counted in each run, over all sequences.
         total_s: of the runs.
         first_token_s: of every sequence of every run.
-        between_tokens_s: of every sequence of every run; None with a single token.
+        between_tokens_s: of every sequence of every run, the time of a step shared evenly by the tokens that it gave;
+            None with a single token.
         tokens_per_s: generated tokens / total_s, of the runs.
         prefill_tokens_per_s: prompt tokens of all sequences / prefill_s, of the runs.
         decode_tokens_per_s: tokens that came during decode_s / decode_s, of the runs; None with a single token.
@@ -92,9 +128,9 @@ class Traffic:
     Attributes:
         weight_bytes_per_step: weights in their kinds, by the program's cost.
         cache_bytes_per_step: of all sequences at the mean context.
-        bytes_per_token: both, divided by the sequences.
+        bytes_per_token: both, divided by the tokens that a step gives: one for each sequence, or more by drafts.
         mean_context_tokens: to which the cache's share is computed.
-        step_s: decode_s / (new_tokens - 1), of the runs.
+        step_s: decode_s / decode steps, of the runs: new_tokens - 1, or fewer by drafts.
         read_bandwidth_bytes_per_s: of all passes after all runs; None where it was not measured.
         read_bandwidth_note: how it was measured, or why not.
         share_of_bandwidth: the time to read a step's bytes at the median bandwidth measured after the same run, by
@@ -152,6 +188,7 @@ class Measurement:
         runs: every sample.
         speed: derived from the samples.
         traffic: of the decode steps; None with a single token, which has none.
+        speculation: what drafts gained; None without them.
         tokens_sha256: of the tokens of the first run: ids as little-endian int32, sequence after sequence.
         runs_agree: every run generated these tokens.
         process_peak_memory_bytes: the most this process ever held until the end of the first timed run, before any
@@ -191,3 +228,4 @@ class Measurement:
     first_run_s: float | None = None
     timed_s: float | None = None
     between_s: float | None = None
+    speculation: Speculation | None = None

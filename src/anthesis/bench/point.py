@@ -86,6 +86,8 @@ class LocalPoint:
                 cache=request.cache,
                 cache_memory=request.cache_memory,
                 prefill_chunk=request.prefill_chunk,
+                reuse_prefixes=False,  # every run does the work of the first
+                speculate=request.speculate,
                 invariant=request.invariant,
                 adapter=request.adapter,
                 seed=request.seed,

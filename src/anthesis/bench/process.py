@@ -99,7 +99,9 @@ class PointProcess:
                 f"anthesis.bench.serve with protocol {PROTOCOL}"
             )
         self.version, self.commit, self.versions = hello["version"], hello.get("commit"), hello.get("versions", {})
-        self._ask({"do": "load", "request": to_document(self._request), "point": to_document(self._point)}, tell)
+        # what is not asked for is not sent: another version may not know of it
+        request = {name: value for name, value in to_document(self._request).items() if value is not None}
+        self._ask({"do": "load", "request": request, "point": to_document(self._point)}, tell)
 
     def warm_up(self, tell: Tell) -> None:
         """Runs until the times settle.

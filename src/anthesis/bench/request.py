@@ -30,16 +30,16 @@ class Request:
         batch: sequences at once.
         weights: kinds of the matrices.
         tp: ranks among which every layer is split.
-        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, invariant, adapter, seed: as in
-            `LLM`.
+        pp, device, threads, max_context, cache, cache_memory, prefill_chunk, speculate, invariant, adapter, seed: as in
+            `LLM`, which is opened without reusing prefixes: every run computes its prompts.
         warmup: most runs before those that count; fewer where the last three agree within 5 %.
         runs: that count, at least.
         min_s: seconds that they take together, at least, or 100 runs, or 100,000 times of tokens.
         operations: run once more with counters, and tell where the time of a decode step goes.
 
     Raises:
-        RequestError: a number out of its range, an unknown kind of weights, nothing to sweep, two prompts, or more
-            samples than a result can hold.
+        RequestError: a number out of its range, an unknown kind of weights, nothing to sweep, two prompts, operations
+            of steps with drafts, or more samples than a result can hold.
     """
 
     model: str | None = None
@@ -56,6 +56,7 @@ class Request:
     cache: str = "auto"
     cache_memory: int | None = None
     prefill_chunk: int | None = None
+    speculate: str | None = None
     invariant: bool = False
     adapter: str | None = None
     seed: int = 0
@@ -80,6 +81,8 @@ class Request:
                 weight_kind(kind)
         if self.operations and self.max_new_tokens < 2:
             raise RequestError("one token takes no decode step whose operations could be counted; ask for 2 or more")
+        if self.operations and self.speculate is not None:
+            raise RequestError("steps with drafts differ in size, and operations are counted for one; leave one out")
         if self.warmup < 0:
             raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
         if not 0 <= self.min_s < math.inf:

@@ -64,6 +64,7 @@ class Configuration:
         prefill_chunk: most prompt rows in one step.
         seed: of random weights.
         pp: stages of layers.
+        speculate: where drafts came from: "lookup", or a model as it was asked for; None: there were none.
     """
 
     prompt: str | None
@@ -76,6 +77,7 @@ class Configuration:
     prefill_chunk: int
     seed: int
     pp: int = 1
+    speculate: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -333,6 +333,8 @@ def _command(a: Labelled, b: Labelled) -> str | None:
         return None
     was, wanted = _asked(a), _asked(b)
     changes = {name: value for name, value in wanted.items() if was.get(name) != value}
+    if "speculate" in changes and changes["speculate"] is None:
+        changes["speculate"] = "none"
     if any(value is None or name not in CHANGEABLE for name, value in changes.items()):
         return None
     text = ",".join(

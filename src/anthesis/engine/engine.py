@@ -21,7 +21,7 @@ from anthesis.engine.group import Group
 from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
 from anthesis.engine.lockstep import OVER
 from anthesis.engine.outputs import StepOutputs
-from anthesis.engine.rows import Rows, choose_rows
+from anthesis.engine.rows import Rows, choose_rows, shared_tokens
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Drafter, Speculation
 from anthesis.engine.step_time import StepTimes, measure_steps
@@ -34,9 +34,10 @@ NO_ROOM = (
     "cache_memory"
 )
 
-OnStep = Callable[[Finish, list[tuple[int, int]], int], None]
-"""Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, and how many rows
-had their logits computed."""
+OnStep = Callable[[Finish, list[tuple[int, int]], int, list[int]], None]
+"""Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, how many rows had
+their logits computed, and for each sequence how many of its first tokens are in the same blocks as another one's that
+stands before it in the step: they are there once."""
 
 
 class Engine:
@@ -263,12 +264,14 @@ class Engine:
     def _take(self, sequence: Sequence, outputs: StepOutputs, row: int) -> None:
         """Gives a sequence its token, and as many more as its drafts were what it would have chosen."""
         drafts, sequence.drafts = sequence.drafts, []
-        accepted = 0
+        before, accepted = len(sequence.tokens), 0
         while outputs.take(row + accepted, sequence) and not sequence.finished and accepted < len(drafts):
             if sequence.tokens[-1] != drafts[accepted]:
                 break
             accepted += 1
             sequence.computed += 1
+        if accepted:
+            sequence.came_together(len(sequence.tokens) - before)
         counts = sequence.counts
         counts.steps += 1
         counts.drafted_tokens += len(drafts)
@@ -305,7 +308,8 @@ class Engine:
 
     def _tell(self, finish: Finish, rows: list[Rows], logit_rows: int) -> None:
         if self.on_step is not None:
-            self.on_step(finish, [(r.sequence.computed, len(r.tokens)) for r in rows], logit_rows)
+            sequences = [(r.sequence.computed, len(r.tokens)) for r in rows]
+            self.on_step(finish, sequences, logit_rows, [*shared_tokens(rows)])
 
     def _time_step(self, place: Place, rows: int) -> float:
         """Seconds of a step that verifies so many rows of one sequence."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.engine.blocks import blocks_for
 from anthesis.engine.prefixes import Key, Prefixes
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Speculation
@@ -116,6 +117,17 @@ def choose_rows(
     if decoding and (speculation is not None or any(r.sequence.constraints is not None for r in decoding)):
         _add_drafts(decoding, sum(len(r.tokens) for r in rows), speculation)
     return rows
+
+
+def shared_tokens(rows: list[Rows]) -> Iterator[int]:
+    """For each sequence its first tokens that one before it has in the same blocks of the cache."""
+    seen: set[int] = set()
+    for r in rows:
+        assert r.sequence.place is not None
+        blocks = r.sequence.place.blocks[: blocks_for(r.sequence.computed)]
+        count = next((i for i, block in enumerate(blocks) if block not in seen), len(blocks))
+        seen.update(blocks[count:])
+        yield min(count * BLOCK_TOKENS, r.sequence.computed)
 
 
 def _may_go_on(sequence: Sequence) -> bool:

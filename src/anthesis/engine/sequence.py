@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ class Timing:
     """When the tokens came, in seconds from the moment the request was submitted.
 
     Attributes:
-        token_s: time of each generated token.
+        token_s: time of each generated token; tokens that one step gave have the same.
     """
 
     token_s: tuple[float, ...]
@@ -82,8 +83,21 @@ class Timing:
 
     @property
     def per_token_s(self) -> tuple[float, ...]:
-        """From each token to the next: one fewer than there are tokens."""
-        return tuple(b - a for a, b in zip(self.token_s, self.token_s[1:], strict=False))
+        """From each token to the next (`per_token_s`)."""
+        return per_token_s(self.token_s)
+
+
+def per_token_s(token_s: Seq[float]) -> tuple[float, ...]:
+    """What each token but the first took: where a step gave several, its time is shared evenly among them.
+
+    Args:
+        token_s: times of tokens; those that one step gave have the same time.
+    """
+    found: list[float] = []
+    for at, tokens in groupby(token_s[1:]):
+        count = sum(1 for _ in tokens)
+        found += [(at - token_s[len(found)]) / count] * count
+    return tuple(found)
 
 
 @dataclass
@@ -224,6 +238,10 @@ class Sequence:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self._finish(self.limit_reason, len(self.tokens))
+
+    def came_together(self, count: int) -> None:
+        """Takes note that one step gave so many of the last tokens: the host had all of them at once."""
+        self._token_s[-count:] = self._token_s[-1:] * count
 
     def conclude(self, tokens: Seq[int], score: float, times: Seq[float]) -> None:
         """Takes a whole completion at once: one that a beam search has found.

@@ -71,7 +71,7 @@ class Acceptance:
 
     _MEMORY = 0.98
     _PRIOR_TRIALS = 4.0
-    _DOUBT = 0.02
+    _DOUBT = 0.01
 
     def __init__(self, chances: Seq[float]) -> None:
         self._chances = chances

@@ -15,6 +15,9 @@ from anthesis.program.builder import Finish
 from anthesis.program.cost import cost
 from anthesis.program.ir import Cost, Program, Step
 
+Sequences = Sequence[tuple[int, int]]
+"""Of each sequence of a step (tokens in the cache before it, rows)."""
+
 Programs = Callable[[Finish], Sequence[Program]]
 """The programs of all ranks, in order, that finish in one of the ways."""
 
@@ -43,20 +46,17 @@ class _LinearCost:
     logit_row: Cost
     attention: tuple[_Attention, ...]
 
-    def of(self, sequences: Sequence[tuple[int, int]], logit_rows: int) -> tuple[int, int]:
+    def of(self, sequences: Sequences, logit_rows: int, shared: Sequence[int]) -> tuple[int, int]:
         """(bytes of weights and cache, flops) of a step; the arguments are those of `OnStep`."""
         rows = sum(count for _, count in sequences)
         nbytes = self.fixed.weight_bytes + rows * self.row.weight_bytes + logit_rows * self.logit_row.weight_bytes
         flops = self.fixed.flops + rows * self.row.flops + logit_rows * self.logit_row.flops
         for layers in self.attention:
-            tokens, pairs = _attended(sequences, layers.window)
+            tokens, pairs = _attended(sequences, shared, layers.window)
             nbytes += (tokens + rows) * layers.token_bytes
             flops += pairs * layers.row_flops
         return nbytes, flops
 
-
-Sequences = Sequence[tuple[int, int]]
-"""Of each sequence of a step (tokens in the cache before it, rows)."""
 
 StepCost = tuple[tuple[int, int], ...]
 """(bytes of weights and cache, flops) of a step on each of the stages, which wait for each other."""
@@ -76,9 +76,10 @@ class StepCosts:
         self._programs, self._layout, self._shares_memory = programs, layout, shares_memory
         self._costs: dict[Finish, list[_LinearCost]] = {}
 
-    def of(self, finish: Finish, sequences: Sequences, logit_rows: int) -> StepCost:
-        """Of one step; the arguments are those of `OnStep`."""
-        stages = tuple(costs.of(sequences, logit_rows) for costs in self._stages(finish))
+    def of(self, finish: Finish, sequences: Sequences, logit_rows: int, shared: Sequence[int] = ()) -> StepCost:
+        """Of one step; the arguments are those of `OnStep`; left out, nothing is shared."""
+        shared = shared or [0] * len(sequences)
+        stages = tuple(costs.of(sequences, logit_rows, shared) for costs in self._stages(finish))
         if finish != "cache":
             return stages
         # nobody waits for a step without logits: stages work on one and on the next at the same time
@@ -118,10 +119,12 @@ class StepCounter:
         self._flop_bytes = read_bytes_per_s / flops_per_s if read_bytes_per_s and flops_per_s else 0.0
         self.steps = self.memory_bound_bytes = self.compute_bound_flops = 0
 
-    def __call__(self, finish: Finish, sequences: list[tuple[int, int]], logit_rows: int) -> None:
+    def __call__(
+        self, finish: Finish, sequences: list[tuple[int, int]], logit_rows: int, shared: Sequence[int] = ()
+    ) -> None:
         """Counts a step; see `OnStep`."""
         self.steps += 1
-        for nbytes, flops in self._costs.of(finish, sequences, logit_rows):
+        for nbytes, flops in self._costs.of(finish, sequences, logit_rows, shared):
             if nbytes >= flops * self._flop_bytes:
                 self.memory_bound_bytes += nbytes
             else:
@@ -154,16 +157,19 @@ def _linear_cost(program: Program) -> _LinearCost:
     return _LinearCost(_minus(_minus(one, row), logit_row), row, logit_row, tuple(attention.values()))
 
 
-def _attended(sequences: Sequence[tuple[int, int]], window: int | None) -> tuple[int, int]:
-    """(Tokens of all sequences that are read once, pairs of a row and a token that it attends to)."""
+def _attended(sequences: Sequences, shared: Sequence[int], window: int | None) -> tuple[int, int]:
+    """(Tokens of all sequences that are read once, pairs of a row and a token that it attends to).
+
+    Tokens that several sequences share need be read only once. Of a window they all count as read: a bound from below.
+    """
     tokens = pairs = 0
-    for first, count in sequences:
+    for (first, count), read_before in zip(sequences, shared, strict=True):
         end = first + count
         if window is None or end <= window:
-            tokens += end
+            tokens += end - read_before
             pairs += count * first + count * (count + 1) // 2
         else:
-            tokens += window
+            tokens += window - max(0, read_before - (end - window))
             growing = max(0, window - first)  # rows that the window does not cut yet
             pairs += growing * first + growing * (growing + 1) // 2 + (count - growing) * window
     return tokens, pairs
