@@ -16,6 +16,7 @@ from anthesis.cli.options import early_stopping, logit_biases
 from anthesis.cli.summary import summary_lines
 from anthesis.dataset import DataSet, Request, open_dataset
 from anthesis.dataset.identity import wanted_of
+from anthesis.dataset.ray_pool import RayJob
 from anthesis.errors import RequestError
 from command_line import anthesis, fail, succeed, tiny_model
 from completing import arguments, fail_last, write_rows
@@ -177,6 +178,15 @@ def test_drafts_change_nothing_but_the_time() -> None:
     assert "reading" not in plain.stderr
 
 
+def test_drafts_of_a_model(with_text: str) -> None:
+    with LLM(with_text, device="reference") as llm:
+        (expected,) = llm.generate([5, 6, 7], max_new_tokens=12, ignore_eos=True)
+    run = (with_text, "--prompt-ids", "5,6,7", "-n", "12", "--ignore-eos", "--speculate", with_text)
+    found = document(*run)
+    assert found["completions"][0]["token_ids"] == expected.token_ids
+    assert found["request"]["speculate"] == with_text
+
+
 def test_drafts_are_counted(tiny: str) -> None:
     with LLM(tiny, device="reference") as llm:
         (plain,) = llm.generate([1, 2, 3], max_new_tokens=6, ignore_eos=True)
@@ -255,3 +265,12 @@ def test_what_no_row_can_be_asked_is_refused_before_the_first(tmp_path: Path, wi
     refused = fail_last(*arguments(with_text, data, output, "--logit-bias", "99999=1"))
     assert "logit_bias has the token id 99999" in refused
     assert not output.exists()
+
+
+def test_a_draft_model_is_found_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("draft", "lookup"):
+        (tmp_path / name).mkdir()
+    job = RayJob(request=Request(), rows={"name": "x"}, output=Path("out.jsonl"), opening={}, num_shards=1)
+    found = [replace(job, opening={"speculate": name}).elsewhere().opening["speculate"] for name in ("draft", "lookup")]
+    assert found == [str(tmp_path / "draft"), "lookup"]
