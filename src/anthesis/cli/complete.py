@@ -213,6 +213,11 @@ def _closing_lines(outcome: Outcome, output: Path) -> list[str]:
             f"this session: {counted(done.rows, 'row')} in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
             f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
         )
+        if session.reused_tokens:
+            lines.append(
+                f"prompts: {done.prompt_tokens:,} tokens, of which {session.prefilled_tokens:,} were computed; "
+                f"{session.reused_tokens:,} were there from rows that begin alike"
+            )
         lines += _limit_lines(session)
     kinds = "+".join(model.weight_kinds)
     made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"

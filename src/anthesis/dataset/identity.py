@@ -6,7 +6,6 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import RequestError
 from anthesis.json_text import number_or_text
 from anthesis.llm import LLM
+from anthesis.records import to_document
 
 logger = logging.getLogger("anthesis")
 
@@ -54,7 +54,7 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         dataset: the rows.
         before: the same of rows that are there, whose seed goes on; or None.
     """
-    sampling = asdict(request.params)
+    sampling = to_document(request.params)  # as the summary has it
     constraints = _constraints(request.params)
     for name in (*_NOT_OF_A_ROW, *constraints):
         del sampling[name]
@@ -69,7 +69,6 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         "data_set": dataset.identity,
         "prompt_tokens": request.prompt_tokens,
         **sampling,
-        "stop": list(sampling["stop"]),
         "seed": seed,
         # only those that were given: outputs of versions without them can go on
         **{name: value for name, value in constraints.items() if value},

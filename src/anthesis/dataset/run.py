@@ -135,6 +135,7 @@ class Run:
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
         self._before = file.counts
+        self._reused_tokens = 0
         past = () if before is None else before.sessions
         session = Session(
             started_at=now(),
@@ -278,6 +279,7 @@ class Run:
             prompt_tokens=0 if done is None else len(done.prompt_token_ids),
             completion_tokens=0 if done is None else len(done.token_ids),
         )
+        self._reused_tokens += 0 if done is None else done.reused_tokens
         line = row_line(
             slot.row,
             prompt=None if done is None else self._decode(done.prompt_token_ids),
@@ -321,6 +323,7 @@ class Run:
             self._summary.sessions[-1],
             run_s=time.perf_counter() - self._begin_s,
             counts=self._file.counts - self._before,
+            reused_tokens=self._reused_tokens,
             process_peak_memory_bytes=process_peak_memory_bytes(),
             ended=ended,
         )
