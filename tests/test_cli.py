@@ -37,8 +37,8 @@ def test_the_installed_script_is_the_same_program() -> None:
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
 def test_help_lists_the_commands_that_exist(arguments: tuple[str, ...]) -> None:
     shown = succeed(*arguments, COLUMNS="100")
-    panel = shown.partition("Commands")[2].partition("╰")[0]
-    listed = re.findall(r"^│ (\S+)", panel, re.MULTILINE)
+    section = shown.partition("\nCommands\n")[2].partition("\n\n")[0]
+    listed = re.findall(r"^  (\S+)", section, re.MULTILINE)
     assert listed == COMMANDS
     assert {"generate", "doctor"} <= set(COMMANDS)
 
@@ -50,6 +50,25 @@ def test_help_fits_a_screen_and_shows_an_example(name: str, columns: int) -> Non
     assert len(lines) <= MAX_HELP_LINES
     assert max(map(len, lines)) <= columns
     assert any(line.strip().startswith(f"$ anthesis {name} ") for line in lines)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option_in_a_line_of_its_own(name: str) -> None:
+    options = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    flags = {flag.removeprefix("--") for option in options for flag in option.opts if flag.startswith("--")}
+    lines = [line for line in succeed(name, "--help").splitlines() if line.startswith("  -")]
+    shown = [flag for line in lines for flag in re.findall(r"--(?:\[no-\])?([a-z-]+)", line.partition("   ")[0])]
+    assert set(shown) == flags - {"help"}
+    assert len(shown) == len(set(shown))
+
+
+def test_help_on_a_terminal_is_the_same_with_styles() -> None:
+    terminal = Terminal(command("generate", "--help"), COLUMNS="80")
+    assert terminal.finish() == 0
+    assert "\x1b[1mPrompt\x1b[0m\n" in terminal.output
+    plain = succeed("generate", "--help", COLUMNS="80")
+    assert re.sub(r"\x1b\[\d+m", "", terminal.output) == plain
+    assert "\x1b" not in plain
 
 
 @pytest.mark.timed

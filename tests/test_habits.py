@@ -36,7 +36,7 @@ ORDER = (
     ("completion", "intake", "scoring"),
     ("llm",),
     ("",),
-    ("plan",),
+    ("hf", "plan"),
     ("bench",),
     ("evaluate",),
     ("dataset",),

@@ -24,6 +24,7 @@ from anthesis.program.fuse import fuse
 from anthesis.program.ir import Program
 from anthesis.program.reference import execute
 from anthesis.quantize import WEIGHT_KINDS, quantize
+from decoding_ways import decoded, reused
 from gaudi_software import installed
 from programs import BLOOM, LLAMA, caches, config_of, random_weights, step_inputs
 from text_model import text_model
@@ -285,3 +286,14 @@ def test_texts_are_those_of_the_cpu_device(tmp_path: Path, sampling: dict[str, A
         again = [r.token_ids for r in llm.generate(prompts, max_new_tokens=20, ignore_eos=True, **sampling)]
         assert importlib.import_module("gaudi_card").card.compilations == captures, "all sizes were captured before"
     assert found == expected == again
+
+
+def test_every_way_of_decoding_gives_what_the_cpu_device_gives(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+    with LLM(f"random:{path}", device="cpu", weights="fp32", reuse_prefixes=False) as llm:
+        expected = decoded(llm, 10)
+    options = {"weights": "fp32", "cache_memory": 2**26}
+    with installed("lazy"), LLM(f"random:{path}", device="hpu", speculate="lookup", **options) as llm:
+        assert decoded(llm, 10) == expected
+        assert reused(llm) > 100

@@ -19,10 +19,13 @@ from transformers import BloomConfig, LlamaConfig, MistralConfig
 from anthesis import LLM
 from anthesis.cores import usable_cores
 from anthesis.engine.engine import Engine
+from anthesis.engine.step_time import SIZES as SIZES_OF_STEPS
+from anthesis.engine.step_time import StepTimes
 from anthesis.models import trace
 from anthesis.program.fuse import fuse
 from anthesis.program.widen import widen
 from cpu_variants import KERNELS, VARIABLE
+from decoding_ways import decoded, reused
 from parity.truth import VOCABULARY, prompts, random_model, save
 
 SIZES = {"num_hidden_layers": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 512}
@@ -232,6 +235,20 @@ def test_joined_midway(models, device, name, params, chunk):
             assert one.completion == other.completion
             assert one.logprobs == other.logprobs
         assert len({tuple(sequence.completion) for sequence in alone}) == len(texts)
+
+
+@pytest.mark.parametrize("name", ["bloom", "mistral"])
+def test_every_way_of_decoding(models, device, name):
+    """Shared prefixes and drafts change nothing; drafts are as long as they can be."""
+    with open_llm(models[name], device, reuse_prefixes=False) as llm:
+        expected = decoded(llm)
+        assert reused(llm) == 0
+    with open_llm(models[name], device, speculate="lookup", prefill_chunk=30) as llm:
+        speculation = llm._engine._speculation
+        assert speculation is not None
+        speculation.times = StepTimes([1e-6] * len(SIZES_OF_STEPS))
+        assert decoded(llm) == expected
+        assert reused(llm) > 100
 
 
 def test_the_default_model(device):

@@ -58,11 +58,13 @@ class Intake:
             RequestError: it has other tokens.
         """
         theirs, own = draft._config.usable_vocab_size, self._config.usable_vocab_size
-        tokenizers = draft._tokenizer, self._tokenizer
-        if theirs != own or (tokenizers[0] and tokenizers[1] and not tokenizers[0].is_like(tokenizers[1])):
+        tokenizer = draft._tokenizer
+        mine = self._tokenizer
+        differ = tokenizer is not None and mine is not None and not tokenizer.is_like(mine)
+        if theirs != own or differ:
             raise RequestError(
-                f"{draft._description} has {theirs:,} tokens, and {self._description} {own:,}, or others; a draft model "
-                "must have the same tokenizer"
+                f"{draft._description} has {theirs:,} tokens, and {self._description} {own:,}, or others; a draft "
+                "model must have the same tokenizer"
             )
 
     def sequences(self, prompt: Prompt, params: SamplingParams, seed: int | None, chat: bool) -> list[Sequence]:
@@ -158,3 +160,18 @@ class Intake:
         usable = self._config.usable_vocab_size
         if bad := [token for token in ids if not 0 <= token < usable]:
             raise RequestError(f"{name} has the token id {bad[0]}, which is outside the model's vocabulary of {usable}")
+
+
+def context_limit(model_limit: int | None, wanted: int | None) -> int | None:
+    """Most tokens of prompt and completion together; None: no limit.
+
+    Args:
+        model_limit: for which the model was made.
+        wanted: that were asked for.
+
+    Raises:
+        RequestError: more are wanted than the model was made for.
+    """
+    if wanted is not None and model_limit is not None and wanted > model_limit:
+        raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
+    return model_limit if wanted is None else wanted

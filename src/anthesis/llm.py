@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
-from anthesis.checkpoint import model_fingerprint, open_checkpoint
+from anthesis.checkpoint import InMemoryModel, open_checkpoint
 from anthesis.completion import Completion, Handle, Stream, completion_of
 from anthesis.cores import usable_cores
 from anthesis.devices.device import InstructionTime
@@ -25,7 +26,7 @@ from anthesis.engine.sequence import Sequence
 from anthesis.engine.serve import leave_to_rank_zero
 from anthesis.engine.spread import open_model, start_ranks
 from anthesis.errors import RequestError, UnsupportedError, check_counts, naming
-from anthesis.intake import Intake
+from anthesis.intake import Intake, context_limit
 from anthesis.parallel.layout import Layout
 from anthesis.program.ir import BLOCK_TOKENS
 from anthesis.prompts import Prompt, as_prompts
@@ -33,6 +34,8 @@ from anthesis.scoring import Scoring
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 OnWeight = Callable[[int, int], None]
+
+logger = logging.getLogger("anthesis")
 
 MAX_NEW_TOKENS = 100
 LOOKUP = "lookup"
@@ -47,7 +50,8 @@ class LLM(Scoring):
     It serves one thread; streams may be open side by side and advance together.
 
     Args:
-        model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; None: the embedded default.
+        model: a Hugging Face id, a directory, a .gguf file, `random:NAME`; one in memory (`anthesis.hf.accelerate`
+            makes it); None: the embedded default.
         weights: the kind of all matrices ("bf16", "int8", "int4", ...), or "native": as stored.
         device: "auto", "cpu", "reference", ...
         tp: ranks among which every layer is split; they are started on this machine, unless a launcher has started as
@@ -77,7 +81,7 @@ class LLM(Scoring):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | InMemoryModel | None = None,
         *,
         weights: str = "native",
         device: str = "auto",
@@ -102,6 +106,8 @@ class LLM(Scoring):
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
         layout = Layout(tp, pp)
+        if layout.size > 1 and speculate not in (None, LOOKUP):
+            raise UnsupportedError(f"a draft model beside one on {layout.size} ranks; take {LOOKUP!r}, or one rank")
         if layout.size > 1:
             leave_to_rank_zero(layout)
         begin = time.perf_counter()
@@ -118,8 +124,8 @@ class LLM(Scoring):
             if self.tokenizer is not None:
                 # rows that pad the embedding mean nothing; some models have more of them than their family knows
                 config = replace(config, usable_vocab_size=min(config.usable_vocab_size, self.tokenizer.size))
-            self.max_context = self._context_limit(config.max_context, max_context)
-            self.description, self.source = checkpoint.description, checkpoint.source
+            self.max_context = context_limit(config.max_context, max_context)
+            self.description, self.source, self.path = checkpoint.description, checkpoint.source, checkpoint.path
             self.is_random, self.config, self.seed, self.layout = checkpoint.is_random, config, seed, layout
             request = {"model": model, "weights": weights, "seed": seed, "device": device, "threads": threads}
             request |= {"cache": cache, "invariant": invariant, "adapter": adapter}
@@ -130,7 +136,9 @@ class LLM(Scoring):
             self._reuse_prefixes, self._lookup = reuse_prefixes, speculate == LOOKUP
             self._draft: LLM | None = None
             if speculate is not None and speculate != LOOKUP:
-                self._draft = opened.enter_context(closing(self._open_draft(speculate, threads)))
+                draft = LLM(speculate, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)
+                self._draft = opened.enter_context(closing(draft))
+                self._intake.check_draft(self._draft._intake)
             self._running: tuple[BlockCache, Engine] | None = None
             self.load_s = time.perf_counter() - begin
             if load:
@@ -158,6 +166,11 @@ class LLM(Scoring):
         usable = self.config.usable_vocab_size
         engine = Engine(blocks, self.loaded.compile, self._prefill_chunk, usable, self._reuse_prefixes)
         self._running = blocks, engine
+        if (self._lookup or self._draft is not None) and not self.device_info.batch_invariant:
+            logger.warning(
+                "drafts are not bit-exact on %s, whose sums depend on the rows of a step; invariant=True makes them so",
+                self.device_info.name,
+            )
         if self._lookup:
             engine.speculate(PromptLookup())
         if self._draft is not None:
@@ -318,8 +331,11 @@ class LLM(Scoring):
         """Of the model's files, as they are now: the same for the same configuration, weights and tokenizer.
 
         Random weights of one shape have the same; their `description` tells the seeds apart.
+
+        Raises:
+            UnsupportedError: the model came from memory.
         """
-        return model_fingerprint(self._checkpoint.path, self.config, self._checkpoint.adapter)
+        return self._checkpoint.fingerprint(self.config)
 
     def close(self) -> None:
         """Ends what is still running, and frees the weights and the cache."""
@@ -374,22 +390,3 @@ class LLM(Scoring):
         if more:
             raise RequestError("one completion at a time is streamed or submitted; use generate for beams and several")
         return first
-
-    def _open_draft(self, model: str, threads: int | None) -> LLM:
-        """The small model that proposes what comes next; its weights are yet to be loaded."""
-        if self.layout.size > 1:
-            raise UnsupportedError(
-                f'a draft model beside one on {self.layout.size} ranks; take speculate="lookup", or one rank'
-            )
-        draft = LLM(model, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)
-        with ExitStack() as opened:
-            opened.callback(draft.close)
-            self._intake.check_draft(draft._intake)
-            opened.pop_all()
-        return draft
-
-    @staticmethod
-    def _context_limit(model_limit: int | None, wanted: int | None) -> int | None:
-        if wanted is not None and model_limit is not None and wanted > model_limit:
-            raise RequestError(f"max_context is {wanted}, and the model was made for at most {model_limit} tokens")
-        return model_limit if wanted is None else wanted

@@ -8,6 +8,7 @@ from transformers import BloomConfig, LlamaConfig
 
 from anthesis import LLM
 from anthesis.engine.loaded import LoadedModel
+from decoding_ways import decoded, reused
 from parity.truth import TOLERANCE, VOCABULARY, check_greedy, difference, prompts, random_model, save, true_logits
 from programs import step_inputs
 from rank_threads import Rank, spread
@@ -172,6 +173,17 @@ def check_processes(directory, tp, pp, weights):
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 def test_processes(saved, weights, tp, pp):
     check_processes(saved[1], tp, pp, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["llama-3"], indirect=True)
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_every_way_of_decoding_over_ranks(saved, tp, pp):
+    with LLM(str(saved[1]), device="cpu", cache="fp32", reuse_prefixes=False) as llm:
+        expected = decoded(llm)
+    with LLM(str(saved[1]), tp=tp, pp=pp, device="cpu", cache="fp32", speculate="lookup") as llm:
+        assert decoded(llm) == expected
+        assert reused(llm) > 100
 
 
 def test_two_processes(saved):

@@ -13,6 +13,7 @@ from anthesis.checkpoint.adapted import AdaptedWeights
 from anthesis.checkpoint.adapter import adapter_files
 from anthesis.checkpoint.default import default_model
 from anthesis.checkpoint.gguf import GgufStore
+from anthesis.checkpoint.memory import InMemoryModel
 from anthesis.checkpoint.packed import MODEL_NAME, PackedStore, read_model, read_tokenizer
 from anthesis.checkpoint.random import RandomWeight, RandomWeights
 from anthesis.checkpoint.safetensors import SafetensorsStore, read_json
@@ -28,6 +29,9 @@ from anthesis.program.ir import Value
 from anthesis.quantize import WeightTensor, weight_kind
 
 RANDOM_PREFIX = "random:"
+IN_MEMORY = "memory"
+"""The source of a model that was not read from files."""
+
 _ADAPTER_MARK = " + adapter "
 _MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".gguf", ".jinja")
 
@@ -53,7 +57,7 @@ class Checkpoint:
         is_random: the weights are made up.
         tokenizer_source: the directory that holds the tokenizer's files, the metadata of a GGUF file, or None where
             there is no tokenizer.
-        path: the file or directory; None for random weights.
+        path: the file or directory; None for random weights and for a model in memory.
         adapter: the directory of the adapter that is merged into the weights, or None.
     """
 
@@ -68,13 +72,13 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """Where the weights come from: "random", "hub ID at REVISION", "file NAME" or "directory NAME".
+        """Where the weights come from: "random", "memory", "hub ID at REVISION", "file NAME" or "directory NAME".
 
         With an adapter " + adapter NAME" follows, as in `description`.
         """
         model, plus, adapter = self.description.partition(_ADAPTER_MARK) if self.adapter else (self.description, "", "")
         if self.path is None:
-            return "random"
+            return "random" if self.is_random else IN_MEMORY
         if self.path.parent.name == "snapshots":  # of the hub's cache
             return f"hub {model} at {self.path.name}{plus}{adapter}"
         return f"{'directory' if self.path.is_dir() else 'file'} {self.path.resolve().name}{plus}{adapter}"
@@ -134,6 +138,21 @@ class Checkpoint:
         """Takes what was read of mapped files out of this process's memory; weights that are views stay valid."""
         self._open().release()
 
+    def fingerprint(self, config: ModelConfig) -> str:
+        """As `model_fingerprint`, of the files as they are now.
+
+        Args:
+            config: this checkpoint's, possibly with fewer usable tokens.
+
+        Raises:
+            UnsupportedError: the model came from memory.
+        """
+        if self.source == IN_MEMORY:
+            raise UnsupportedError(
+                f"{self.description} has no files to take a fingerprint of; open it from a directory"
+            )
+        return model_fingerprint(self.path, config, self.adapter)
+
     def close(self) -> None:
         """Lets go of the files; weights that were loaded before stay valid."""
         self._weights = None
@@ -150,13 +169,13 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str | None, *, weights: str = "native", seed: int = 0, adapter: str | None = None
+    model: str | InMemoryModel | None, *, weights: str = "native", seed: int = 0, adapter: str | None = None
 ) -> Checkpoint:
     """Opens a model without reading its weights.
 
     Args:
         model: a directory, packed or not, a .gguf file, `random:NAME`, `random:` and the path of a config.json, or a
-            Hub id; None for the default model.
+            Hub id; one that is in memory; None for the default model.
         weights: the kind of all matrices, or "native": as they are stored.
         seed: of random weights, 0 .. 2**64 - 1.
         adapter: the directory of a PEFT LoRA adapter that is merged into the weights; None: none.
@@ -173,7 +192,9 @@ def open_checkpoint(
     return checkpoint if adapter is None else _adapted(checkpoint, Path(adapter).expanduser(), weights)
 
 
-def _open_model(model: str | None, weights: str, seed: int) -> Checkpoint:
+def _open_model(model: str | InMemoryModel | None, weights: str, seed: int) -> Checkpoint:
+    if isinstance(model, InMemoryModel):
+        return _open_in_memory(model, weights)
     if model is not None and model.startswith(RANDOM_PREFIX):
         return _open_random(model.removeprefix(RANDOM_PREFIX), weights, seed)
     path = default_model() if model is None else Path(model).expanduser()
@@ -322,15 +343,7 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is not a model: it holds neither config.json nor a .gguf file")
     raw = read_json(path / "config.json")
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
-    if quantization:
-        method = (
-            quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
-        )
-        raise UnsupportedError(
-            f"{path}: the weights are quantised by {printable(str(method), 60)} (quantization_config), which is not "
-            "read; take the unquantised model and choose --weights, or a GGUF file"
-        )
+    _check_unquantised(str(path), raw)
     with naming(path / "config.json"):
         family = family_of_config(raw)
         config = family.read_config(raw)
@@ -344,3 +357,25 @@ def _open_directory(path: Path, name: str, weights: str) -> Checkpoint:
     found = StoredWeights(str(path), store, family.sources(config), family.prefixes, family.ignored, weights)
     has_tokenizer = any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return Checkpoint(name, family, config, False, path if has_tokenizer else None, found)
+
+
+def _open_in_memory(model: InMemoryModel, weights: str) -> Checkpoint:
+    _check_unquantised(model.description, model.config)
+    family = family_of_config(model.config)
+    config = family.read_config(model.config)
+    found = StoredWeights(
+        model.description, model.store, family.sources(config), family.prefixes, family.ignored, weights
+    )
+    return Checkpoint(model.description, family, config, False, None, found)
+
+
+def _check_unquantised(where: str, raw: Mapping[str, Any]) -> None:
+    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    if quantization:
+        method = (
+            quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else quantization
+        )
+        raise UnsupportedError(
+            f"{where}: the weights are quantised by {printable(str(method), 60)} (quantization_config), which is not "
+            "read; take the unquantised model and choose --weights, or a GGUF file"
+        )

@@ -20,6 +20,7 @@ from anthesis.cli.convert import convert
 from anthesis.cli.doctor import doctor
 from anthesis.cli.evaluate import evaluate
 from anthesis.cli.generate import generate
+from anthesis.cli.help import Command, Commands
 from anthesis.cli.merge import merge
 from anthesis.cli.plan import plan
 from anthesis.cli.report import report
@@ -33,7 +34,10 @@ INTERRUPTED = 130
 _ClickError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
-    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -55,16 +59,16 @@ def _anthesis(
 
 
 # One line for each command; --help lists them in this order.
-app.command()(generate)
-app.command()(complete)
-app.command()(merge)
-app.command()(bench)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(report)
-app.command()(plan)
-app.command()(convert)
-app.command()(doctor)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(complete)
+app.command(cls=Command)(merge)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(report)
+app.command(cls=Command)(plan)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(doctor)
 
 
 def main() -> None:

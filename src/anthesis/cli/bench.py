@@ -108,7 +108,7 @@ def bench(
 
     Comma lists are combined: a row and a process each; with -o, an interrupted sweep goes on.
 
-    [dim]$[/] anthesis bench --batch 1,8 -o result.json
+    $ anthesis bench --batch 1,8 -o result.json
     """
     from anthesis.bench import Request
     from anthesis.bench.partial import Partial

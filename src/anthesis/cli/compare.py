@@ -27,7 +27,7 @@ def compare(results: Results, json: options.Json = False) -> None:
 
     From 8 sessions of the same two sides on, their files together give one verdict, which sees smaller differences.
 
-    [dim]$[/] anthesis compare result.json
+    $ anthesis compare result.json
     """
     from anthesis.bench import read_report
     from anthesis.bench.verdict import compare as compared

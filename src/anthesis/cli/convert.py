@@ -33,7 +33,7 @@ def convert(
 
     It is written whole or not at all, and takes little memory whatever the size of the model.
 
-    [dim]$[/] anthesis convert bigscience/bloomz-560m bloomz-int8 --weights int8
+    $ anthesis convert bigscience/bloomz-560m bloomz-int8 --weights int8
     \f
     Raises:
         RequestError: as `open_checkpoint`, and a directory that can't be made.

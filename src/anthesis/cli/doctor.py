@@ -30,7 +30,7 @@ def doctor(json: options.Json = False) -> None:
 
     Exit code 1 means that something needed is broken: a package is missing, or no device can be used.
 
-    [dim]$[/] anthesis doctor --json
+    $ anthesis doctor --json
     """
     findings = examine()
     if json:

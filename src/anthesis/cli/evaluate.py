@@ -74,7 +74,7 @@ def evaluate(
 ) -> None:
     """Say how well a model predicts a text: perplexity, and what a kind of weights costs of it.
 
-    [dim]$[/] anthesis evaluate --text news.txt --weights int4 --against bf16
+    $ anthesis evaluate --text news.txt --weights int4 --against bf16
     \f
     Raises:
         RequestError: as `anthesis.evaluate.evaluate`.

@@ -9,7 +9,7 @@ from anthesis.cli import options
 from anthesis.cli.document import check_output, print_json, write_json
 from anthesis.cli.launched import leave_to_rank_zero
 from anthesis.cli.loading import load
-from anthesis.cli.prompts import Prompt, check_seed, check_tokenizer, read_prompts
+from anthesis.cli.prompts import Prompt, check_seed, check_texts, check_tokenizer, read_prompts
 from anthesis.cli.summary import completions_document, summary_lines
 from anthesis.cli.terminal import dim, tell
 from anthesis.errors import RequestError
@@ -27,13 +27,22 @@ def generate(
     prompt_tokens: options.PromptTokens = None,
     chat: options.Chat = False,
     max_new_tokens: options.MaxNewTokens = 100,
+    min_new_tokens: options.MinNewTokens = 0,
     ignore_eos: options.IgnoreEos = False,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    no_repeat_ngram_size: options.NoRepeatNgramSize = None,
+    bad_words: options.BadWords = None,
+    forced_prefix: options.ForcedPrefix = None,
+    logit_bias: options.LogitBias = None,
     stop: options.Stop = None,
+    num_beams: options.NumBeams = 1,
+    length_penalty: options.LengthPenalty = 1.0,
+    early_stopping: options.EarlyStoppingFlag = False,
+    num_return_sequences: options.NumReturnSequences = 1,
     logprobs: options.Logprobs = None,
     seed: options.Seed = None,
     weights: options.Weights = "native",
@@ -45,6 +54,8 @@ def generate(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    reuse_prefixes: options.ReusePrefixes = True,
+    speculate: options.Speculate = None,
     invariant: options.Invariant = False,
     adapter: options.Adapter = None,
     batch: options.Batch = None,
@@ -53,7 +64,7 @@ def generate(
 ) -> None:
     """Complete prompts, several together. A model without tokenizer prints token ids.
 
-    [dim]$[/] anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
+    $ anthesis generate -p "DeepSpeed is a machine learning framework" -n 50
     \f
     Raises:
         RequestError: flags that don't go together; and as `LLM` and `LLM.generate`.
@@ -71,12 +82,23 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "stop": options.stop_texts(stop),
         "logprobs": logprobs,
+        "min_new_tokens": min_new_tokens,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "bad_words": tuple(bad_words or ()),
+        "forced_prefix": forced_prefix,
+        "logit_bias": options.logit_biases(logit_bias),
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+        "num_return_sequences": num_return_sequences,
     }
     from anthesis.engine.blocks import check_batch
     from anthesis.engine.sampling import SamplingParams
     from anthesis.llm import LLM
 
-    SamplingParams(**sampling)  # what is wrong with them is better said before a model is loaded
+    SamplingParams.given(**sampling)  # what is wrong with them is better said before a model is loaded
+    if num_beams > 1 and speculate is not None:
+        raise RequestError("--speculate has no effect on a beam search, which drafts nothing; leave one of them out")
     check_batch(batch)
     if output is not None:
         check_output(output)
@@ -92,6 +114,8 @@ def generate(
         cache=cache,
         cache_memory=cache_memory,
         prefill_chunk=prefill_chunk,
+        reuse_prefixes=reuse_prefixes,
+        speculate=speculate,
         invariant=invariant,
         adapter=adapter,
         seed=seed or 0,
@@ -99,26 +123,29 @@ def generate(
     )
     with llm:
         check_tokenizer(llm, prompts, chat)
+        check_texts(llm, {"--bad-words": bad_words, "--forced-prefix": forced_prefix})
         check_seed(llm, seed, temperature)
         load(llm)
         if prompt_tokens is not None:
             prompts = [llm.made_up_prompt(prompt_tokens)]
         request = {**sampling, "seed": seed, "chat": chat}
-        if json or len(prompts) > 1 or llm.tokenizer is None:
+        is_one = len(prompts) == num_beams == num_return_sequences == 1
+        if json or not is_one or llm.tokenizer is None:
             completions = llm.generate(prompts, **request, batch=batch)
             if not json:
-                _print_completions(prompts, completions)
+                _print_completions(prompts, completions, num_return_sequences)
         else:
             completions = [_stream(llm, prompts[0], request)]
         if json or output is not None:
-            document = completions_document(llm, request, prompts, completions)
+            asked = {**request, "reuse_prefixes": reuse_prefixes, "speculate": speculate}
+            document = completions_document(llm, asked, prompts, completions)
             if json:
                 print_json(document)
             if output is not None:
                 write_json(document, output)
         if not json:
             sys.stdout.flush()
-        for line in summary_lines(llm, completions):
+        for line in summary_lines(llm, completions, speculate):
             tell(line)
 
 
@@ -133,10 +160,15 @@ def _stream(llm: LLM, prompt: Prompt, request: dict[str, Any]) -> Completion:
         return stream.completion
 
 
-def _print_completions(prompts: list[Prompt], completions: list[Completion]) -> None:
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
-        if len(prompts) > 1:
-            print(dim(f"[{number}/{len(prompts)}] {_heading(prompt)}", sys.stdout))
+def _print_completions(prompts: list[Prompt], completions: list[Completion], per_prompt: int) -> None:
+    """Prints completions below their prompts, where there are several, and with their numbers, where a prompt has."""
+    for i, completion in enumerate(completions):
+        number, of_prompt = divmod(i, per_prompt)
+        if len(prompts) > 1 and of_prompt == 0:
+            print(dim(f"[{number + 1}/{len(prompts)}] {_heading(prompts[number])}", sys.stdout))
+        if per_prompt > 1:
+            score = "" if completion.score is None else f" score {completion.score:.4f}"
+            print(dim(f"({of_prompt + 1}/{per_prompt}){score}", sys.stdout))
         print(_ids(completion.token_ids) if completion.text is None else completion.text)
 
 

@@ -31,7 +31,7 @@ def merge(file: MergedFile, remove_shards: RemoveShards = False) -> None:
 
     Shards are what complete --num-shards writes, on any number of machines; FILE becomes what one would have written.
 
-    [dim]$[/] anthesis merge out.jsonl
+    $ anthesis merge out.jsonl
     \f
     Raises:
         RequestError: as `anthesis.dataset.merge`.

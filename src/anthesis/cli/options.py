@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anthesis.errors import RequestError
+
+if TYPE_CHECKING:
+    from anthesis.engine.beams import EarlyStopping
 
 MODEL = "Model"
 PROMPT = "Prompt"
@@ -62,6 +65,39 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
 
 
+def early_stopping(text: object) -> EarlyStopping:
+    """When a beam search ends: true, false or never.
+
+    Raises:
+        typer.BadParameter: something else.
+    """
+    known: dict[str, EarlyStopping] = {"true": True, "false": False, "never": "never"}
+    if (found := known.get(str(text).lower())) is None:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(known)}")
+    return found
+
+
+def logit_biases(given: list[str] | None) -> dict[int, float]:
+    """What `LogitBias` gave a command: numbers by token id.
+
+    Raises:
+        RequestError: something that is not ID=X, or an id twice.
+    """
+    biases: dict[int, float] = {}
+    for text in given or ():
+        token, _, bias = text.partition("=")
+        try:
+            token_id, number = int(token), float(bias)
+        except ValueError:
+            raise RequestError(
+                f"--logit-bias {text!r} is not a token id and a number; write ID=X, such as 50=-2.5"
+            ) from None
+        if token_id in biases:
+            raise RequestError(f"--logit-bias has the token id {token_id} twice; give it one number")
+        biases[token_id] = number
+    return biases
+
+
 def stop_texts(stop: list[str] | None) -> tuple[str, ...]:
     """The texts that `Stop` gave a command.
 
@@ -77,8 +113,9 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
+        rich_help_panel=MODEL,
         show_default=False,
-        help="Hub id, directory, .gguf, random:NAME; left out: SmolLM2",
+        help="Hub id, directory, .gguf, random:NAME; else SmolLM2",
     ),
 ]
 
@@ -107,6 +144,14 @@ CacheMemory = Annotated[
     int | None,
     typer.Option(
         metavar="SIZE", rich_help_panel=MODEL, parser=parse_bytes, help="Most the cache may take: bytes, 512MiB, 4GB."
+    ),
+]
+ReusePrefixes = Annotated[
+    bool,
+    typer.Option(
+        "--reuse-prefixes/--no-reuse-prefixes",
+        rich_help_panel=MODEL,
+        help="Compute once what prompts begin with.",
     ),
 ]
 Speculate = Annotated[
@@ -169,14 +214,9 @@ Temperature = Annotated[
     float,
     typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="0: greedy; above: drawn."),
 ]
-TopK = Annotated[
-    int | None,
-    typer.Option(metavar="K", parser=whole_number, rich_help_panel=SAMPLING, help="Draw among the K likeliest."),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(metavar="P", parser=number, rich_help_panel=SAMPLING, help="Draw among the likeliest with mass P."),
-]
+_DRAW_AMONG = "Draw among the K likeliest, those of mass P."
+TopK = Annotated[int | None, typer.Option(metavar="K", parser=whole_number, rich_help_panel=SAMPLING, help=_DRAW_AMONG)]
+TopP = Annotated[float | None, typer.Option(metavar="P", parser=number, rich_help_panel=SAMPLING, help=_DRAW_AMONG)]
 MinP = Annotated[
     float | None,
     typer.Option(
@@ -193,6 +233,48 @@ RepetitionPenalty = Annotated[
 Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", rich_help_panel=SAMPLING, help="Stop before this text. Repeatable."),
+]
+MinNewTokens = Annotated[
+    int,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=SAMPLING, help="No end of text before so many."),
+]
+NoRepeatNgramSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=SAMPLING, help="No run of N tokens comes twice."),
+]
+BadWords = Annotated[
+    list[str] | None,
+    typer.Option("--bad-words", metavar="TEXT", rich_help_panel=SAMPLING, help="A word that never comes. Repeatable."),
+]
+ForcedPrefix = Annotated[
+    str | None, typer.Option(metavar="TEXT", rich_help_panel=SAMPLING, help="What each completion begins with.")
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logit-bias", metavar="ID=X", rich_help_panel=SAMPLING, help="Add X to a token's logit. Repeatable."
+    ),
+]
+NumBeams = Annotated[
+    int, typer.Option(metavar="N", parser=whole_number, rich_help_panel=SAMPLING, help="Above 1: a beam search.")
+]
+LengthPenalty = Annotated[
+    float,
+    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="Of beams: above 0 favours long texts."),
+]
+EarlyStoppingFlag = Annotated[
+    Any,
+    typer.Option(
+        "--early-stopping",
+        metavar="WHEN",
+        parser=early_stopping,
+        rich_help_panel=SAMPLING,
+        help="Of beams: true, false or never.",
+    ),
+]
+NumReturnSequences = Annotated[
+    int,
+    typer.Option(metavar="N", parser=whole_number, rich_help_panel=SAMPLING, help="Completions of each prompt."),
 ]
 Logprobs = Annotated[
     int | None,

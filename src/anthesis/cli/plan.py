@@ -49,7 +49,7 @@ def plan(
 ) -> None:
     """Say what a model needs, whether it fits, and the least time a token can take. No weight is read.
 
-    [dim]$[/] anthesis plan random:bloomz --device gaudi2 --tp 8
+    $ anthesis plan random:bloomz --device gaudi2 --tp 8
     """
     from anthesis.plan import make_plan
 

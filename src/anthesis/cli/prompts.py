@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from anthesis.errors import RequestError
@@ -88,6 +88,23 @@ def check_tokenizer(llm: LLM, prompts: Sequence[Prompt], chat: bool) -> None:
         f"{llm.description} has no tokenizer; give token ids with --prompt-ids, or a made-up prompt with "
         f"--prompt-tokens{without}"
     )
+
+
+def check_texts(llm: LLM, flags: Mapping[str, object]) -> None:
+    """Refuses flags that are texts where the model has no tokenizer, in the words of the command line.
+
+    Args:
+        llm: the model.
+        flags: what was given, by flag.
+
+    Raises:
+        RequestError: one was given, and there is no tokenizer.
+    """
+    if llm.tokenizer is None and (given := [flag for flag, value in flags.items() if value]):
+        raise RequestError(
+            f"{given[0]} is a text, and {llm.description} has no tokenizer; --logit-bias ID=X takes token ids, "
+            "and X = -inf forbids one"
+        )
 
 
 def check_seed(llm: LLM, seed: int | None, temperature: float) -> None:

@@ -71,7 +71,7 @@ def report(
     html is one file with charts; csv and json hold every figure, in SI units; table and md are for people.
     A csv file of prices has the columns device, usd_per_hour, source, date.
 
-    [dim]$[/] anthesis report results/*.json --published -o report.html
+    $ anthesis report results/*.json --published -o report.html
     """
     from anthesis.report import check_format, compose, read_prices, read_results, render
 

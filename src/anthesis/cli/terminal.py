@@ -55,6 +55,15 @@ def is_styled(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def bold(text: str, stream: TextIO) -> str:
+    """The text as something that stands out, as `dim`.
+
+    Source:
+        ECMA-48, SGR 1 (bold) and 0.
+    """
+    return f"\x1b[1m{text}\x1b[0m" if is_styled(stream) else text
+
+
 def dim(text: str, stream: TextIO) -> str:
     """The text as something aside, where the stream can show that.
 

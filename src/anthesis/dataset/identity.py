@@ -15,7 +15,9 @@ from anthesis.bench.subject import Device, Machine
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.devices.device import DeviceInfo
+from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import RequestError
+from anthesis.json_text import number_or_text
 from anthesis.llm import LLM
 from anthesis.records import to_document
 
@@ -23,6 +25,9 @@ logger = logging.getLogger("anthesis")
 
 _MADE_BY = ("model", "device", "anthesis")
 """What of it is known only once the model is open."""
+
+_NOT_OF_A_ROW = ("seed", "logprobs", "num_beams", "length_penalty", "early_stopping", "num_return_sequences")
+"""Parameters that no row has, or each its own."""
 
 
 class Computed(Protocol):
@@ -50,7 +55,9 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         before: the same of rows that are there, whose seed goes on; or None.
     """
     sampling = to_document(request.params)  # as the summary has it
-    del sampling["seed"], sampling["logprobs"]
+    constraints = _constraints(request.params)
+    for name in (*_NOT_OF_A_ROW, *constraints):
+        del sampling[name]
     seed = None
     if sampling["temperature"] > 0:  # else nothing depends on it
         seed = request.seed
@@ -63,7 +70,24 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         "prompt_tokens": request.prompt_tokens,
         **sampling,
         "seed": seed,
+        # only those that were given: outputs of versions without them can go on
+        **{name: value for name, value in constraints.items() if value},
     }
+
+
+def _constraints(params: SamplingParams) -> dict[str, Any]:
+    """As a document holds them; the order of bad words and biases says nothing."""
+    return {
+        "min_new_tokens": params.min_new_tokens,
+        "no_repeat_ngram_size": params.no_repeat_ngram_size,
+        "bad_words": sorted((_held(word) for word in params.bad_words), key=repr),
+        "forced_prefix": None if params.forced_prefix is None else _held(params.forced_prefix),
+        "logit_bias": {str(token): number_or_text(bias) for token, bias in sorted(params.logit_bias)},
+    }
+
+
+def _held(word: str | tuple[int, ...]) -> str | list[int]:
+    return word if isinstance(word, str) else list(word)
 
 
 def made_by(llm: LLM) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Run:
         command: that asked for it, for the summary; or None.
 
     Raises:
-        RequestError: its cache can't hold the batch.
+        RequestError: its cache can't hold the batch, or the model can't be asked for this at all.
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class Run:
         self._summary_file, self._progress = summary_file, progress
         self._seed = wanted["seed"]
         self._batch = self._choose_batch()
+        self._check_sampling()
         self._limit = None if request.limit is None else file.shard.rows_of(request.limit)
         sources = commit()  # asked of git, before the clock starts
         meter.begin()
@@ -208,6 +209,11 @@ class Run:
             told = "the memory for the cache holds no more"
         logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
         return batch
+
+    def _check_sampling(self) -> None:
+        """Asks for a row and takes that back: what would fail every row is said before the first."""
+        with self._llm.submit([0], max_new_tokens=self._request.max_new_tokens, **self._request.sampling):
+            pass
 
     def _complete_rows(self) -> None:
         shard, limit = self._file.shard, self._limit

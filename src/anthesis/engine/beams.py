@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,9 +13,6 @@ EarlyStopping = bool | Literal["never"]
 
 _NEVER = np.float32(-1e9)
 """Added to the score of what must not be chosen."""
-
-Ends = Callable[[list[list[int]]], Sequence[bool]]
-"""Which of these texts, each a list of generated tokens, end here."""
 
 
 @dataclass(frozen=True)
@@ -80,27 +77,43 @@ class BeamSearch:
         self.over = False
         """Whether nothing that is still to come would change the hypotheses."""
 
-    def advance(
-        self, tokens: NDArray[np.integer], log_probs: NDArray[np.float32], ends: Ends | None = None
-    ) -> tuple[list[int], list[int]]:
+    def advance(self, tokens: NDArray[np.integer], log_probs: NDArray[np.float32]) -> tuple[list[int], list[int]]:
         """Goes on by one token.
 
         Args:
             tokens: (N, C) int64, continuations of each of the N beams: at least its `num_candidates` most likely ones.
                 Of the first step all beams are the same.
             log_probs: (N, C) float32, logarithms of their probabilities after that beam.
-            ends: which of the texts end by something else than `end_ids` and `max_new_tokens`.
 
         Returns:
             For each of the next beams the one that it continues, and the token by which: num_beams of each.
         """
-        scores = (log_probs + np.array([beam.score for beam in self._beams], np.float32)[:, None]).reshape(-1)
+        scores = (log_probs + self.scores[:, None]).reshape(-1)
         best = np.argsort(-scores, kind="stable")[: self.num_candidates]
         width = log_probs.shape[1]
-        picked = [(int(i) // width, int(tokens[i // width, i % width]), scores[i]) for i in best]
+        return self.choose([(int(i) // width, int(tokens[i // width, i % width]), scores[i]) for i in best])
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """The sum of each beam's log-probabilities, (N,) float32; far below all others of beams that don't count."""
+        return np.array([beam.score for beam in self._beams], np.float32)
+
+    def choose(
+        self, picked: Sequence[tuple[int, int, np.float32]], ends: Sequence[bool] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Goes on by one of these continuations for each beam; `advance` for a caller that has picked them itself.
+
+        Args:
+            picked: `num_candidates` of (beam, token, `scores` of the beam and the token's log-probability together),
+                those first that are to be looked at first.
+            ends: for each whether it ends by something else than `end_ids` and `max_new_tokens`.
+
+        Returns:
+            As `advance`.
+        """
         texts = [[*self._beams[beam].tokens, token] for beam, token, _ in picked]
         length = len(texts[0])
-        other_ends = [False] * len(texts) if ends is None else ends(texts)
+        other_ends = [False] * len(texts) if ends is None else ends
         candidates = [
             _Candidate(
                 score,

@@ -11,32 +11,50 @@ from weakref import WeakKeyDictionary
 
 from anthesis.engine.sequence import Sequence
 
-NGRAMS = (8, 4, 2)
-"""Lengths of the runs of tokens that are looked up, the longest first."""
+NGRAMS = (4, 2)
+"""Lengths of the runs of tokens that are looked up, the longer first."""
+
+OCCURRENCES = 4
+"""Of a run that are remembered, the latest: the one is taken before which most tokens are the same."""
 
 MOST_MATCHED = 16
 """Tokens before the draft that are compared; more say no more."""
 
 
 class _Index:
-    """Where the runs of a text's tokens ended last."""
+    """Where the runs of a text's tokens ended."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], int] = {}
+        self._ends: dict[tuple[int, ...], list[int]] = {}
         self._num_indexed = 0
 
-    def find(self, tokens: Seq[int]) -> int | None:
-        """Where what follows the text's last tokens begins, at their last occurrence before; None: there is none."""
+    def find(self, tokens: Seq[int]) -> tuple[int, int] | None:
+        """The place before which most of the text's last tokens occurred before.
+
+        Returns:
+            Where what followed them there begins, and how many tokens before it are the same; None: there is no place.
+        """
         for end in range(self._num_indexed + 1, len(tokens)):
             for n in NGRAMS:
                 if n <= end:
-                    self._ends[tuple(tokens[end - n : end])] = end
+                    ends = self._ends.setdefault(tuple(tokens[end - n : end]), [])
+                    ends.append(end)
+                    del ends[:-OCCURRENCES]
         self._num_indexed = max(self._num_indexed, len(tokens) - 1)
-        end = len(tokens)
         for n in NGRAMS:
-            if n <= end and (found := self._ends.get(tuple(tokens[end - n : end]))) is not None:
-                return found
+            ends = self._ends.get(tuple(tokens[-n:]), [])
+            if ends:
+                matched, found = max((_matched(tokens, end), end) for end in ends)
+                return found, matched
         return None
+
+
+def _matched(tokens: Seq[int], end: int) -> int:
+    """How many tokens before `end` are the same as the last ones."""
+    matched, most = 0, min(end, MOST_MATCHED)
+    while matched < most and tokens[end - 1 - matched] == tokens[-1 - matched]:
+        matched += 1
+    return matched
 
 
 class PromptLookup:
@@ -50,14 +68,10 @@ class PromptLookup:
 
     def evidence(self, sequence: Sequence) -> int | None:
         """See `Drafter.evidence`."""
-        tokens = sequence.tokens
-        found = self._indexes.setdefault(sequence, _Index()).find(tokens)
+        found = self._indexes.setdefault(sequence, _Index()).find(sequence.tokens)
         if found is None:
             return None
-        self._found[sequence] = found
-        matched = 0
-        while matched < min(found, MOST_MATCHED) and tokens[found - 1 - matched] == tokens[-1 - matched]:
-            matched += 1
+        self._found[sequence], matched = found
         return matched
 
     def draft(self, wanted: dict[Sequence, int]) -> dict[Sequence, list[int]]:

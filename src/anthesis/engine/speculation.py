@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -71,7 +71,7 @@ class Acceptance:
 
     _MEMORY = 0.98
     _PRIOR_TRIALS = 4.0
-    _DOUBT = 0.02
+    _DOUBT = 0.01
 
     def __init__(self, chances: Seq[float]) -> None:
         self._chances = chances
@@ -115,7 +115,7 @@ class _Request:
     """
 
     acceptance: Acceptance
-    begin_s: float = field(default_factory=time.perf_counter)
+    begin_s: float
     lost_s: float = 0.0
     extra_s: float = 0.0
     evidence: int | None = None
@@ -189,7 +189,7 @@ class Speculation:
 
     def _request(self, sequence: Sequence) -> _Request:
         if sequence not in self._requests:
-            self._requests[sequence] = _Request(self._acceptance.copy(self.drafter.chances))
+            self._requests[sequence] = _Request(self._acceptance.copy(self.drafter.chances), time.perf_counter())
         return self._requests[sequence]
 
     def _lengths(

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from anthesis.checkpoint import Checkpoint, model_fingerprint
+from anthesis.checkpoint import IN_MEMORY, Checkpoint, model_fingerprint
 from anthesis.config import ModelConfig
 from anthesis.cores import usable_cores
 from anthesis.devices import check_device, device_of, need_device, open_device
 from anthesis.devices.device import Cache, Device, Executable, InstructionTime
 from anthesis.engine.loaded import LoadedModel
-from anthesis.errors import AnthesisError, RequestError
+from anthesis.errors import AnthesisError, RequestError, UnsupportedError
 from anthesis.models import trace
 from anthesis.parallel.binding import bound_to
 from anthesis.parallel.group import Group
@@ -168,10 +168,15 @@ def start_ranks(checkpoint: Checkpoint, layout: Layout, device: str, opened: Exi
 
     Raises:
         RequestError: the model has too few layers, heads or other pieces; the message says how many ranks work.
-        UnsupportedError: PyTorch, which several ranks need, is not installed.
+        UnsupportedError: PyTorch, which several ranks need, is not installed; or the model is in memory.
     """
     if layout.size == 1:
         return None
+    if checkpoint.source == IN_MEMORY:
+        raise UnsupportedError(
+            f"{checkpoint.description} is in the memory of this process, where {layout.size} ranks can't read it; save "
+            "it (save_pretrained) and open the directory, or take one rank"
+        )
     check_device(device)
     meant = device_of(device)
     need_device(meant)

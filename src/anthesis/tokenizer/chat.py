@@ -71,7 +71,7 @@ budget: ContextVar[Budget] = ContextVar("budget of a chat template's rendering")
 class ChatTemplate:
     """A model's chat template; compiled at first use.
 
-    Args:
+    Attributes:
         source: the Jinja text.
         special_tokens: variables such as "bos_token" and "eos_token", with the tokens' text.
 
@@ -84,8 +84,8 @@ class ChatTemplate:
             raise TokenizerError(
                 f"the chat template has {len(source):,} characters; at most {MAX_SOURCE_CHARACTERS:,} are read"
             )
-        self._source = source
-        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self._compiled: Template | None = None
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
@@ -103,11 +103,11 @@ class ChatTemplate:
         budget.set(Budget())
         try:
             if self._compiled is None:
-                self._compiled = _compile(self._source)
+                self._compiled = _compile(self.source)
             # Not a list of the pieces: a template can write millions.
             text, n_characters = io.StringIO(), 0
             for piece in self._compiled.generate(
-                **self._special_tokens,
+                **self.special_tokens,
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
                 tools=None,

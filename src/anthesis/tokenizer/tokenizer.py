@@ -26,11 +26,12 @@ class Tokenizer:
         vocab_size: how many ids it knows; less than `size` where the vocabulary has gaps.
         bos_token_id: id of the token that begins a text, or None.
         eos_token_ids: ids that end a text, as far as the tokenizer's own files say; may be empty.
+        backend: the library's tokenizer, which does the work.
+        chat_template: or None.
 
     Args:
-        backend: does the work; padding and truncation are switched off.
-        bos_token_id, eos_token_ids: as the attributes.
-        chat_template: or None.
+        backend: padding and truncation are switched off.
+        bos_token_id, eos_token_ids, chat_template: as the attributes.
         usable_vocab_size: ids the model has embeddings for, or None for no check.
     """
 
@@ -46,8 +47,8 @@ class Tokenizer:
         # A tokenizer.json keeps the padding and truncation of whoever saved it: they are not part of the encoding.
         backend.no_padding()
         backend.no_truncation()
-        self._backend = backend
-        self._chat_template = chat_template
+        self.backend = backend
+        self.chat_template = chat_template
         self._usable_vocab_size = usable_vocab_size
         self._special_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         # The state of this one part is its JSON; asking the whole tokenizer for JSON would write out the vocabulary.
@@ -61,11 +62,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` and `encode_chat` work."""
-        return self._chat_template is not None
+        return self.chat_template is not None
 
     def is_like(self, other: Tokenizer) -> bool:
         """Whether both have the same tokens under the same ids."""
-        mine, theirs = (t._backend.get_vocab(with_added_tokens=True) for t in (self, other))
+        mine, theirs = (t.backend.get_vocab(with_added_tokens=True) for t in (self, other))
         return bool(mine == theirs)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -91,11 +92,11 @@ class Tokenizer:
                 "character; decode it from its bytes again"
             ) from None
         with library_errors("the tokenizer is damaged, so it can't encode the text"):
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         limit = self._usable_vocab_size
         if limit is not None and ids and max(ids) >= limit:
             raise RequestError(
-                f"the text needs token id {max(ids)} ({self._backend.id_to_token(max(ids))!r:.60}), but the model has "
+                f"the text needs token id {max(ids)} ({self.backend.id_to_token(max(ids))!r:.60}), but the model has "
                 f"{limit} ids; is this the model's own tokenizer?"
             )
         return ids
@@ -110,7 +111,7 @@ class Tokenizer:
         for token_id in token_ids:
             self._check(token_id)
         with library_errors("the tokenizer is damaged, so it can't decode the tokens"):
-            return self._backend.decode(list(token_ids), skip_special_tokens=True)
+            return self.backend.decode(list(token_ids), skip_special_tokens=True)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A fresh incremental decoder, for one sequence.
@@ -135,9 +136,9 @@ class Tokenizer:
             RequestError: the model has no template, or `messages` is empty or malformed.
             TokenizerError: the template failed or refused the messages.
         """
-        if self._chat_template is None:
+        if self.chat_template is None:
             raise RequestError("the model has no chat template; write the prompt as the model was trained to read it")
-        return self._chat_template.render(messages, add_generation_prompt)
+        return self.chat_template.render(messages, add_generation_prompt)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> list[int]:
         """The token ids of `apply_chat_template`, whose text already holds its special tokens: none are added."""
@@ -149,4 +150,4 @@ class Tokenizer:
 
     def _text_token(self, token_id: int) -> str | None:
         self._check(token_id)
-        return None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        return None if token_id in self._special_ids else self.backend.id_to_token(token_id)
