@@ -41,6 +41,7 @@ QUICK = {"max_new_tokens": 3, "warmup": 0, "runs": 9, "min_s": 0.0, "device": "r
         }),
         ("cache_memory=4096,model=a=b", {"cache_memory": 4096, "model": "a=b"}),
         ("adapter=poet", {"adapter": "poet"}),
+        ("speculate=lookup", {"speculate": "lookup"}),
     ],
 )  # fmt: skip
 def test_side_b_is_side_a_with_changes(text: str, changes: dict[str, object]) -> None:
@@ -49,6 +50,10 @@ def test_side_b_is_side_a_with_changes(text: str, changes: dict[str, object]) ->
     assert side.request == replace(request, **changes)
     assert (side.name, side.python) == ("B", sys.executable)
     assert bool(side.changed) == bool(changes)
+
+
+def test_side_b_can_be_without_drafts() -> None:
+    assert side_b(Request(speculate="lookup"), "speculate=none").request == Request()
 
 
 def test_side_b_can_be_another_installation() -> None:

@@ -23,6 +23,8 @@ PROMPT = "The capital of France is"
 REFERENCE = ("--device", "reference")
 WITHOUT_FLAG = {"self", "model", "prompts", "on_weight", "load"}
 WITHOUT_ARGUMENT = {"model", "prompt", "prompt_ids", "prompt_tokens", "json", "output", "help"}
+REPEATED = {"seed", "stop", "bad_words", "logit_bias"}
+"""Flags that set two arguments, or are given for each value."""
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_flags_are_the_arguments_of_the_python_interface() -> None:
     }
     assert flags - WITHOUT_ARGUMENT == set(parameters) - WITHOUT_FLAG
     own = inspect.signature(generate).parameters
-    defaults = {name: own[name].default for name in set(parameters) - WITHOUT_FLAG - {"seed", "stop"}}
+    defaults = {name: own[name].default for name in set(parameters) - WITHOUT_FLAG - REPEATED}
     assert defaults == {name: parameters[name].default for name in defaults}
 
 
@@ -218,7 +220,8 @@ def test_json_says_all_there_is_to_say(tiny: str) -> None:
     assert found["load_s"] > 0
     first, second = found["completions"]
     assert list(first) == [
-        "prompt", "prompt_token_ids", "text", "token_ids", "finish_reason", "seed", "logprobs", "timing",
+        "prompt", "prompt_token_ids", "text", "token_ids", "finish_reason", "seed", "score", "reused_tokens", "steps",
+        "drafted_tokens", "accepted_tokens", "logprobs", "timing",
     ]  # fmt: skip
     assert (first["prompt"], first["text"], first["finish_reason"]) == (None, None, "length")
     assert (found["request"]["max_new_tokens"], found["request"]["temperature"], first["seed"]) == (3, 0.0, None)

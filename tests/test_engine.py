@@ -17,7 +17,7 @@ import pytest
 import anthesis
 from anthesis import LLM, native
 from anthesis.devices.device import Executable
-from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache
+from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, Need
 from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import AnthesisError, RequestError
 from programs import BLOOM, LLAMA
@@ -232,27 +232,27 @@ def test_blocks_come_and_go_and_the_pool_grows_within_its_limit() -> None:
     made: list[Any] = []
     allocate = lambda n, old: made.append((n, old)) or n  # noqa: E731
     blocks = BlockCache(allocate, lambda *_: pytest.fail("nothing is copied"), max_sequences=3, max_blocks=10)
-    assert blocks.take([(1, 0)]) is None
-    assert blocks.make_room([2, 1])
-    places = blocks.take([(2, 0), (1, 0)])
+    assert blocks.take([Need(1)]) is None
+    assert blocks.make_room([Need(2), Need(1)])
+    places = blocks.take([Need(2), Need(1)])
     assert places is not None
     one, two = places
     assert set(one.blocks) | set(two.blocks) == {1, 2, 3}
     assert not blocks.make_room([])
-    assert blocks.make_room([4])
+    assert blocks.make_room([Need(4)])
     assert made == [(4, None), (8, 4)], "twice as many or what is needed, and the old one's blocks are kept"
-    places = blocks.take([(4, 0)])
+    places = blocks.take([Need(4)])
     assert places is not None
     (three,) = places
     assert not set(three.blocks) & {1, 2, 3}
     assert blocks.table[three.slot].tolist() == list(three.blocks)
     blocks.give_back(one)
     assert not blocks.table[one.slot].any()
-    assert blocks.make_room([8], before=lambda: made.append("before"))
+    assert blocks.make_room([Need(8)], before=lambda: made.append("before"))
     assert made[-2:] == ["before", (11, 8)], "what holds the old cache is let go first"
     assert blocks.num_blocks == 10
-    assert blocks.take([(8, 0)]) is None
-    assert not blocks.make_room([8], before=lambda: pytest.fail("nothing changes")), "at its limit"
+    assert blocks.take([Need(8)]) is None
+    assert not blocks.make_room([Need(8)], before=lambda: pytest.fail("nothing changes")), "at its limit"
 
 
 def test_interrupting_leaves_the_engine_clean(smollm2: LLM) -> None:

@@ -28,7 +28,7 @@ from anthesis.program.ir import BLOCK_TOKENS, Arrays, Program, Step
 from anthesis.program.partition import partition
 from anthesis.program.stages import choose_stages, stage
 from command_line import TINY_BLOOM
-from completing import write_rows
+from completing import WORDS, write_rows
 from text_model import CONFIG, text_model
 
 LLAMA = {**CONFIG, "vocab_size": 331}
@@ -207,6 +207,34 @@ def test_a_session_tells_its_share(model: Path, tmp_path: Path) -> None:
     shares = [session.share_of_limit for session in summary.sessions if session.share_of_limit]
     assert summary.share_of_limit is not None
     assert min(shares) <= summary.share_of_limit <= max(shares)
+
+
+def test_a_session_tells_what_rows_had_in_common(model: Path, tmp_path: Path) -> None:
+    """And the limit is that of the rows that were computed, and of blocks that are shared read once."""
+    instruction = "print the quick brown fox " * 13  # more than a block of tokens
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"content": f"{instruction}{word}"}) + "\n" for word in WORDS))
+    dataset = open_dataset(name=str(data), column="content")
+    request = Request(prompt_tokens=80, max_new_tokens=4)
+    recorded: list[list[tuple[Program, dict[str, Any]]]] = []
+
+    def load(llm: LLM) -> None:
+        llm.load()
+        recorded.append(record(llm))
+
+    def run(reuse: bool) -> Summary:
+        opened = lambda: LLM(str(model), device="cpu", load=False, reuse_prefixes=reuse)  # noqa: E731
+        return complete(request, dataset, tmp_path / f"{reuse}.jsonl", opened, load=load).summary
+
+    (without,), (session,) = run(False).sessions, run(True).sessions
+    assert (tmp_path / "False.jsonl").read_bytes() == (tmp_path / "True.jsonl").read_bytes()
+    assert (without.reused_tokens, session.reused_tokens) == (0, (len(WORDS) - 1) * BLOCK_TOKENS)
+    computed = [sum(len(inputs["tokens"]) for _, inputs in steps) for steps in recorded]
+    assert computed[0] - computed[1] == session.reused_tokens == session.counts.prompt_tokens - session.prefilled_tokens
+    costs = [needed(program, inputs) for program, inputs in recorded[1]]
+    bandwidth = mean(session.read_bytes_per_s)
+    peak = mean(session.flops_per_s) if session.flops_per_s else float("inf")
+    assert session.floor_s == pytest.approx(sum(max(b / bandwidth, f / peak) for b, f in costs), rel=1e-9)
 
 
 def test_floors_of_shards_add_up(model: Path, tmp_path: Path) -> None:

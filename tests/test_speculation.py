@@ -83,13 +83,13 @@ STEEP = [1e-4 * size for size in SIZES]
 
 @pytest.fixture(scope="module")
 def plain(directory: Path) -> Iterator[LLM]:
-    with LLM(str(directory), weights="bf16", device="cpu") as llm:
+    with LLM(str(directory), weights="bf16", device="cpu", threads=1) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def looking(directory: Path) -> Iterator[LLM]:
-    with LLM(str(directory), weights="bf16", device="cpu", speculate="lookup") as llm:
+    with LLM(str(directory), weights="bf16", device="cpu", threads=1, speculate="lookup") as llm:
         yield with_times(llm, FLAT)
 
 
@@ -158,10 +158,10 @@ def test_drafts_keep_the_distribution(plain):
     try:
         with_times(plain, FLAT)._engine._speculation._acceptance.learn = lambda *_: None
         options = {"max_new_tokens": 3, "temperature": 2.0, "ignore_eos": True, "seed": 0}
-        drawn = plain.generate([prompt], num_return_sequences=4000, batch=200, **options)
+        drawn = plain.generate([prompt], num_return_sequences=2000, batch=200, **options)
     finally:
         plain._engine._speculation = None
-    assert sum(c.drafted_tokens for c in drawn) > 500
+    assert sum(c.drafted_tokens for c in drawn) > 200
     assert sum(c.accepted_tokens for c in drawn) > 50
     for seen, chances in (
         (Counter(c.token_ids[0] for c in drawn), first),
@@ -197,7 +197,9 @@ def test_the_limit_of_a_text_is_never_passed(looking, plain):
     for new in range(1, 12):
         (found,) = looking.generate([PROMPTS[4]], max_new_tokens=new, ignore_eos=True)
         assert len(found.token_ids) == new
-    with LLM(str(plain._checkpoint.path), weights="bf16", device="cpu", speculate="lookup", max_context=40) as llm:
+    with LLM(
+        str(plain._checkpoint.path), weights="bf16", device="cpu", threads=1, speculate="lookup", max_context=40
+    ) as llm:
         (found,) = with_times(llm, FLAT).generate([[7, 8] * 15], max_new_tokens=100, ignore_eos=True)
         assert (len(found.token_ids), found.finish_reason) == (10, "context")
 
@@ -206,9 +208,9 @@ def test_a_model_drafts_for_another(directory, tmp_path):
     """The small model is the large one itself, so all of its drafts are right, greedy and drawn; then another one."""
     options = {"max_new_tokens": 60, "ignore_eos": True}
     drawn = {**options, "temperature": 0.8, "seed": 3, "repetition_penalty": 1.1}
-    with LLM(str(directory), device="cpu") as llm:
+    with LLM(str(directory), device="cpu", threads=1) as llm:
         expected = [[c.token_ids for c in llm.generate(PROMPTS, **o)] for o in (options, drawn)]
-    with LLM(str(directory), device="cpu", speculate=str(directory)) as llm:
+    with LLM(str(directory), device="cpu", threads=1, speculate=str(directory)) as llm:
         with_times(llm, FLAT)
         llm._engine._speculation.drafter._times = StepTimes([1e-6] * len(SIZES))
         for wanted, o in zip(expected, (options, drawn), strict=True):
@@ -218,7 +220,7 @@ def test_a_model_drafts_for_another(directory, tmp_path):
                 assert sum(c.accepted_tokens for c in found) == sum(c.drafted_tokens for c in found) > 200
         assert llm._draft._blocks.num_used == 0, "texts that are over hold nothing in the small model"
     other = save(random_model(type(configs()["llama"])(**configs()["llama"].to_dict()), seed=9), tmp_path)
-    with LLM(str(directory), device="cpu", speculate=str(other)) as llm:
+    with LLM(str(directory), device="cpu", threads=1, speculate=str(other)) as llm:
         with_times(llm, FLAT)
         llm._engine._speculation.drafter._times = StepTimes([1e-6] * len(SIZES))
         found = llm.generate(PROMPTS, **options)
@@ -228,11 +230,11 @@ def test_a_model_drafts_for_another(directory, tmp_path):
 
 def test_a_draft_model_must_fit(directory, tmp_path):
     with pytest.raises(RequestError, match="a draft model must have the same tokenizer"):
-        LLM(str(directory), device="cpu", speculate=random(tmp_path))
+        LLM(str(directory), device="cpu", threads=1, speculate=random(tmp_path))
     with pytest.raises(UnsupportedError, match="a draft model beside one on 2 ranks"):
-        LLM(str(directory), device="cpu", tp=2, speculate=str(directory))
+        LLM(str(directory), device="cpu", threads=1, tp=2, speculate=str(directory))
     with pytest.raises(RequestError, match="no such file"):
-        LLM(str(directory), device="cpu", speculate="./nowhere")
+        LLM(str(directory), device="cpu", threads=1, speculate="./nowhere")
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -289,10 +291,10 @@ def test_acceptance_is_learnt_by_evidence():
 
 
 def test_step_times_interpolate_and_follow():
-    times = StepTimes([1.0, 1.1, 1.0, 1.4, 1.6, 2.0, 3.0, 4.0, 6.0, 8.0])
+    times = StepTimes([1.0, 1.2, 1.1, 2.0, 4.0, 8.0])
     assert times.seconds(1) == 1.0
-    assert times.seconds(3) == 1.1, "a step of more rows takes no less"
-    assert times.seconds(5) == pytest.approx(1.5)
+    assert times.seconds(3) == 1.2, "a step of more rows takes no less"
+    assert times.seconds(6) == pytest.approx(1.6)
     assert times.seconds(64) == pytest.approx(16.0)
     for _ in range(200):
         times.learn(1, 2.0)

@@ -7,6 +7,7 @@ one for each comma and each opening bracket.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,6 +75,11 @@ def format_json(document: Mapping[str, Any]) -> str:
     """A document of ours as text for people and programs, with a line break at its end; numbers share a line."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def number_or_text(number: float) -> float | str:
+    """The number, or "inf", "-inf" or "nan" as text, which JSON has no number for."""
+    return number if math.isfinite(number) else str(number)
 
 
 def type_name(value: object) -> str:

@@ -106,6 +106,8 @@ class LLM(Scoring):
             # threads without a core of their own keep the others waiting: measured, ten times slower and worse
             raise RequestError(f"threads is {threads}; this process may use {usable_cores()} cores")
         layout = Layout(tp, pp)
+        if layout.size > 1 and speculate not in (None, LOOKUP):
+            raise UnsupportedError(f"a draft model beside one on {layout.size} ranks; take {LOOKUP!r}, or one rank")
         if layout.size > 1:
             leave_to_rank_zero(layout)
         begin = time.perf_counter()
@@ -134,7 +136,8 @@ class LLM(Scoring):
             self._reuse_prefixes, self._lookup = reuse_prefixes, speculate == LOOKUP
             self._draft: LLM | None = None
             if speculate is not None and speculate != LOOKUP:
-                self._draft = opened.enter_context(closing(self._open_draft(speculate, threads)))
+                draft = LLM(speculate, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)
+                self._draft = opened.enter_context(closing(draft))
                 self._intake.check_draft(self._draft._intake)
             self._running: tuple[BlockCache, Engine] | None = None
             self.load_s = time.perf_counter() - begin
@@ -387,11 +390,3 @@ class LLM(Scoring):
         if more:
             raise RequestError("one completion at a time is streamed or submitted; use generate for beams and several")
         return first
-
-    def _open_draft(self, model: str, threads: int | None) -> LLM:
-        """The small model that proposes what comes next; its weights are yet to be loaded."""
-        if self.layout.size > 1:
-            raise UnsupportedError(
-                f'a draft model beside one on {self.layout.size} ranks; take speculate="lookup", or one rank'
-            )
-        return LLM(model, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)

@@ -134,15 +134,14 @@ def _decode_steps(run: Run, prompt_tokens: int, new_tokens: int) -> list[list[tu
     return [[(prompt_tokens + tokens[i] - 1, 1) for tokens in coming if i < len(tokens)] for i in range(new_tokens - 1)]
 
 
-def average_step(works: Sequence[Work]) -> Step | None:
-    """The average of all decode steps, rounded down; None where there is none."""
+def all_steps(works: Sequence[Work]) -> Step | None:
+    """The decode steps of all runs as one, at their mean context, rounded down; None where there is none."""
     sequences = [sequence for work in works for step in work.steps for sequence in step]
-    steps = sum(len(work.steps) for work in works)
     if not sequences:
         return None
-    rows = sum(count for _, count in sequences) // steps
+    rows = sum(count for _, count in sequences)
     context = sum(before + count for before, count in sequences) // len(sequences)
-    return Step(rows, rows, context, len(sequences) // steps)
+    return Step(rows, rows, context, len(sequences))
 
 
 def limit(works: Sequence[Work], runs: Sequence[Run]) -> Limit:

@@ -82,7 +82,9 @@ class Request:
         if self.operations and self.max_new_tokens < 2:
             raise RequestError("one token takes no decode step whose operations could be counted; ask for 2 or more")
         if self.operations and self.speculate is not None:
-            raise RequestError("steps with drafts differ in size, and operations are counted for one; leave one out")
+            raise RequestError(
+                "operations (--ops) are those of steps of one size, and drafts make steps differ; leave one of them out"
+            )
         if self.warmup < 0:
             raise RequestError(f"warmup is {self.warmup}; it must be 0 or more")
         if not 0 <= self.min_s < math.inf:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from anthesis.bench.derive import decode_s
-from anthesis.bench.limit import Work, average_step, bandwidth_of
+from anthesis.bench.limit import Work, all_steps, bandwidth_of
 from anthesis.bench.measurement import Run, Traffic
 from anthesis.bench.statistic import summary, whole_summary
 from anthesis.program.cost import cost
-from anthesis.program.ir import Cost, Program
+from anthesis.program.ir import Program
 
 
 def traffic(
@@ -26,18 +27,21 @@ def traffic(
     Returns:
         None where there is no decode step.
     """
-    step = average_step(works)
-    if step is None:
+    together = all_steps(works)
+    if together is None:
         return None
-    needed = sum((cost(program, step) for program in programs), Cost())
+    steps = sum(len(work.decode) for work in works)
+    rows = together.rows // steps
+    average = replace(together, rows=rows, logit_rows=rows)
+    weight_bytes = sum(cost(program, average).weight_bytes for program in programs)
+    cache_bytes = sum(cost(program, together).cache_bytes for program in programs) // steps
     done = list(zip(works, runs, strict=True))
     least_s = [work.least(work.decode, bandwidth_of(run), {}).memory_s for work, run in done]
-    tokens_per_step = sum(work.tokens for work in works) / sum(len(work.decode) for work in works)
     return Traffic(
-        weight_bytes_per_step=needed.weight_bytes,
-        cache_bytes_per_step=needed.cache_bytes,
-        bytes_per_token=(needed.weight_bytes + needed.cache_bytes) / tokens_per_step,
-        mean_context_tokens=step.context,
+        weight_bytes_per_step=weight_bytes,
+        cache_bytes_per_step=cache_bytes,
+        bytes_per_token=(weight_bytes + cache_bytes) * steps / sum(work.tokens for work in works),
+        mean_context_tokens=together.context,
         step_s=whole_summary(decode_s(run) / len(work.decode) for work, run in done),
         read_bandwidth_bytes_per_s=summary(sample for run in runs for sample in run.read_bytes_per_s),
         read_bandwidth_note=bandwidth_note,

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from anthesis.bench.operations import OperationKind
     from anthesis.bench.result import Point, Row
 
-COLUMNS = ("batch", "weights", "tp", "tokens", "first", "token", "p95", "prompt", "decode", "in all", "limit")
+DRAFTS = ("accepted", "drafted", "per read")
+COLUMNS = ("batch", "weights", "tp", "tokens", "first", "token", "p95", "prompt", "decode", "in all", "limit", *DRAFTS)
 
 
 def print_table(report: Report) -> None:
@@ -50,6 +51,7 @@ def _table_lines(report: Report) -> list[str]:
     if not rows:
         return []
     shown = {"tp": len({row.point.tp for row in report.rows}) > 1, "tokens": _sweeps_prompts(report)}
+    shown |= dict.fromkeys(DRAFTS, _has_drafts(report))
     kept = [i for i, column in enumerate(COLUMNS) if shown.get(column, True)]
     return aligned([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], ["weights"])
 
@@ -57,6 +59,10 @@ def _table_lines(report: Report) -> list[str]:
 def _sweeps_prompts(report: Report) -> bool:
     """Whether prompts have several lengths."""
     return len({row.point.prompt_tokens for row in report.rows}) > 1
+
+
+def _has_drafts(report: Report) -> bool:
+    return any(row.measurement is not None and row.measurement.speculation is not None for row in report.rows)
 
 
 def _cells(row: Row, measured: Measurement) -> list[str]:
@@ -75,7 +81,16 @@ def _cells(row: Row, measured: Measurement) -> list[str]:
         "-" if decode is None else rate(decode.median),
         duration(speed.total_s.median),
         "-" if share is None else f"{share.median:.1%}",
+        *_drafts(measured),
     ]
+
+
+def _drafts(measured: Measurement) -> list[str]:
+    found = measured.speculation
+    if found is None:
+        return ["-"] * len(DRAFTS)
+    acceptance = "-" if found.acceptance is None else f"{found.acceptance.median:.1%}"
+    return [acceptance, f"{found.drafted_tokens.median:,.0f}", f"{found.tokens_per_step.median:.2f}"]
 
 
 def _operations(point: Point, kinds: tuple[OperationKind, ...]) -> list[str]:
@@ -121,7 +136,16 @@ def _explanation(report: Report) -> list[str]:
         *(["tokens: of the prompt"] if _sweeps_prompts(report) else []),
         "first: until the first token; token: from one to the next; in all: the whole call",
         "prompt, decode: tokens/s of all sequences until the last of them had its first token, and from then on",
+        *(_of_drafts(report) if _has_drafts(report) else []),
         *_limit(rows[0]),
+    ]
+
+
+def _of_drafts(report: Report) -> list[str]:
+    """What the columns of drafts mean, and how the others are to be read beside them."""
+    return [
+        "accepted: the share of the drafted tokens that were right; per read: tokens that one reading of the weights",
+        "gave a sequence, 1 without drafts; token: a step's time, shared by the tokens that it gave",
     ]
 
 

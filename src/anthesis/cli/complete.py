@@ -73,12 +73,17 @@ def complete(
     limit: Limit = None,
     prompt_tokens: RowTokens = 16,
     max_new_tokens: options.MaxNewTokens = 50,
+    min_new_tokens: options.MinNewTokens = 0,
     ignore_eos: options.IgnoreEos = False,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    no_repeat_ngram_size: options.NoRepeatNgramSize = None,
+    bad_words: options.BadWords = None,
+    forced_prefix: options.ForcedPrefix = None,
+    logit_bias: options.LogitBias = None,
     stop: options.Stop = None,
     batch: options.Batch = None,
     seed: options.Seed = None,
@@ -91,6 +96,8 @@ def complete(
     cache: options.Cache = "auto",
     cache_memory: options.CacheMemory = None,
     prefill_chunk: options.PrefillChunk = None,
+    reuse_prefixes: options.ReusePrefixes = True,
+    speculate: options.Speculate = None,
     invariant: options.Invariant = False,
     adapter: options.Adapter = None,
     num_shards: sharding.NumShards = None,
@@ -121,6 +128,11 @@ def complete(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": options.stop_texts(stop),
+        "min_new_tokens": min_new_tokens,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "bad_words": tuple(bad_words or ()),
+        "forced_prefix": forced_prefix,
+        "logit_bias": options.logit_biases(logit_bias),
     }
     request = Request(
         prompt_tokens=prompt_tokens,
@@ -144,6 +156,8 @@ def complete(
         "cache": cache,
         "cache_memory": cache_memory,
         "prefill_chunk": prefill_chunk,
+        "reuse_prefixes": reuse_prefixes,
+        "speculate": speculate,
         "invariant": invariant,
         "adapter": adapter,
         "seed": seed or 0,
@@ -199,6 +213,11 @@ def _closing_lines(outcome: Outcome, output: Path) -> list[str]:
             f"this session: {counted(done.rows, 'row')} in {duration(run_s)}, {done.rows / run_s:.2f} rows/s, "
             f"{done.completion_tokens / run_s:.1f} tokens/s; loading took {duration(session.load_s)}"
         )
+        if session.reused_tokens:
+            lines.append(
+                f"prompts: {done.prompt_tokens:,} tokens, of which {session.prefilled_tokens:,} were computed; "
+                f"{session.reused_tokens:,} were there from rows that begin alike"
+            )
         lines += _limit_lines(session)
     kinds = "+".join(model.weight_kinds)
     made_by = f"{model.description} · device {summary.device.name} · weights {kinds} · cache {model.cache_dtype}"

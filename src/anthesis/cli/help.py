@@ -24,6 +24,7 @@ MAX_NAME_COLUMNS = 32
 """Longer names have their help below them."""
 
 GAP = 2
+USAGE = "Usage:"
 
 _NO_BREAK = "\xa0"
 """A space at which no line is broken."""
@@ -53,15 +54,16 @@ class Commands(TyperGroup):
 
 
 def _help(command: Any, context: Any) -> str:
+    """Usage, what the command does, an example, and its sections."""
     columns = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
     paragraphs = _paragraphs(command.help)
     examples = [text for text in paragraphs if text.startswith("$ ")]
     described = [text for text in paragraphs if text not in examples]
     sections = _sections(command, context)
     start = min(MAX_NAME_COLUMNS, max(len(row.name) for rows in sections.values() for row in rows)) + 2 * GAP
-    usage = f"{bold('Usage:', sys.stdout)} {_usage(command, context)}"
-    begin = [usage, described[0], *([""] if described[1:] else []), *described[1:]]
+    begin = [_usage(command, context), described[0], *([""] if described[1:] else []), *described[1:]]
     lines = [part for text in begin for part in _wrapped(text, columns)]
+    lines[0] = lines[0].replace(USAGE, bold(USAGE, sys.stdout))
     lines += [f"  {dim('$', sys.stdout)} {example.removeprefix('$ ')}" for example in examples]
     for title, rows in sections.items():
         lines += ["", *([bold(title, sys.stdout)] if title else [])]
@@ -79,7 +81,7 @@ def _paragraphs(text: str | None) -> list[str]:
 
 def _usage(command: Any, context: Any) -> str:
     """The command with what must be given, and in brackets what may."""
-    parts = [context.command_path, "[OPTIONS]"]
+    parts = [USAGE, context.command_path, "[OPTIONS]"]
     for param in _shown(command, context):
         name = _names(param)
         if param.param_type_name == "argument":
@@ -99,7 +101,7 @@ def _sections(command: Any, context: Any) -> dict[str, list[_Row]]:
     for param in [*arguments, *options]:
         rows = sections.setdefault(_title(param), [])
         row = _Row(_names(param), param.help or "", _note(param))
-        if rows and rows[-1].help == row.help:
+        if rows and row.help and (rows[-1].help, rows[-1].note) == (row.help, row.note):
             rows[-1].name += f", {row.name}"
         else:
             rows.append(row)
@@ -138,10 +140,15 @@ def _note(param: Any) -> str:
         return ""
     if param.required:
         return "[required]"
-    if param.is_flag or value is None or callable(value) or isinstance(value, (list, tuple)):
+    if value is None or callable(value) or isinstance(value, (list, tuple)):
         return ""
-    text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-    return f"[default:{_NO_BREAK}{text}]"
+    if param.is_flag:
+        text = ("on" if value else "off") if param.secondary_opts else ""
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"[default:{_NO_BREAK}{text}]" if text else ""
 
 
 def _row_lines(row: _Row, start: int, columns: int) -> Iterator[str]:

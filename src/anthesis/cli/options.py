@@ -151,7 +151,7 @@ ReusePrefixes = Annotated[
     typer.Option(
         "--reuse-prefixes/--no-reuse-prefixes",
         rich_help_panel=MODEL,
-        help="Compute what prompts begin with once.",
+        help="Compute once what prompts begin with.",
     ),
 ]
 Speculate = Annotated[
@@ -244,7 +244,7 @@ NoRepeatNgramSize = Annotated[
 ]
 BadWords = Annotated[
     list[str] | None,
-    typer.Option("--bad-words", metavar="TEXT", rich_help_panel=SAMPLING, help="One that never comes. Repeatable."),
+    typer.Option("--bad-words", metavar="TEXT", rich_help_panel=SAMPLING, help="A word that never comes. Repeatable."),
 ]
 ForcedPrefix = Annotated[
     str | None, typer.Option(metavar="TEXT", rich_help_panel=SAMPLING, help="What each completion begins with.")
@@ -260,7 +260,7 @@ NumBeams = Annotated[
 ]
 LengthPenalty = Annotated[
     float,
-    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="Of beams; above 0: longer texts."),
+    typer.Option(metavar="X", parser=number, rich_help_panel=SAMPLING, help="Of beams: above 0 favours long texts."),
 ]
 EarlyStoppingFlag = Annotated[
     Any,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from anthesis.cli.prompts import Prompt
+from anthesis.json_text import number_or_text
 from anthesis.units import counted
 
 if TYPE_CHECKING:
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 def completions_document(
     llm: LLM, request: Mapping[str, Any], prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> dict[str, Any]:
-    """The JSON document of `generate --json`; times in seconds from when the request was submitted."""
+    """The JSON document of `generate --json`; times in seconds from when the request was submitted.
+
+    Args:
+        llm: the model.
+        request: what it was asked, by the names of the arguments.
+        prompts: each with as many completions as `num_return_sequences` says.
+        completions: of one prompt behind those of another.
+    """
+    biases = {str(token): number_or_text(bias) for token, bias in request["logit_bias"].items()}
     return {
         **_model_facts(llm),
         "load_s": llm.load_s,
-        "request": {**request, "logit_bias": {str(token): _bias(x) for token, x in request["logit_bias"].items()}},
+        "request": {**request, "logit_bias": biases},
         "completions": [
             _completion_document(prompts[i // request["num_return_sequences"]], completion)
             for i, completion in enumerate(completions)
@@ -41,7 +50,7 @@ def summary_lines(llm: LLM, completions: Sequence[Completion], speculate: str | 
     speed = [
         f"{counted(tokens, 'token')} ({ends})",
         "first after " + (f"{_ms(min(firsts))} to {_ms(max(firsts))}" if len(firsts) > 1 else _ms(firsts[0])),
-        *([f"then {_ms(median(between))} per token (median)"] if between else []),
+        *([f"then {_interval(completions, between)}"] if between else []),
         f"{tokens / total_s:.1f} tokens/s in all",
     ]
     if len(completions) == 1 and completions[0].score is not None:
@@ -56,6 +65,13 @@ def summary_lines(llm: LLM, completions: Sequence[Completion], speculate: str | 
         f"loaded in {llm.load_s:.1f} s",
     ]
     return [" · ".join(parts) for parts in (speed, saved, made_by) if parts]
+
+
+def _interval(completions: Sequence[Completion], between: Sequence[float]) -> str:
+    """Time per token. The tokens of a right draft come at once, so most intervals may be 0."""
+    if any(completion.accepted_tokens for completion in completions):
+        return f"{_ms(mean(between))} per token (mean)"
+    return f"{_ms(median(between))} per token (median)"
 
 
 def _reuse(completions: Sequence[Completion]) -> list[str]:
@@ -109,11 +125,6 @@ def _completion_document(prompt: Prompt, completion: Completion) -> dict[str, An
             "token_s": list(timing.token_s),
         },
     }
-
-
-def _bias(number: float) -> float | str:
-    """As it was typed: JSON has no infinity."""
-    return number if math.isfinite(number) else str(number)
 
 
 def _number(logprob: float) -> float | None:

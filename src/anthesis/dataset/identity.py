@@ -6,7 +6,6 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +15,19 @@ from anthesis.bench.subject import Device, Machine
 from anthesis.dataset.read import DataSet
 from anthesis.dataset.request import Request
 from anthesis.devices.device import DeviceInfo
+from anthesis.engine.sampling import SamplingParams
 from anthesis.errors import RequestError
+from anthesis.json_text import number_or_text
 from anthesis.llm import LLM
+from anthesis.records import to_document
 
 logger = logging.getLogger("anthesis")
 
 _MADE_BY = ("model", "device", "anthesis")
 """What of it is known only once the model is open."""
+
+_NOT_OF_A_ROW = ("seed", "logprobs", "num_beams", "length_penalty", "early_stopping", "num_return_sequences")
+"""Parameters that no row has, or each its own."""
 
 
 class Computed(Protocol):
@@ -49,8 +54,10 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         dataset: the rows.
         before: the same of rows that are there, whose seed goes on; or None.
     """
-    sampling = asdict(request.params)
-    del sampling["seed"], sampling["logprobs"]
+    sampling = to_document(request.params)  # as the summary has it
+    constraints = _constraints(request.params)
+    for name in (*_NOT_OF_A_ROW, *constraints):
+        del sampling[name]
     seed = None
     if sampling["temperature"] > 0:  # else nothing depends on it
         seed = request.seed
@@ -62,9 +69,25 @@ def wanted_of(request: Request, dataset: DataSet, before: Mapping[str, Any] | No
         "data_set": dataset.identity,
         "prompt_tokens": request.prompt_tokens,
         **sampling,
-        "stop": list(sampling["stop"]),
         "seed": seed,
+        # only those that were given: outputs of versions without them can go on
+        **{name: value for name, value in constraints.items() if value},
     }
+
+
+def _constraints(params: SamplingParams) -> dict[str, Any]:
+    """As a document holds them; the order of bad words and biases says nothing."""
+    return {
+        "min_new_tokens": params.min_new_tokens,
+        "no_repeat_ngram_size": params.no_repeat_ngram_size,
+        "bad_words": sorted((_held(word) for word in params.bad_words), key=repr),
+        "forced_prefix": None if params.forced_prefix is None else _held(params.forced_prefix),
+        "logit_bias": {str(token): number_or_text(bias) for token, bias in sorted(params.logit_bias)},
+    }
+
+
+def _held(word: str | tuple[int, ...]) -> str | list[int]:
+    return word if isinstance(word, str) else list(word)
 
 
 def made_by(llm: LLM) -> dict[str, Any]:

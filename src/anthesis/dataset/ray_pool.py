@@ -25,7 +25,7 @@ from anthesis.dataset.request import Request
 from anthesis.dataset.shard_set import ShardSet
 from anthesis.dataset.worker import Worker
 from anthesis.errors import AnthesisError, RequestError, UnsupportedError, check_counts, first_line
-from anthesis.llm import LLM
+from anthesis.llm import LLM, LOOKUP
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 CONNECT_S = 10.0
@@ -56,11 +56,12 @@ class RayJob:
 
     def elsewhere(self) -> RayJob:
         """The same for a process that is started in another directory."""
+        files = ["model", "adapter", *(["speculate"] if self.opening.get("speculate") != LOOKUP else [])]
         return replace(
             self,
             output=self.output.absolute(),
             rows={**self.rows, "name": _absolute(self.rows["name"])},
-            opening={**self.opening, **{name: _absolute(self.opening.get(name)) for name in ("model", "adapter")}},
+            opening={**self.opening, **{name: _absolute(self.opening.get(name)) for name in files}},
         )
 
     def open_worker(self) -> Worker:

@@ -103,7 +103,7 @@ class Run:
         command: that asked for it, for the summary; or None.
 
     Raises:
-        RequestError: its cache can't hold the batch.
+        RequestError: its cache can't hold the batch, or the model can't be asked for this at all.
     """
 
     def __init__(
@@ -128,12 +128,14 @@ class Run:
         self._summary_file, self._progress = summary_file, progress
         self._seed = wanted["seed"]
         self._batch = self._choose_batch()
+        self._check_sampling()
         self._limit = None if request.limit is None else file.shard.rows_of(request.limit)
         sources = commit()  # asked of git, before the clock starts
         meter.begin()
         self._begin_s = time.perf_counter()
         self._noted_s = self._begin_s
         self._before = file.counts
+        self._reused_tokens = 0
         past = () if before is None else before.sessions
         session = Session(
             started_at=now(),
@@ -208,6 +210,11 @@ class Run:
         logger.warning("batch %d: rows of up to %d tokens at once; %s", batch, limit, told)
         return batch
 
+    def _check_sampling(self) -> None:
+        """Asks for a row and takes that back: what would fail every row is said before the first."""
+        with self._llm.submit([0], max_new_tokens=self._request.max_new_tokens, **self._request.sampling):
+            pass
+
     def _complete_rows(self) -> None:
         shard, limit = self._file.shard, self._limit
         first = shard.row(self._file.counts.rows)
@@ -272,6 +279,7 @@ class Run:
             prompt_tokens=0 if done is None else len(done.prompt_token_ids),
             completion_tokens=0 if done is None else len(done.token_ids),
         )
+        self._reused_tokens += 0 if done is None else done.reused_tokens
         line = row_line(
             slot.row,
             prompt=None if done is None else self._decode(done.prompt_token_ids),
@@ -315,6 +323,7 @@ class Run:
             self._summary.sessions[-1],
             run_s=time.perf_counter() - self._begin_s,
             counts=self._file.counts - self._before,
+            reused_tokens=self._reused_tokens,
             process_peak_memory_bytes=process_peak_memory_bytes(),
             ended=ended,
         )

@@ -87,6 +87,7 @@ class Session:
         floor_s: the least time of these steps: memory_bound_bytes / mean(read_bytes_per_s) + compute_bound_flops /
             mean(flops_per_s); None where it is unknown, and in summaries of versions that did not count.
         share_of_limit: floor_s / run_s.
+        reused_tokens: of the prompts, that were not computed: rows before them begin alike.
     """
 
     started_at: str
@@ -106,6 +107,12 @@ class Session:
     flops_per_s: tuple[float, ...] = ()
     floor_s: float | None = None
     share_of_limit: float | None = None
+    reused_tokens: int = 0
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Of the prompts, that were computed."""
+        return self.counts.prompt_tokens - self.reused_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

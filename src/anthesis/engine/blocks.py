@@ -23,8 +23,8 @@ MAX_SEQUENCES = 256
 """That may be on their way at once: lines of the block table."""
 CACHE_SHARE = 0.5
 """Of the memory that is free after loading: what the cache may take if nobody says how much."""
-KEPT_BLOCKS = 64
-"""That nobody holds but are known by their tokens, for which the pool grows as for those in use: 4,096 tokens."""
+KEPT_BLOCKS = 16
+"""That nobody holds but are known by their tokens, for which the pool grows as for those in use: 1,024 tokens."""
 
 
 def check_batch(batch: int | None) -> None:
@@ -74,6 +74,25 @@ class Place:
 
     slot: int
     blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a sequence needs to be let in.
+
+    Attributes:
+        count: blocks of its place.
+        first: those that it begins with, which others have too and which are held for it; SCRATCH_BLOCK for those that
+            another one will bring.
+    """
+
+    count: int
+    first: tuple[int, ...] = ()
+
+    @property
+    def own(self) -> int:
+        """Blocks that nobody else has."""
+        return self.count - len(self.first)
 
 
 class BlockCache:
@@ -136,11 +155,11 @@ class BlockCache:
             )
         return fits
 
-    def make_room(self, needs: Sequence[int], before: Callable[[], None] = lambda: None) -> bool:
+    def make_room(self, needs: Sequence[Need], before: Callable[[], None] = lambda: None) -> bool:
         """Lets the pool grow, as far as it may, for sequences that want places.
 
         Args:
-            needs: how many blocks each of them wants, in the order in which they wait.
+            needs: of each of them, in the order in which they wait.
             before: called before `cache` becomes another one: what was compiled over the old one holds it, and where
                 nothing of it is kept both need not be there at once.
 
@@ -149,8 +168,8 @@ class BlockCache:
         """
         needs = needs[: self.num_free_slots]
         kept = min(self.prefixes.num_idle, KEPT_BLOCKS)
-        total = min(self.num_used + kept + sum(needs), self.max_blocks)
-        width = max((*needs, self.table.shape[1]))
+        total = min(self.num_used + kept + sum(need.own for need in needs), self.max_blocks)
+        width = max((*(need.count for need in needs), self.table.shape[1]))
         if total <= self.num_blocks and width == self.table.shape[1]:
             return False
         before()
@@ -171,19 +190,15 @@ class BlockCache:
         self.num_blocks = total
         return True
 
-    def take(self, needs: Sequence[tuple[int, int]]) -> list[Place] | None:
-        """Places for sequences that come in together, or None while there is no room for all of them.
-
-        Args:
-            needs: (blocks, how many of the first of them will be another's) of each.
-        """
-        own = [count - shared for count, shared in needs]
+    def take(self, needs: Sequence[Need]) -> list[Place] | None:
+        """Places for sequences that come in together, or None while there is no room for all of them."""
         room = len(self._free_blocks) + self.prefixes.num_idle
-        if len(needs) > len(self._free_slots) or sum(own) > room or max(n for n, _ in needs) > self.table.shape[1]:
+        is_wide = max(need.count for need in needs) <= self.table.shape[1]
+        if len(needs) > len(self._free_slots) or sum(need.own for need in needs) > room or not is_wide:
             return None
         places = []
-        for (_, shared), count in zip(needs, own, strict=True):
-            blocks = (SCRATCH_BLOCK,) * shared + tuple(self._new_block() for _ in range(count))
+        for need in needs:
+            blocks = need.first + tuple(self._new_block() for _ in range(need.own))
             places.append(self._write(self._free_slots.pop(), blocks))
         return places
 
@@ -192,12 +207,29 @@ class BlockCache:
         assert place.slot not in self._free_slots, "a place was given back twice"
         self.table[place.slot] = SCRATCH_BLOCK
         self._free_slots.append(place.slot)
-        self._release(place.blocks)
+        self.release(place.blocks)
+
+    def hold(self, blocks: Sequence[int]) -> None:
+        """Keeps known blocks, which others may hold as well, from being used for something else."""
+        for block in blocks:
+            if self._holders[block] == 0:
+                self.prefixes.wake(block)
+            self._holders[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Lets go of blocks."""
+        for block in reversed(blocks):  # so that the end of a text is forgotten before its beginning
+            if block == SCRATCH_BLOCK:
+                continue
+            self._holders[block] -= 1
+            assert self._holders[block] >= 0, f"block {block} was released too often"
+            if self._holders[block] == 0 and not self.prefixes.rest(block):
+                self._free_blocks.append(block)
 
     def replace(self, place: Place, index: int, block: int) -> Place:
         """The place with another block there, which others may hold too, instead of its own."""
-        self._hold((block,))
-        self._release((place.blocks[index],))
+        self.hold((block,))
+        self.release((place.blocks[index],))
         return self._write(place.slot, (*place.blocks[:index], block, *place.blocks[index + 1 :]))
 
     def follow(self, places: Sequence[Place], parents: Sequence[int | None], lengths: Sequence[int]) -> list[Place]:
@@ -224,8 +256,8 @@ class BlockCache:
                 continue
             full, rest = divmod(lengths[parent], BLOCK_TOKENS)
             shared, own = places[parent].blocks[:full], next(left)
-            self._hold(shared)
-            self._release(own[:full])
+            self.hold(shared)
+            self.release(own[:full])
             result[child] = shared + own[full:]
             if rest:
                 sources.append(places[parent].blocks[full])
@@ -248,18 +280,3 @@ class BlockCache:
         block = self._free_blocks.pop() if self._free_blocks else self.prefixes.forget_oldest()
         self._holders[block] = 1
         return block
-
-    def _hold(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            if self._holders[block] == 0:
-                self.prefixes.wake(block)
-            self._holders[block] += 1
-
-    def _release(self, blocks: Sequence[int]) -> None:
-        for block in reversed(blocks):  # so that the end of a text is forgotten before its beginning
-            if block == SCRATCH_BLOCK:
-                continue
-            self._holders[block] -= 1
-            assert self._holders[block] >= 0, f"block {block} was released too often"
-            if self._holders[block] == 0 and not self.prefixes.rest(block):
-                self._free_blocks.append(block)

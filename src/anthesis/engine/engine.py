@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.devices.device import Cache, Executable, InstructionTime
-from anthesis.engine.blocks import MAX_SEQUENCES, BlockCache, Place, blocks_for
+from anthesis.engine.blocks import MAX_SEQUENCES, SCRATCH_BLOCK, BlockCache, Need, Place, blocks_for
 from anthesis.engine.group import Group
 from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
 from anthesis.engine.lockstep import OVER
 from anthesis.engine.outputs import StepOutputs
+from anthesis.engine.prefixes import Known
 from anthesis.engine.rows import Rows, choose_rows, shared_tokens
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Drafter, Speculation
@@ -106,8 +107,8 @@ class Engine:
     def step_times(self) -> StepTimes:
         """Measures what steps take, by their rows."""
         self._check_open()
-        self._blocks.make_room([1], self._executables.clear)
-        places = self._blocks.take([(1, 0)])
+        self._blocks.make_room([Need(1)], self._executables.clear)
+        places = self._blocks.take([Need(1)])
         assert places is not None, "nothing runs yet, so there is room"
         try:
             return measure_steps(lambda rows: self._time_step(places[0], rows))
@@ -334,7 +335,7 @@ class Engine:
                     f"holds {most}; ask for fewer tokens or give more --cache-memory"
                 )
         for group in {sequence.group for sequence in sequences if sequence.group is not None}:
-            needed = sum(count - shared for count, shared in map(_need, group.members))
+            needed = sum(_need(member).own for member in group.members)
             if needed > most or len(group.members) > MAX_SEQUENCES:
                 raise RequestError(
                     f"{len(group.members)} texts that advance together need {needed} cache blocks; the memory for the "
@@ -353,16 +354,31 @@ class Engine:
 
     def _enter(self, unit: list[Sequence]) -> bool:
         """Gives sequences their places, if they are to be had; the pool may grow for them and for those that wait."""
-        needs = [_need(sequence) for sequence in unit]
-        places = self._blocks.take(needs)
-        if places is None and self._blocks.num_free_slots >= len(unit):
-            others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other not in unit)
-            wanted = [blocks_for(sequence.limit) for sequence in (*unit, *others)]
-            self._blocks.make_room(wanted, self._executables.clear)
+        known = [self._known_prefix(sequence) for sequence in unit]
+        needs = [_need(sequence, blocks) for sequence, blocks in zip(unit, known, strict=True)]
+        places = None
+        for blocks in known:
+            self._blocks.hold([k.block for k in blocks])
+        try:
             places = self._blocks.take(needs)
-        for sequence, place in zip(unit, places or (), strict=False):
+            if places is None and self._blocks.num_free_slots >= len(unit):
+                others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other not in unit)
+                self._blocks.make_room([*needs, *map(_need, others)], self._executables.clear)
+                places = self._blocks.take(needs)
+        finally:
+            if places is None:
+                for blocks in known:
+                    self._blocks.release([k.block for k in blocks])
+        for sequence, place, blocks in zip(unit, places or (), known, strict=False):
             sequence.place = place
+            sequence.begin_behind(blocks)
         return places is not None
+
+    def _known_prefix(self, sequence: Sequence) -> list[Known]:
+        """The blocks that are known of what a sequence begins with, and that it may take."""
+        if not self._reuse_prefixes or sequence.shares_its_first_blocks or sequence.needs_all_rows:
+            return []
+        return self._blocks.prefixes.find_all(sequence.prompt)
 
     def _leave(self, sequence: Sequence) -> None:
         if self._speculation is not None:
@@ -377,8 +393,8 @@ class Engine:
         return self._executables[finish, top]
 
 
-def _need(sequence: Sequence) -> tuple[int, int]:
-    """(blocks of its place, how many of the first of them will be those of the first of its group's run)."""
-    count, group = blocks_for(sequence.limit), sequence.group
-    shares = group is not None and sequence not in group.firsts
-    return count, min(len(sequence.prompt) // BLOCK_TOKENS, count) if shares else 0
+def _need(sequence: Sequence, known: Iterable[Known] = ()) -> Need:
+    count = blocks_for(sequence.limit)
+    if sequence.shares_its_first_blocks:
+        return Need(count, (SCRATCH_BLOCK,) * min(len(sequence.prompt) // BLOCK_TOKENS, count))
+    return Need(count, tuple(k.block for k in known))

@@ -6,7 +6,10 @@ hit is never wrong. A known block that nobody holds rests: it stays as it is unt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from anthesis.program.ir import BLOCK_TOKENS
 
 START = 0
 """What stands before a text's first block."""
@@ -45,6 +48,18 @@ class Prefixes:
     def find(self, key: Key) -> Known | None:
         """The block with these tokens behind that block, if it is known."""
         return self._known.get(key)
+
+    def find_all(self, prompt: Sequence[int]) -> list[Known]:
+        """The blocks that are known of a prompt's beginning, but for that of its last token: its logits are wanted."""
+        found: list[Known] = []
+        before = START
+        for start in range(0, len(prompt) - BLOCK_TOKENS, BLOCK_TOKENS):
+            known = self.find((before, tuple(prompt[start : start + BLOCK_TOKENS])))
+            if known is None:
+                break
+            found.append(known)
+            before = known.name
+        return found
 
     def learn(self, key: Key, block: int) -> int:
         """Makes a block known once all of its tokens are computed; gives the name of the one that is known by the key.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.engine.blocks import blocks_for
+from anthesis.engine.group import Group
 from anthesis.engine.prefixes import Key, Prefixes
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Speculation
@@ -87,16 +88,20 @@ def choose_rows(
     coming: set[Key] = set()  # blocks that this step computes, or begins to
     rows: list[Rows] = []
     decoding: list[Rows] = []
+    ready: dict[Group, bool] = {}
     for sequence in running:
         if not _may_go_on(sequence):
             continue
+        group = sequence.group
+        if group is not None and group not in ready:  # once for all of them: they must not disagree
+            ready[group] = all(member.num_pending == 1 for member in group.live)
         if sequence.num_pending == 0:
             # an interrupt came between a step and its token: the last row again gives the same
             sequence.computed -= 1
         sequence.drafts = []
         if sequence.computed >= len(sequence.prompt):
             rows.append(Rows(sequence, sequence.tokens[sequence.computed :], 1))
-            if sequence.group is None:
+            if group is None:
                 decoding.append(rows[-1])
             continue
         block_end = len(sequence.prompt) + 1
@@ -105,9 +110,12 @@ def choose_rows(
             can_use = sequence.computed == block_end - BLOCK_TOKENS and block_end < len(sequence.prompt)
             if can_use and sequence.next_key in coming:
                 continue  # another sequence is at it: it takes the block from there when it is done
+        if group is not None and ready[group]:
+            rows.append(Rows(sequence, sequence.tokens[-1:], 1))
+            continue
         count = min(sequence.num_pending, budget)
-        if sequence.group is not None and not _all_reach_the_end(sequence.group.live, budget):
-            count = min(count, sequence.num_pending - 1)  # their last rows go together
+        if group is not None and len(group.firsts) > 1:
+            count = min(count, sequence.num_pending - 1)  # the last rows of all prompts go together
         if count:
             if block_end <= len(sequence.prompt):
                 coming.add(sequence.next_key)
@@ -158,10 +166,6 @@ def _use_known(sequence: Sequence, prefixes: Prefixes, share: Share) -> int:
         sequence.known.append(known.name)
         sequence.computed += BLOCK_TOKENS
         sequence.reused += BLOCK_TOKENS
-
-
-def _all_reach_the_end(sequences: list[Sequence], budget: int) -> bool:
-    return len(sequences) == 1 or sum(sequence.num_pending for sequence in sequences) <= budget
 
 
 def _add_drafts(decoding: list[Rows], num_rows: int, speculation: Speculation | None) -> None:

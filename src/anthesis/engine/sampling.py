@@ -83,7 +83,7 @@ class SamplingParams:
         ngram = self.no_repeat_ngram_size
         self._need("no_repeat_ngram_size", ngram is None or ngram >= 1, "at least 1")
         self._need("bad_words", all(self.bad_words), "texts or lists of token ids, none of them empty")
-        self._need("forced_prefix", self.forced_prefix is None or bool(self.forced_prefix), "not empty")
+        self._need("forced_prefix", self.forced_prefix is None or bool(self.forced_prefix), "a text or token ids")
         self._need("logit_bias", all(bias < math.inf for _, bias in self.logit_bias), "numbers, or -inf")
         self._need("num_return_sequences", self.num_return_sequences >= 1, "at least 1")
         self._check_beams()

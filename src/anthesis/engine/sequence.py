@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anthesis.engine.blocks import Place
 from anthesis.engine.constraints import Constraints
-from anthesis.engine.prefixes import START, Key
+from anthesis.engine.prefixes import START, Key, Known
 from anthesis.engine.sampling import SamplingParams
 from anthesis.engine.stopping import StopStrings
 from anthesis.errors import AnthesisError, RequestError
@@ -134,6 +134,7 @@ class Sequence:
         known: names of its full blocks, as far as they are known by their tokens (`engine.prefixes`).
         reused: tokens of the prompt that were in the cache already.
         drafts: tokens that may come next, which the step at work verifies.
+        needs_all_rows: every token of the prompt is computed, since its logits are wanted.
         followers: sequences of the same prompt, that take what they have in common from this one.
         leader: whose follower it is, while it waits for it.
         paused: it takes no rows, until it goes on.
@@ -151,6 +152,7 @@ class Sequence:
     text_stream: TextStream | None
     vocab_size: int
     constraints: Constraints | None = None
+    needs_all_rows: bool = False
     tokens: list[int] = field(init=False)
     computed: int = field(init=False, default=0)
     place: Place | None = field(init=False, default=None)
@@ -195,6 +197,16 @@ class Sequence:
         """What the block behind the known ones would be known by."""
         start = len(self.known) * BLOCK_TOKENS
         return self.known[-1] if self.known else START, tuple(self.tokens[start : start + BLOCK_TOKENS])
+
+    @property
+    def shares_its_first_blocks(self) -> bool:
+        """Whether another member of its group brings the prompt into the cache for it."""
+        return self.group is not None and self not in self.group.firsts
+
+    def begin_behind(self, known: Seq[Known]) -> None:
+        """Takes note that its first blocks are known, and in its place."""
+        self.known = [block.name for block in known]
+        self.computed = self.reused = len(known) * BLOCK_TOKENS
 
     @property
     def finished(self) -> bool:

@@ -106,6 +106,7 @@ def _subject(measured: Measurement) -> dict[str, Any]:
         "prompt_tokens": len(configuration.prompt_token_ids),
         "new_tokens": configuration.new_tokens,
         "runs": len(measured.runs),
+        "speculate": configuration.speculate,
         "load_s": measured.load_s,
         "first_run_s": _first_run_s(measured),
         "captures": None if counted is None else counted.captures,
@@ -131,11 +132,14 @@ def _doubts(measured: Measurement) -> list[str]:
 
 
 def _speed(measured: Measurement) -> dict[str, Any]:
-    speed, between = measured.speed, measured.speed.between_tokens_s
+    speed, between, drafts = measured.speed, measured.speed.between_tokens_s, measured.speculation
     total_s = [run.total_s for run in measured.runs]
     least, most = np.percentile(total_s, [5, 95]).tolist() if total_s else (None, None)
     return {
         "generated_tokens": speed.generated_tokens,
+        "acceptance": None if drafts is None else _median(drafts.acceptance),
+        "drafted_tokens": None if drafts is None else drafts.drafted_tokens.median,
+        "tokens_per_step": None if drafts is None else drafts.tokens_per_step.median,
         "first_token_s": speed.first_token_s.median,
         "token_s": _median(between),
         "token_p95_s": None if between is None else between.p95,

@@ -124,6 +124,14 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("pp", _of("pp"), is_shared=True),
     Column("batch", _of("batch")),
     Column("tokens", _tokens, note="of the prompt + asked for, for each sequence"),
+    Column("drafts", _of("speculate"), left=True, is_shared=True, note="where they came from"),
+    Column(
+        "accepted", _of("acceptance", share),
+        note="of the drafted tokens, that were right; drafted: of a run; per reading: tokens that a reading of the "
+        "weights gave a sequence; medians",
+    ),
+    Column("drafted", _of("drafted_tokens", "{:,.0f}".format)),
+    Column("per reading", _of("tokens_per_step", "{:.2f}".format)),
     Column("first", _of("first_token_s", duration), note="until the first token, median"),
     Column(
         "token", _of("token_s", duration), note="from one to the next, median of all; p95: 95 % of them stay below"
@@ -158,6 +166,9 @@ LINE_COLUMNS: tuple[Column[Line], ...] = (
     Column("failed rows", _of("failed_rows", _count)),
     Column("rows/s", _of("rows_per_s", "{:.2f}/s".format)),
     Column("tokens in", _of("data_prompt_tokens", _count), note="of the prompts of all rows; out: generated"),
+    Column(
+        "reused", _of("reused_tokens", _count), note="of the prompts, that rows before them had: they were not computed"
+    ),
     Column("out", lambda line: None if line.rows is None else _of("generated_tokens", _count)(line)),
     Column("memory", _of("peak_memory_bytes", _size), note="the most that the process ever held, of all ranks"),
     Column("device memory", _of("device_peak_memory_bytes", _size), note="the most held at once, of rank 0"),

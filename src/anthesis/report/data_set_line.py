@@ -53,6 +53,7 @@ def line_of_summary(summary: Summary, source: str, sha256: str) -> Line:
         timed_rows=timed.rows,
         rows_per_s=timed.rows / run_s if run_s else None,
         data_prompt_tokens=summary.counts.prompt_tokens,
+        reused_tokens=sum(session.reused_tokens for session in sessions) or None,
         share_of_limit=summary.share_of_limit,
         finished=summary.finished,
         shards=len({session.shard for session in sessions if session.shard is not None}) or None,

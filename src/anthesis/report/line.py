@@ -44,6 +44,9 @@ class Line:
         prompt_tokens, new_tokens: asked for, for each sequence.
         generated_tokens: counted: in a run of all sequences, or for the whole data set.
         runs: that were timed.
+        speculate: where drafts came from: "lookup" or a model; None: there were none.
+        acceptance, drafted_tokens: the share of drafted tokens that were right, and how many a run drafted; medians.
+        tokens_per_step: that a reading of the weights gave a sequence, on average; median.
         first_token_s: median.
         token_s, token_p95_s: from one token to the next: median, and what 95 % stay below.
         total_s, total_p5_s, total_p95_s: of the runs: median, and what 5 % and 95 % stay below; of a data set the sum
@@ -69,6 +72,7 @@ class Line:
             note.
         rows_per_s: timed_rows / total_s.
         data_prompt_tokens: of all rows of a data set.
+        reused_tokens: of these, that were not computed: rows before them begin alike.
         share_of_limit: of a data set: of the least time that its tokens can take.
         finished: a data set is whole.
         shards: that its sessions worked on; None: each on all rows.
@@ -116,6 +120,10 @@ class Line:
     new_tokens: int | None = None
     generated_tokens: int | None = None
     runs: int | None = None
+    speculate: str | None = None
+    acceptance: float | None = None
+    drafted_tokens: float | None = None
+    tokens_per_step: float | None = None
     first_token_s: float | None = None
     token_s: float | None = None
     token_p95_s: float | None = None
@@ -152,6 +160,7 @@ class Line:
     timed_rows: int | None = None
     rows_per_s: float | None = None
     data_prompt_tokens: int | None = None
+    reused_tokens: int | None = None
     share_of_limit: float | None = None
     finished: bool | None = None
     shards: int | None = None
@@ -224,11 +233,12 @@ class Line:
 
     @property
     def label(self) -> str:
-        """What tells the line apart in a few words: weights, devices and batch."""
+        """What tells the line apart in a few words: weights, devices, batch and drafts."""
         parts = [
             self.weights or "",
             f"{self.devices} devices" if (self.devices or 1) > 1 else "",
             f"batch {self.batch}" if self.batch else "",
+            f"drafts by {self.speculate}" if self.speculate else "",
             self.place or "",
         ]
         return ", ".join(part for part in parts if part)
