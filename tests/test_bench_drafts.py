@@ -184,6 +184,5 @@ def test_every_run_computes_its_prompts(tmp_path: Path) -> None:
         point._llm.watch(lambda finish, sequences, *_: rows.append(sum(count for _, count in sequences)))
         point._session._once()
         once = sum(rows)
-        point._llm.watch(lambda finish, sequences, *_: rows.append(sum(count for _, count in sequences)))
         point._session._once()
     assert (once, sum(rows)) == (2 * PROMPT, 4 * PROMPT)
