@@ -4,7 +4,7 @@
 
 The rows are completed by what `anthesis complete` runs, with and without reuse of prefixes, in an order drawn for each
 round. The output files must be the same byte for byte, and at least 4 times fewer prompt tokens be computed: the exit
-code is 1 otherwise. Leave the machine alone meanwhile: 3 rounds take some 4 minutes on two cores.
+code is 1 otherwise. Leave the machine alone meanwhile: 3 rounds take some 2 minutes on two cores.
 """
 
 from __future__ import annotations
