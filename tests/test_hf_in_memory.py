@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +59,10 @@ def test_a_model_in_memory_has_the_logits_of_transformers(config):
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter.zero_()
-        del theirs
+        weight = weakref.ref(next(theirs.parameters()))
+        del theirs, parameter
+        gc.collect()
+        assert weight() is None, "the model is still held"
         torch.testing.assert_close(torch.from_numpy(ours.llm.logits(IDS)), expected, atol=TIE, rtol=1e-4)
 
 
