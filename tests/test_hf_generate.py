@@ -325,6 +325,23 @@ def test_processors_and_criteria_of_the_callers_own(pair, num_beams, ends):
     assert same(seen[0][0], seen[1][0])
 
 
+class AtOnce(StoppingCriteria):
+    """Ends rows that begin with padding at their first token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, 0] == PAD
+
+
+@pytest.mark.parametrize("ends", [2, None])
+def test_rows_that_are_over_go_on_where_nothing_tells_an_end(pair, ends):
+    """As they do in transformers, which pads them only where an end of sequence is known."""
+    asked = {**padded([4, 2]), "max_new_tokens": 6, "eos_token_id": ends}
+    expected, found = both(*pair, **asked, stopping_criteria=StoppingCriteriaList([AtOnce()]))
+    assert same(expected, found)
+    assert found.shape == (2, 10)
+    assert bool((found[1, 5:] == PAD).all()) == (ends is not None)
+
+
 def test_a_processor_of_the_callers_takes_the_place_of_its_kind(pair):
     own = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(9.0)])
     asked = {**padded([5]), "max_new_tokens": 8, "repetition_penalty": 1.1}
