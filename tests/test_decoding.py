@@ -165,6 +165,7 @@ def test_a_forced_prefix_comes_first_and_in_one_step(llm):
     (behind,) = llm.generate([PROMPTS[1] + forced], max_new_tokens=4, ignore_eos=True)
     assert completion.token_ids[8:] == behind.token_ids
     assert completion.steps == 1 + 1 + 3, "the prompt, what is forced behind its first token, and a token each"
+    assert completion.drafted_tokens == 0, "what is forced is no guess"
 
 
 def test_several_completions_share_the_prompt(llm, tmp_path):

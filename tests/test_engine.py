@@ -159,7 +159,7 @@ def test_so_many_at_once_and_no_more(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
 
     def counted() -> bool:
         progressed = step()
-        running.append(len(llm._engine._running) + len(llm._engine._waiting))
+        running.append(len(llm._engine._running) + len(llm._engine._admission.waiting))
         return progressed
 
     monkeypatch.setattr(llm._engine, "step", counted)

@@ -1,27 +1,25 @@
 """The engine: several sequences of different lengths in one step, joining and leaving as they come and finish.
 
 Each step takes the rows of every sequence that is being completed and, up to a bound, rows of prompts that are not in
-the cache yet (`engine.rows` says which). A sequence is let in when the pool has all the blocks it can ever need, so
-that none is ever evicted.
+the cache yet (`engine.rows` says which).
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.devices.device import Cache, Executable, InstructionTime
-from anthesis.engine.blocks import MAX_SEQUENCES, SCRATCH_BLOCK, BlockCache, Need, Place, blocks_for
+from anthesis.engine.admission import Admission
+from anthesis.engine.blocks import BlockCache, Need, Place
 from anthesis.engine.group import Group
 from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
 from anthesis.engine.lockstep import OVER
 from anthesis.engine.outputs import StepOutputs
-from anthesis.engine.prefixes import Known
 from anthesis.engine.rows import Rows, choose_rows, shared_tokens
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import Drafter, Speculation
@@ -70,7 +68,7 @@ class Engine:
         self._reuse_prefixes = reuse_prefixes
         self._speculation: Speculation | None = None
         self._executables: dict[tuple[Finish, int | None], Executable] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._admission = Admission(blocks, reuse_prefixes, self._executables.clear)
         self._running: list[Sequence] = []
         self._closed = False
         self.on_step: OnStep | None = None
@@ -81,22 +79,22 @@ class Engine:
         Raises:
             RequestError: one of them alone, or a group, needs more cache than there may be; or the engine is closed.
         """
-        self._check(sequences)
-        self._waiting.extend(sequences)
+        self._check_open()
+        self._admission.submit(sequences)
 
     def abort(self, sequences: list[Sequence]) -> None:
         """Takes sequences out, finished or not, and frees what they hold."""
         for sequence in sequences:
             if sequence in self._running:
                 self._running.remove(sequence)
-            elif sequence in self._waiting:
-                self._waiting.remove(sequence)
+            else:
+                self._admission.withdraw(sequence)
             self._leave(sequence)
 
     def close(self) -> None:
         """Aborts all sequences and lets go of the cache."""
         self._closed = True
-        self.abort([*self._running, *self._waiting])
+        self.abort([*self._running, *self._admission.waiting])
         self._executables.clear()
         self._blocks.clear()
 
@@ -136,7 +134,7 @@ class Engine:
             RequestError: the engine is closed.
         """
         self._check_open()
-        self._admit()
+        self._running += self._admission.admit()
         prefixes = self._blocks.prefixes if self._reuse_prefixes else None
         rows = choose_rows(self._running, self._prefill_chunk, prefixes, self._share, self._speculation)
         if not rows:
@@ -203,7 +201,8 @@ class Engine:
             RequestError: one alone needs more cache than there may be; or all wait for memory that nothing will free.
         """
         sequences = [sequence for unit in units for sequence in unit]
-        self._check(sequences)
+        self._check_open()
+        self._admission.check(sequences)
         to_come = deque(units)
         running: list[Sequence] = []
         try:
@@ -227,9 +226,13 @@ class Engine:
 
         Returns:
             Arrays (R, V) float32 (or the device's arithmetic), R rows at a time, that together are the prompt's rows.
+
+        Raises:
+            RequestError: it needs more cache than there may be, or than will be free.
         """
-        self._check([sequence])
-        while not self._enter([sequence]):
+        self._check_open()
+        self._admission.check([sequence])
+        while not self._admission.enter([sequence]):
             if not self.step():
                 raise RequestError(NO_ROOM)
         try:
@@ -266,6 +269,7 @@ class Engine:
         """Gives a sequence its token, and as many more as its drafts were what it would have chosen."""
         drafts, sequence.drafts = sequence.drafts, []
         before, accepted = len(sequence.tokens), 0
+        is_guess = sequence.constraints is None or not sequence.constraints.forced_after(sequence.tokens)
         while outputs.take(row + accepted, sequence) and not sequence.finished and accepted < len(drafts):
             if sequence.tokens[-1] != drafts[accepted]:
                 break
@@ -275,10 +279,11 @@ class Engine:
             sequence.came_together(len(sequence.tokens) - before)
         counts = sequence.counts
         counts.steps += 1
-        counts.drafted_tokens += len(drafts)
-        counts.accepted_tokens += accepted
-        if self._speculation is not None:
-            self._speculation.verified(sequence, len(drafts), accepted)
+        if is_guess:
+            counts.drafted_tokens += len(drafts)
+            counts.accepted_tokens += accepted
+            if self._speculation is not None:
+                self._speculation.verified(sequence, len(drafts), accepted)
 
     def _learn(self, sequence: Sequence) -> None:
         """Makes the blocks that are full by now known by their tokens."""
@@ -324,62 +329,6 @@ class Engine:
         if self._closed:
             raise RequestError("this LLM is closed; open a new one")
 
-    def _check(self, sequences: list[Sequence]) -> None:
-        self._check_open()
-        most = self._blocks.max_blocks
-        for sequence in sequences:
-            needed = blocks_for(sequence.limit)
-            if needed > most:
-                raise RequestError(
-                    f"a sequence of {sequence.limit} tokens needs {needed} cache blocks, and the memory for the cache "
-                    f"holds {most}; ask for fewer tokens or give more --cache-memory"
-                )
-        for group in {sequence.group for sequence in sequences if sequence.group is not None}:
-            needed = sum(_need(member).own for member in group.members)
-            if needed > most or len(group.members) > MAX_SEQUENCES:
-                raise RequestError(
-                    f"{len(group.members)} texts that advance together need {needed} cache blocks; the memory for the "
-                    f"cache holds {most}, and at most {MAX_SEQUENCES} run at once; ask for fewer beams or tokens, or "
-                    "give more --cache-memory"
-                )
-
-    def _admit(self) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            unit = [first] if first.group is None else first.group.members
-            if not self._enter(unit):
-                return
-            for _ in unit:
-                self._running.append(self._waiting.popleft())
-
-    def _enter(self, unit: list[Sequence]) -> bool:
-        """Gives sequences their places, if they are to be had; the pool may grow for them and for those that wait."""
-        known = [self._known_prefix(sequence) for sequence in unit]
-        needs = [_need(sequence, blocks) for sequence, blocks in zip(unit, known, strict=True)]
-        places = None
-        for blocks in known:
-            self._blocks.hold([k.block for k in blocks])
-        try:
-            places = self._blocks.take(needs)
-            if places is None and self._blocks.num_free_slots >= len(unit):
-                others = (other for other in islice(self._waiting, self._blocks.num_free_slots) if other not in unit)
-                self._blocks.make_room([*needs, *map(_need, others)], self._executables.clear)
-                places = self._blocks.take(needs)
-        finally:
-            if places is None:
-                for blocks in known:
-                    self._blocks.release([k.block for k in blocks])
-        for sequence, place, blocks in zip(unit, places or (), known, strict=False):
-            sequence.place = place
-            sequence.begin_behind(blocks)
-        return places is not None
-
-    def _known_prefix(self, sequence: Sequence) -> list[Known]:
-        """The blocks that are known of what a sequence begins with, and that it may take."""
-        if not self._reuse_prefixes or sequence.shares_its_first_blocks or sequence.needs_all_rows:
-            return []
-        return self._blocks.prefixes.find_all(sequence.prompt)
-
     def _leave(self, sequence: Sequence) -> None:
         if self._speculation is not None:
             self._speculation.drafter.forget(sequence)
@@ -391,10 +340,3 @@ class Engine:
         if (finish, top) not in self._executables:
             self._executables[finish, top] = self._compile(finish, top, self._blocks.cache)
         return self._executables[finish, top]
-
-
-def _need(sequence: Sequence, known: Iterable[Known] = ()) -> Need:
-    count = blocks_for(sequence.limit)
-    if sequence.shares_its_first_blocks:
-        return Need(count, (SCRATCH_BLOCK,) * min(len(sequence.prompt) // BLOCK_TOKENS, count))
-    return Need(count, tuple(k.block for k in known))
