@@ -105,7 +105,7 @@ class Found:
 
     Attributes:
         weights: their kind.
-        step_s: of steps with so many rows, a sample for each round.
+        step_s: of steps with so many rows, samples taken between the runs.
         token_s: of each acceptance and length (None: without drafts), a sample for each round.
         per_step: tokens that a step gave, likewise.
         tokens: that were held against the plain text.
@@ -166,8 +166,6 @@ def measure(llm: LLM, weights: str, rounds: int, new_tokens: int) -> Found:
     engine = llm._engine
     for number in range(rounds):
         times = engine.step_times()
-        for size in SIZES:
-            found.step_s.setdefault(size, []).append(times.seconds(size))
         for place, (acceptance, length) in enumerate(drawn.sample(points, len(points))):
             script = Script(text, acceptance, llm.config.usable_vocab_size, seed=number * len(points) + place)
             if length is None:
@@ -175,7 +173,10 @@ def measure(llm: LLM, weights: str, rounds: int, new_tokens: int) -> Found:
             elif isinstance(length, int):
                 engine._speculation = FixedLength(script, times, length)
             else:
-                engine.speculate(script)
+                engine.speculate(script)  # which measures steps
+                assert engine._speculation is not None
+                for size in SIZES:
+                    found.step_s.setdefault(size, []).append(engine._speculation.times.seconds(size))
             completion = complete(llm, prompt, new_tokens)
             found.tokens += new_tokens
             found.differing += completion.token_ids != text

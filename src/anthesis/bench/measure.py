@@ -209,7 +209,8 @@ class Session:
     def _once(self) -> tuple[float, list[Completion], list[Sequences]]:
         """Seconds, completions, and with drafts the steps, whose sizes nothing else tells."""
         steps: list[Sequences] = []
-        if self._request.speculate is not None:
+        with_drafts = self._request.speculate is not None
+        if with_drafts:
             self._llm.watch(lambda finish, sequences, *_: steps.append(sequences))
         begin = time.perf_counter()
         completions = self._llm.generate(
@@ -219,7 +220,8 @@ class Session:
             batch=self._point.batch,
         )
         seconds = time.perf_counter() - begin
-        self._llm.watch(None)
+        if with_drafts:
+            self._llm.watch(None)
         _check_count(completions, self._request.max_new_tokens)
         return seconds, completions, steps
 
