@@ -74,7 +74,7 @@ JOBS: dict[str, tuple[Callable[[Any], Any], int]] = {
 def main() -> None:
     """Prints a line for each job and model, and writes the page where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="at least 2")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("-o", "--output", type=Path, help="write the page there")
     asked = parser.parse_args()

@@ -74,7 +74,7 @@ def requests(draw: st.DrawFn, *, beams: bool) -> dict[str, Any]:
     new = draw(st.integers(1, 8))
     asked |= {"max_new_tokens": new} if draw(st.booleans()) else {"max_length": max(lengths) + new}
     asked["eos_token_id"] = draw(ENDS)
-    asked["pad_token_id"] = draw(st.sampled_from([PAD, 0])) if asked["eos_token_id"] is None else PAD
+    asked["pad_token_id"] = draw(st.sampled_from([PAD, 0]))  # 0 is none to transformers' beam search
     for name in draw(st.lists(st.sampled_from(sorted(RULES)), max_size=2, unique=True)):
         asked[name] = draw(RULES[name])
     if beams:
@@ -97,7 +97,7 @@ def test_random_greedy_requests(family, asked, scored):
     if not same(expected.sequences, found.sequences):
         check_tie(*both(*pair_of(family), **asked, **{**kept, "output_scores": True}))
     elif scored:
-        check_steps(expected, found, asked["input_ids"].shape[1])
+        check_steps(expected, found, asked["input_ids"].shape[1], asked["pad_token_id"])
 
 
 def check_tie(expected: Any, found: Any) -> None:
@@ -111,13 +111,13 @@ def check_tie(expected: Any, found: Any) -> None:
     assert (best[:, 0] - best[:, 1]).max() < TIE, f"{expected.sequences}\n{found.sequences}"
 
 
-def check_steps(expected: Any, found: Any, length: int) -> None:
+def check_steps(expected: Any, found: Any, length: int, pad: int) -> None:
     """Compares scores and logits of rows that were not over; of others there is nothing to compute."""
     over = torch.zeros(len(found.sequences), dtype=torch.bool)
     assert len(found.scores) == len(found.logits) == len(expected.scores) == found.sequences.shape[1] - length
     for step, kept in enumerate(zip(expected.scores, found.scores, expected.logits, found.logits, strict=True)):
         tokens = found.sequences[:, length + step]
-        over |= (tokens == PAD) & (expected.sequences[:, length + step] == PAD)
+        over |= (tokens == pad) & (expected.sequences[:, length + step] == pad)
         for theirs, ours in (kept[:2], kept[2:]):
             assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
             torch.testing.assert_close(ours[~over], theirs[~over], atol=TIE, rtol=1e-4)
@@ -304,12 +304,15 @@ class AfterTwo(StoppingCriteria):
         return (input_ids == 11).sum(dim=1) >= 2
 
 
+@pytest.mark.parametrize("ends", [2, None])
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_processors_and_criteria_of_the_callers_own(pair, num_beams):
+def test_processors_and_criteria_of_the_callers_own(pair, num_beams, ends):
     seen = []
     for model in pair:
         favour = Favour()
-        asked = {**padded([4, 2]), "max_new_tokens": 9, "num_beams": num_beams}
+        prompt = padded([4, 2])
+        prompt["input_ids"][0, -1] = 11  # so that the first row is over before the other
+        asked = {**prompt, "max_new_tokens": 9, "num_beams": num_beams, "eos_token_id": ends}
         rows = model.generate(
             **asked,
             logits_processor=LogitsProcessorList([favour]),
@@ -320,6 +323,23 @@ def test_processors_and_criteria_of_the_callers_own(pair, num_beams):
     if num_beams == 1:
         assert all(torch.equal(theirs, ours) for theirs, ours in zip(*seen, strict=True))
     assert same(seen[0][0], seen[1][0])
+
+
+class AtOnce(StoppingCriteria):
+    """Ends rows that begin with padding at their first token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, 0] == PAD
+
+
+@pytest.mark.parametrize("ends", [2, None])
+def test_rows_that_are_over_go_on_where_nothing_tells_an_end(pair, ends):
+    """As they do in transformers, which pads them only where an end of sequence is known."""
+    asked = {**padded([4, 2]), "max_new_tokens": 6, "eos_token_id": ends}
+    expected, found = both(*pair, **asked, stopping_criteria=StoppingCriteriaList([AtOnce()]))
+    assert same(expected, found)
+    assert found.shape == (2, 10)
+    assert bool((found[1, 5:] == PAD).all()) == (ends is not None)
 
 
 def test_a_processor_of_the_callers_takes_the_place_of_its_kind(pair):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -45,18 +48,22 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
     ],
     ids=lambda config: f"{config.model_type}-{'tied' if config.tie_word_embeddings else 'untied'}",
 )
-def test_a_model_in_memory_has_the_logits_of_transformers(config):
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_a_model_in_memory_has_the_logits_of_transformers(config, device):
     make = random_model if config.model_type != "gpt2" else AutoModelForCausalLM.from_config
     theirs = make(config).float().eval()
     expected = logits_of(theirs)
-    with accelerate(theirs, device="reference") as ours:
+    with accelerate(theirs, device=device) as ours:
         assert (ours.llm.source, ours.llm.path, ours.llm.is_random) == ("memory", None, False)
         torch.testing.assert_close(torch.from_numpy(ours.llm.logits(IDS)), expected, atol=TIE, rtol=1e-4)
         # trained on, or gone: nothing here is still theirs
         with torch.no_grad():
             for parameter in theirs.parameters():
                 parameter.zero_()
-        del theirs
+        weight = weakref.ref(next(theirs.parameters()))
+        del theirs, parameter
+        gc.collect()
+        assert weight() is None, "the model is still held"
         torch.testing.assert_close(torch.from_numpy(ours.llm.logits(IDS)), expected, atol=TIE, rtol=1e-4)
 
 

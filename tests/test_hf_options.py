@@ -79,7 +79,7 @@ IDS = torch.tensor([[5, 6, 7]])
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"max_new_token": 3}, "no argument 'max_new_token'"),
+        ({"max_new_token": 3}, "generate has no argument 'max_new_token'; is it misspelt?"),
         ({"inputs": IDS, "input_ids": IDS}, "two names of one argument"),
         ({"input_ids": IDS[0]}, r"of shape \(3,\)"),
         ({"input_ids": IDS.float()}, "torch.float32"),
@@ -120,6 +120,22 @@ def test_values_that_transformers_refuses(ours, asked, error):
         asked = {**asked, "top_p": -1.0}
     with pytest.raises(ValueError, match=error):
         ours.generate(**padded([3]), max_new_tokens=2, **asked)
+
+
+def test_what_a_forward_pass_does_not_take_is_named(ours):
+    assert ours(IDS, use_cache=False, output_attentions=False).logits.shape == (1, 3, 48)
+    for argument in ("use_cache", "output_hidden_states", "past_key_values"):
+        with pytest.raises(UnsupportedError, match=f"^{argument} is not supported"):
+            ours(IDS, **{argument: True})
+    with pytest.raises(RequestError, match="forward has no argument 'mask'"):
+        ours(IDS, mask=1)
+
+
+def test_rows_that_wait_for_memory_in_vain_say_so():
+    with accelerate(tiny("llama"), device="cpu", threads=1, cache_memory=1 << 15) as small:
+        blocks = small.llm.max_batch(64)
+        with small.llm.lockstep([[5]] * blocks, max_new_tokens=3), pytest.raises(RequestError, match="wait for memory"):
+            small.generate(IDS, max_new_tokens=2)
 
 
 def test_lengths_that_contradict_each_other_are_told(ours):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from anthesis.engine.beams import BeamSearch
 from anthesis.engine.lockstep import OVER
 from anthesis.hf.release import BEST_DRAW_FIRST, release
 from anthesis.hf.request import Request
-from anthesis.hf.stepwise import Record, next_logits, usable
+from anthesis.hf.stepwise import Record, usable
 from anthesis.llm import LLM
 
 
@@ -47,30 +46,27 @@ def search(llm: LLM, request: Request, processors: LogitsProcessorList, criteria
     device, count = request.ids.device, len(request.ids)
     rows, numbers = request.rows, np.arange(count * width)
     searches = [_search(request) for _ in range(count)]
-    running = torch.ones(len(rows), dtype=torch.bool, device=device)
     with llm.lockstep(request.prompts, max_new_tokens=request.max_new_tokens, width=width) as lockstep:
         while True:
-            logits = next_logits(lockstep.logits(), request, running)
+            logits = torch.from_numpy(lockstep.logits()).to(device, torch.float32)
             log_probs = processors(rows, torch.log_softmax(usable(logits, llm.config.usable_vocab_size), dim=-1))
             record.add(log_probs, logits)
-            so_far = torch.from_numpy(np.concatenate([search.scores for search in searches])).to(device)
+            so_far = torch.from_numpy(np.concatenate([one.scores for one in searches])).to(device)
             summed = (log_probs + so_far[:, None]).view(count, -1)
             scores, chosen = _pick(summed, searches[0].num_candidates, bool(config.do_sample))
             beams, tokens = chosen // log_probs.shape[1], chosen % log_probs.shape[1]
             origins = (beams + torch.arange(count, device=device)[:, None] * width).flatten()
             ends = criteria(torch.cat([rows[origins], tokens.reshape(-1, 1)], dim=1), record.scores).view(count, -1)
             parents, following = numbers.copy(), np.full(len(rows), OVER)
-            for i, search in enumerate(searches):
-                if search.over:
+            for i, one in enumerate(searches):
+                if one.over:
                     continue
-                picked = zip(beams[i].tolist(), tokens[i].tolist(), _array(scores[i]), strict=True)
-                own_ends = ends[i].tolist()
-                went_on = search.choose(list(picked), own_ends)
-                if not search.over:
+                picked = zip(beams[i].tolist(), tokens[i].tolist(), scores[i].cpu().numpy(), strict=True)
+                sources, chosen_tokens = one.choose(list(picked), ends[i].tolist())
+                if not one.over:
                     own = slice(i * width, (i + 1) * width)
-                    parents[own], following[own] = np.array(went_on[0]) + i * width, went_on[1]
-            running = torch.from_numpy(following != OVER).to(device)
-            if not running.any():
+                    parents[own], following[own] = np.array(sources) + i * width, chosen_tokens
+            if (following == OVER).all():
                 return _found(request, searches, record)
             shown = torch.from_numpy(np.maximum(following, 0)).to(device)
             rows = torch.cat([rows[torch.from_numpy(parents).to(device)], shown[:, None]], dim=1)
@@ -99,10 +95,6 @@ def _pick(summed: torch.Tensor, count: int, draw: bool) -> tuple[torch.Tensor, t
         return drawn, places
     drawn, order = drawn.sort(dim=1, descending=True)
     return drawn, places.gather(1, order)
-
-
-def _array(tensor: torch.Tensor) -> Any:
-    return tensor.cpu().numpy()
 
 
 def _found(request: Request, searches: list[BeamSearch], record: Record) -> Beams:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from anthesis.engine.sampling import LARGE, SMALL
+from anthesis.errors import RequestError
 from anthesis.hf.release import PADDING_IS_NOT_REPEATED, release
 from anthesis.hf.request import Request
 from anthesis.llm import LLM
@@ -114,6 +115,10 @@ def run(llm: LLM, request: Request, how: Plan) -> torch.Tensor:
         llm: the model.
         request: of the call.
         how: what `plan` gave.
+
+    Raises:
+        RequestError: other requests of the model hold the memory that this one needs.
+        AnthesisError: the model computed numbers that are not finite.
     """
     streamer = request.extras.streamer
     prompts = [prompt for prompt in request.prompts for _ in range(request.width)]
@@ -125,7 +130,11 @@ def run(llm: LLM, request: Request, how: Plan) -> torch.Tensor:
             handles.append(llm.submit(prompt, seed=seed, **how.params))
         shown = 0
         while not all(handle.finished for handle in handles):
-            llm.step()
+            if not llm.step():
+                raise RequestError(
+                    "these rows wait for memory of the cache that nothing will free; close what else is open on this "
+                    "model's .llm, or give more cache_memory"
+                )
             if streamer is not None:
                 tokens = handles[0].token_ids
                 for token in tokens[shown:]:

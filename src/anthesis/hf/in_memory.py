@@ -36,14 +36,13 @@ class TorchStore:
             self.tensors[name] = StoredTensor(name, tuple(tensor.shape), kind, _KINDS.get(kind))
 
     def read(self, name: str, rows: Rows, columns: slice, *, transpose: bool, exact: bool) -> WeightTensor:
-        """See `TensorStore.read`; always a copy, so that nothing changes when the model is trained further."""
+        """See `TensorStore.read`; devices make their own layout of it, so that nothing of it is shared in the end."""
         kind = self.tensors[name].kind
         assert kind is not None
         held = self._host
         if held is None or held[0] != name:
             self._host = held = name, as_array(self._tensors[name])
-        part = take(held[1], kind, rows, columns, transpose)
-        return part if part.values.base is None else WeightTensor(part.kind, part.shape, part.values.copy())
+        return take(held[1], kind, rows, columns, transpose)
 
     def release(self) -> None:
         """See `TensorStore.release`; a tensor of the host's memory is another's and stays."""

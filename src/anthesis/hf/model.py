@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,7 +119,7 @@ class AnthesisForCausalLM:
             warnings.warn(
                 f"a completion ended where the model's context of {self.llm.max_context} tokens does, before "
                 "max_new_tokens or max_length",
-                stacklevel=3,
+                stacklevel=2,
             )
         return result
 
@@ -152,7 +153,7 @@ class AnthesisForCausalLM:
             for name in ("max_length", "min_length")
         }
         config, rest = resolve(own, given, kwargs)
-        check_arguments(rest)
+        check_arguments("generate", rest)
         check_counts(num_beams=config.num_beams, num_return_sequences=config.num_return_sequences)
         if extras.streamer is not None and (config.num_beams or 1) > 1:
             raise RequestError("a streamer shows tokens as they come, and beam search knows them at its end; drop one")
@@ -219,7 +220,7 @@ class AnthesisForCausalLM:
             RequestError: a wrong argument; it is named.
             UnsupportedError: an argument that is not supported here; the message says what to do.
         """
-        check_arguments(kwargs)
+        check_arguments("forward", kwargs)
         if input_ids.ndim != 2:
             raise RequestError(f"input_ids must have the shape (batch, tokens), and have {tuple(input_ids.shape)}")
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
@@ -334,8 +335,9 @@ def accelerate(model: Any, **llm_arguments: Any) -> AnthesisForCausalLM:
     """
     check_llm_arguments(llm_arguments)
     llm = LLM(in_memory_model(model), **llm_arguments)
-    generation = model.generation_config or GenerationConfig.from_model_config(model.config)
-    return _class_of(model.config)(llm, model.config, generation, model.name_or_path)
+    config = copy.deepcopy(model.config)
+    generation = copy.deepcopy(model.generation_config) or GenerationConfig.from_model_config(config)
+    return _class_of(config)(llm, config, generation, model.name_or_path)
 
 
 @cache

@@ -109,7 +109,10 @@ ARGUMENTS: Mapping[str, str] = {
     "token_type_ids": "decoder models have no token types; drop it (tokenizer(..., return_token_type_ids=False))",
     "cache_position": "positions follow from the attention_mask",
 }
-"""Arguments of `generate` that are refused, and what to do instead."""
+"""Arguments that are refused, and what to do instead."""
+
+_OFF = frozenset({"synced_gpus", "trust_remote_code", "use_cache", "output_attentions", "output_hidden_states"})
+"""Arguments that ask for nothing when they are False."""
 
 
 def resolve(
@@ -155,10 +158,11 @@ def _check(name: str, value: Any) -> None:
         raise UnsupportedError(f"{name} = {value!r:.60} is not supported by anthesis.hf: {advice}")
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments of `generate` that are not carried out; None is none.
+def check_arguments(function: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments that are not carried out; None is none, and so is what asks for nothing.
 
     Args:
+        function: that was given them.
         arguments: those that are left once all others are known.
 
     Raises:
@@ -166,8 +170,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         RequestError: one is unknown.
     """
     for name, value in arguments.items():
-        if value is None or (name == "synced_gpus" and value is False) or (name == "trust_remote_code" and not value):
+        if value is None or (value is False and name in _OFF):
             continue
-        if name in ARGUMENTS:
-            raise UnsupportedError(f"{name} is not supported by anthesis.hf: {ARGUMENTS[name]}")
-        raise RequestError(f"generate has no argument {name!r}, and the model none either; is it misspelt?")
+        advice = ARGUMENTS.get(name) or REFUSED.get(name, ((), ""))[1]
+        if advice:
+            raise UnsupportedError(f"{name} is not supported by anthesis.hf: {advice}")
+        raise RequestError(f"{function} has no argument {name!r}; is it misspelt?")

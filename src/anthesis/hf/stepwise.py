@@ -7,19 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from anthesis.engine.lockstep import OVER
-from anthesis.errors import AnthesisError
 from anthesis.hf.request import Request
 from anthesis.llm import LLM
-
-NOT_A_NUMBER = (
-    "the model's logits hold numbers that are none (NaN): its weights are damaged, or a value went out of range; "
-    "remove_invalid_values=True goes on all the same"
-)
 
 
 @dataclass
@@ -67,9 +60,6 @@ def search(
 
     Returns:
         (N, T) int64, prompts and completions, and what was kept of the steps.
-
-    Raises:
-        AnthesisError: the model computes NaN.
     """
     rows, record, streamer = request.rows, Record.of(request), request.extras.streamer
     # where nothing tells an end, transformers goes on with rows that are over until all are
@@ -77,7 +67,7 @@ def search(
     running = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     with llm.lockstep(request.prompts, max_new_tokens=request.max_new_tokens, width=request.width) as lockstep:
         while True:
-            logits = next_logits(lockstep.logits(), request, running)
+            logits = torch.from_numpy(lockstep.logits()).to(rows.device, torch.float32)
             scores = processors(rows, usable(logits, llm.config.usable_vocab_size))
             record.add(scores, logits)
             if request.config.do_sample:
@@ -95,26 +85,6 @@ def search(
                 return rows, record
             alive = running if ends_rows else torch.ones_like(running)
             lockstep.advance(torch.where(alive, tokens, OVER).tolist())
-
-
-def next_logits(found: np.ndarray, request: Request, running: torch.Tensor) -> torch.Tensor:
-    """The model's scores of a step as transformers has them.
-
-    Args:
-        found: (N, V) float32.
-        request: of the call.
-        running: (N,) bool, rows that are not over.
-
-    Returns:
-        (N, V) float32, on the device of the request's ids.
-
-    Raises:
-        AnthesisError: some of them are NaN, and nothing is to be done about it.
-    """
-    logits = torch.from_numpy(np.array(found, np.float32)).to(request.ids.device)
-    if request.config.remove_invalid_values is not True and bool(logits[running].isnan().any()):
-        raise AnthesisError(NOT_A_NUMBER)
-    return logits
 
 
 def usable(logits: torch.Tensor, size: int) -> torch.Tensor:
