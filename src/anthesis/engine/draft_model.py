@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 from anthesis.engine.engine import Engine
 from anthesis.engine.sequence import Sequence
@@ -33,7 +32,7 @@ class DraftModel:
     def __init__(self, engine: Engine, max_context: int | None) -> None:
         self._engine, self._max_context = engine, max_context
         self._times = engine.step_times()
-        self._mirrors: WeakKeyDictionary[Sequence, Sequence] = WeakKeyDictionary()
+        self._mirrors: dict[Sequence, Sequence] = {}
 
     def evidence(self, sequence: Sequence) -> int | None:
         """See `Drafter.evidence`."""

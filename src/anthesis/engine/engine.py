@@ -331,7 +331,7 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         if self._speculation is not None:
-            self._speculation.drafter.forget(sequence)
+            self._speculation.forget(sequence)
         if sequence.place is not None:
             self._blocks.give_back(sequence.place)
             sequence.place = None

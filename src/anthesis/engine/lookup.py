@@ -7,7 +7,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from weakref import WeakKeyDictionary
 
 from anthesis.engine.sequence import Sequence
 
@@ -63,12 +62,15 @@ class PromptLookup:
     chances = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.75, 0.8, 0.8, 0.8, 0.85, 0.85, 0.85, 0.9)
 
     def __init__(self) -> None:
-        self._indexes: WeakKeyDictionary[Sequence, _Index] = WeakKeyDictionary()
-        self._found: WeakKeyDictionary[Sequence, int] = WeakKeyDictionary()
+        self._indexes: dict[Sequence, _Index] = {}
+        self._found: dict[Sequence, int] = {}
 
     def evidence(self, sequence: Sequence) -> int | None:
         """See `Drafter.evidence`."""
-        found = self._indexes.setdefault(sequence, _Index()).find(sequence.tokens)
+        index = self._indexes.get(sequence)
+        if index is None:
+            index = self._indexes[sequence] = _Index()
+        found = index.find(sequence.tokens)
         if found is None:
             return None
         self._found[sequence], matched = found

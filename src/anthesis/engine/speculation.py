@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.step_time import StepTimes
@@ -83,6 +82,17 @@ class Acceptance:
         i = min(evidence, len(self._trials) - 1)
         return self._right[i] / self._trials[i]
 
+    def chances(self, evidence: int, most: int) -> list[float]:
+        """That all tokens of a draft are right up to each place, for as many places as are worth a thought."""
+        found: list[float] = []
+        chance = 1.0
+        for place in range(most):
+            chance *= self.chance(evidence + place)
+            if chance < LEAST_CHANCE:
+                break
+            found.append(chance)
+        return found
+
     def learn(self, evidence: int, drafted: int, accepted: int) -> None:
         """Takes note of a draft whose first token had this evidence."""
         for place in range(min(accepted + 1, drafted)):
@@ -96,9 +106,9 @@ class Acceptance:
             self._trials[i] += self._DOUBT * (self._PRIOR_TRIALS - self._trials[i])
             self._right[i] += self._DOUBT * (self._PRIOR_TRIALS * chance - self._right[i])
 
-    def copy(self, chances: Seq[float]) -> Acceptance:
+    def copy(self) -> Acceptance:
         """One that begins with what this one has found, as if that were only a guess."""
-        return Acceptance([self.chance(i) for i in range(len(chances))])
+        return Acceptance([self.chance(i) for i in range(len(self._trials))])
 
 
 @dataclass
@@ -133,8 +143,8 @@ class Speculation:
     def __init__(self, drafter: Drafter, times: StepTimes) -> None:
         self.drafter, self.times = drafter, times
         self._acceptance = Acceptance(drafter.chances)
-        self._requests: WeakKeyDictionary[Sequence, _Request] = WeakKeyDictionary()
-        self._extra_s = self._plain_s = 0.0
+        self._requests: dict[Sequence, _Request] = {}
+        self._plain_s = 0.0
 
     def propose(self, sequences: list[Sequence], num_rows: int) -> None:
         """Gives sequences the drafts that are worth it.
@@ -143,43 +153,40 @@ class Speculation:
             sequences: that take one row in the step.
             num_rows: of the step without drafts, those of all sequences together.
         """
-        requests = [self._request(sequence) for sequence in sequences]
         gains: list[tuple[float, int]] = []  # chance that a row gives one more token, whose it is
-        for i, (sequence, request) in enumerate(zip(sequences, requests, strict=True)):
+        for i, sequence in enumerate(sequences):
+            request = self._request(sequence)
             most = min(MAX_DRAFT, sequence.limit - len(sequence.tokens) - 1)
             request.evidence = self.drafter.evidence(sequence) if most > 0 else None
-            request.guess = None
             if request.evidence is not None:
-                chance = 1.0
-                for place in range(most):
-                    chance *= request.acceptance.chance(request.evidence + place)
-                    if chance < LEAST_CHANCE:
-                        break
-                    gains.append((chance, i))
-        lengths = self._lengths(sequences, requests, sorted(gains, reverse=True), num_rows)
-        for request in requests:
-            request.extra_s = self._extra_s
-        wanted = {sequences[i]: length for i, length in lengths.items()}
-        if wanted:
-            for sequence, draft in self.drafter.draft(wanted).items():
+                gains += [(chance, i) for chance in request.acceptance.chances(request.evidence, most)]
+        if not gains:
+            return
+        gains.sort(reverse=True)
+        lengths, extra_s = self._lengths(sequences, gains, num_rows)
+        drafts = self.drafter.draft({sequences[i]: length for i, length in lengths.items()}) if lengths else {}
+        for sequence in sequences:
+            request = self._requests[sequence]
+            request.extra_s = extra_s
+            if draft := drafts.get(sequence):
                 sequence.drafts = draft
-        for sequence, request in zip(sequences, requests, strict=True):
-            if not sequence.drafts and request.evidence is not None:
+            elif request.evidence is not None:
                 request.guess = self.drafter.first_token(sequence)
 
     def verified(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Takes note of what came of a draft, also of one that was too uncertain to be verified."""
         request = self._request(sequence)
-        if drafted and request.evidence is not None:
+        evidence, guess = request.evidence, request.guess
+        if evidence is None and request.extra_s == 0:
+            return
+        if evidence is not None:
             for acceptance in (request.acceptance, self._acceptance):
-                acceptance.learn(request.evidence, drafted, accepted)
-        elif request.guess is not None and request.evidence is not None:
-            was_right = sequence.tokens[-1] == request.guess
-            for acceptance in (request.acceptance, self._acceptance):
-                acceptance.learn(request.evidence, 1, int(was_right))
-        elif request.evidence is not None:
-            for acceptance in (request.acceptance, self._acceptance):
-                acceptance.doubt()
+                if drafted:
+                    acceptance.learn(evidence, drafted, accepted)
+                elif guess is not None:
+                    acceptance.learn(evidence, 1, int(sequence.tokens[-1] == guess))
+                else:
+                    acceptance.doubt()
         request.lost_s += request.extra_s - accepted * self._plain_s
         request.evidence, request.guess, request.extra_s = None, None, 0.0
 
@@ -187,24 +194,35 @@ class Speculation:
         """Takes note of how long a step of so many rows, none of them of a prompt, took."""
         self.times.learn(num_rows, seconds)
 
+    def forget(self, sequence: Sequence) -> None:
+        """Takes note that a sequence is over."""
+        self._requests.pop(sequence, None)
+        self.drafter.forget(sequence)
+
     def _request(self, sequence: Sequence) -> _Request:
-        if sequence not in self._requests:
-            self._requests[sequence] = _Request(self._acceptance.copy(self.drafter.chances), time.perf_counter())
-        return self._requests[sequence]
+        request = self._requests.get(sequence)
+        if request is None:
+            request = _Request(self._acceptance.copy(), time.perf_counter())
+            self._requests[sequence] = request
+        return request
 
     def _lengths(
-        self, sequences: list[Sequence], requests: list[_Request], gains: list[tuple[float, int]], num_rows: int
-    ) -> dict[int, int]:
-        """How long a draft each sequence gets, by its index, so that the step gives the most tokens per second."""
-        now = time.perf_counter()
-        self._plain_s = self.times.seconds(num_rows)
+        self, sequences: list[Sequence], gains: list[tuple[float, int]], num_rows: int
+    ) -> tuple[dict[int, int], float]:
+        """How long a draft each sequence gets, by its index, so that the step gives the most tokens per second.
+
+        Returns:
+            The lengths, and the seconds by which they make the step longer.
+        """
+        now, plain_s, seconds = time.perf_counter(), self.times.seconds(num_rows), self.times.seconds
         allowed_s = min(
-            MOST_LOST * (now - request.begin_s + self._plain_s * min(HORIZON, sequence.limit - len(sequence.tokens)))
+            MOST_LOST * (now - request.begin_s + plain_s * min(HORIZON, sequence.limit - len(sequence.tokens)))
             - request.lost_s
-            for sequence, request in zip(sequences, requests, strict=True)
+            for sequence in sequences
+            for request in (self._requests[sequence],)
         )
-        self._extra_s = 0.0
-        best_speed, best_rows = LEAST_GAIN * len(sequences) / self._plain_s, 0
+        self._plain_s = plain_s
+        best_speed, best_rows, best_extra_s = LEAST_GAIN * len(sequences) / plain_s, 0, 0.0
         lengths: dict[int, int] = {}
         drafting: list[Sequence] = []
         tokens, longest = float(len(sequences)), 0
@@ -214,10 +232,9 @@ class Speculation:
             lengths[i] = lengths.get(i, 0) + 1
             tokens += gain
             longest = max(longest, lengths[i])
-            draft_s = self.drafter.cost_s(drafting, longest)
-            extra_s = self.times.seconds(num_rows + rows) - self._plain_s + draft_s
-            if extra_s > allowed_s:
+            step_s = seconds(num_rows + rows) + self.drafter.cost_s(drafting, longest)
+            if step_s - plain_s > allowed_s:
                 break
-            if tokens / (self._plain_s + extra_s) > best_speed:
-                best_speed, best_rows, self._extra_s = tokens / (self._plain_s + extra_s), rows, extra_s
-        return dict(Counter(i for _, i in gains[:best_rows]))
+            if tokens > best_speed * step_s:
+                best_speed, best_rows, best_extra_s = tokens / step_s, rows, step_s - plain_s
+        return dict(Counter(i for _, i in gains[:best_rows])), best_extra_s

@@ -11,6 +11,7 @@ SIZES = (1, 2, 4, 8, 16, 32)
 
 REPETITIONS = 3
 _WEIGHT_OF_NEW = 0.05
+_NEAREST = [min(range(len(SIZES)), key=lambda i: abs(SIZES[i] - rows)) for rows in range(SIZES[-1] + 1)]
 
 
 class StepTimes:
@@ -24,22 +25,22 @@ class StepTimes:
         self._seconds = measured
         for i in range(1, len(measured)):  # more rows never take less: what says so is noise
             self._seconds[i] = max(self._seconds[i], self._seconds[i - 1])
+        self._drift = 1.0
 
     def seconds(self, num_rows: int) -> float:
         """Of a step of so many rows."""
         i = min(max(bisect_left(SIZES, num_rows), 1), len(SIZES) - 1)
         low, high = SIZES[i - 1], SIZES[i]
         share = (num_rows - low) / (high - low)
-        return self._seconds[i - 1] * (1 - share) + self._seconds[i] * share
+        return self._drift * (self._seconds[i - 1] * (1 - share) + self._seconds[i] * share)
 
     def learn(self, num_rows: int, seconds: float) -> None:
-        """Takes a step into account. All sizes move with it: what slows one step down slows others, too."""
+        """Takes a step into account: its own size moves, and all move a little, since what slows one slows others."""
         if num_rows > SIZES[-1]:
             return
-        factor = min(max(seconds / self.seconds(num_rows), 0.5), 2.0)
-        for i, size in enumerate(SIZES):
-            nearness = 1.0 if abs(size - num_rows) <= 1 else 0.25
-            self._seconds[i] *= 1 + _WEIGHT_OF_NEW * nearness * (factor - 1)
+        change = _WEIGHT_OF_NEW * (min(max(seconds / self.seconds(num_rows), 0.5), 2.0) - 1)
+        self._seconds[_NEAREST[num_rows]] *= 1 + 0.75 * change
+        self._drift *= 1 + 0.25 * change
 
 
 def measure_steps(run: Callable[[int], float]) -> StepTimes:
