@@ -220,7 +220,7 @@ def test_joined_midway(models, device, name, params, chunk):
         engine: Engine = llm._engine
         alone = requests(llm, texts, **params)
         for sequence in alone:
-            engine.run([sequence], 1)
+            engine.run([[sequence]], 1)
         together = requests(llm, texts, **params)
         waiting, overlaps, steps = list(together), set(), 0
         while not all(sequence.finished for sequence in together):

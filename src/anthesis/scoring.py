@@ -57,9 +57,7 @@ class Scoring(ABC):
         if self.max_context is not None and len(ids) > self.max_context:
             raise RequestError(f"{len(ids)} token ids do not fit the context of {self.max_context}")
         params = SamplingParams(max_new_tokens=1)
-        sequence = Sequence(
-            ids, params, len(ids), "length", frozenset(), text_stream=None, vocab_size=1, needs_all_rows=True
-        )
+        sequence = Sequence(ids, params, len(ids), "length", frozenset(), text_stream=None, vocab_size=1)
         return self._engine.logits(sequence)
 
     def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:

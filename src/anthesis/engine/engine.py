@@ -231,6 +231,7 @@ class Engine:
             RequestError: it needs more cache than there may be, or than will be free.
         """
         self._check_open()
+        sequence.needs_all_rows = True
         self._admission.check([sequence])
         while not self._admission.enter([sequence]):
             if not self.step():

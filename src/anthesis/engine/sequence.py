@@ -152,7 +152,7 @@ class Sequence:
     text_stream: TextStream | None
     vocab_size: int
     constraints: Constraints | None = None
-    needs_all_rows: bool = False
+    needs_all_rows: bool = field(init=False, default=False)
     tokens: list[int] = field(init=False)
     computed: int = field(init=False, default=0)
     place: Place | None = field(init=False, default=None)
