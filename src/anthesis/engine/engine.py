@@ -148,7 +148,8 @@ class Engine:
         for r in rows:
             sequence = r.sequence
             sequence.computed += len(r.tokens) - len(sequence.drafts)
-            self._lead(sequence)
+            if sequence.followers:
+                self._lead(sequence)
             if r.wanted and sequence.group is not None:
                 groups.setdefault(sequence.group, []).append(row)
             elif r.wanted:
@@ -252,13 +253,14 @@ class Engine:
         """One step of these rows, by the program that gives all that their sequences look at."""
         inputs = row_inputs(rows, self._blocks.table)
         chosen = [r for r in rows if r.wanted]
+        special = [r for r in chosen if not r.sequence.is_plain]
         finish: Finish = "cache"
         top: int | None = None
-        if any(r.needs_logits for r in chosen):
+        if any(r.needs_logits for r in special):
             finish = "logits"
-        elif any(r.needs_sample for r in chosen):
+        elif any(r.needs_sample for r in special):
             finish = "sample"
-            top = max((r.top for r in chosen if r.top is not None), default=None)
+            top = max((r.top for r in special if r.top is not None), default=None)
             inputs |= sample_inputs(chosen)
         elif chosen:
             finish = "argmax"
@@ -295,7 +297,7 @@ class Engine:
 
     def _lead(self, sequence: Sequence) -> None:
         """Lets followers begin with what is in the cache of their prompt, once that is all of it."""
-        if not sequence.followers or sequence.computed < len(sequence.prompt):
+        if sequence.computed < len(sequence.prompt):
             return
         assert sequence.place is not None
         common = len(sequence.prompt) - 1  # the last token's row gives each its own first token

@@ -36,6 +36,7 @@ class Group(ABC):
         self.begun = False
         for member in members:
             member.group = self
+            member.is_plain = False
 
     @property
     def firsts(self) -> list[Sequence]:

@@ -20,7 +20,7 @@ Share = Callable[[Sequence, int, int], None]
 """From now on a sequence has this block of the cache at that place of its table."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Rows:
     """A sequence's rows of a step.
 
@@ -90,9 +90,9 @@ def choose_rows(
     decoding: list[Rows] = []
     ready: dict[Group, bool] = {}
     for sequence in running:
-        if not _may_go_on(sequence):
-            continue
         group = sequence.group
+        if (group is not None or sequence.leader is not None or sequence.paused) and not _may_go_on(sequence):
+            continue
         if group is not None and group not in ready:  # once for all of them: they must not disagree
             ready[group] = all(member.num_pending == 1 for member in group.live)
         if sequence.num_pending == 0:

@@ -141,6 +141,7 @@ class Sequence:
         group: with which it advances, or None.
         score: of a hypothesis of a beam search, else None.
         counts: of its steps and drafts.
+        is_plain: its tokens are the most likely ones, whatever came before, and it advances alone.
         failure: why it can't go on, or None.
     """
 
@@ -165,6 +166,7 @@ class Sequence:
     group: Group | None = field(init=False, default=None)
     score: float | None = field(init=False, default=None)
     counts: DecodeCounts = field(init=False)
+    is_plain: bool = field(init=False)
     finish_reason: FinishReason | None = field(init=False, default=None)
     failure: str | None = field(init=False, default=None)
     logprobs: list[TokenLogprobs] = field(init=False, default_factory=list)
@@ -173,6 +175,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         self.counts = DecodeCounts()
+        self.is_plain = self.constraints is None and not self.params.needs_sample
         self._stops = StopStrings(self.params.stop)
         self._text = ""
         self._num_spelled = len(self.tokens)
