@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The editable install knows the packages that were there when it was made; a new one must be told to it.
 PACKAGES := $(shell find src -name __init__.py)
 
-.PHONY: help demo test test-slow check native sanitize native-tests bench-peers clean
+.PHONY: help demo test quick-tests test-slow check native sanitize native-tests bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -29,6 +29,9 @@ demo: $(STAMPS)/demo ## Generate text with the embedded default model, measure h
 	$(BIN)/anthesis report results/bench.json results/news.jsonl --published -o results/report.html
 
 test: check sanitize ## Style, types, the native code under sanitizers, and every test that takes no more than a few seconds
+	@$(MAKE) quick-tests
+
+quick-tests: $(STAMPS)/test ## The last of these only
 	$(PYTEST) -m "not slow and not timed"
 	$(BIN)/python -m pytest -m "timed and not slow"
 
