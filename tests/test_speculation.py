@@ -291,7 +291,7 @@ def test_acceptance_is_learnt_by_evidence():
 
 
 def test_step_times_interpolate_and_follow():
-    times = StepTimes([1.0, 1.2, 1.1, 2.0, 4.0, 8.0])
+    times = StepTimes([1.0, 1.2, 1.1, 2.0, 3.0, 4.0, 6.0, 8.0])
     assert times.seconds(1) == 1.0
     assert times.seconds(3) == 1.2, "a step of more rows takes no less"
     assert times.seconds(6) == pytest.approx(1.6)

@@ -24,9 +24,9 @@ public:
         }
     }
 
-    Needs needs(const Kernels&, const StepSize& size, int threads) const override {
+    Needs needs(const Kernels& kernels, const StepSize& size, int threads) const override {
         const std::size_t count = spec_.x.rows == Place::Rows::token ? size.rows : size.logit_rows;
-        const std::size_t packed = packed_bytes(count), own = packed + scratch_bytes();
+        const std::size_t packed = packed_bytes(kernels, count), own = packed + scratch_bytes();
         if (spec_.best_of == 0) return {packed, own, 0};
         const std::size_t outputs = count * tiles_at_once(spec_.parts[0].matrix->layout) * kTileRows * sizeof(float);
         return {packed, own + outputs, count * threads * sizeof(Candidate) / sizeof(float)};
@@ -40,7 +40,7 @@ public:
         const int rows = step.rows_of(spec_.x);
         if (rows == 0) return;
         // Packing one block takes less time than waiting for somebody else to have done it.
-        const bool alone = block_rows(step.kernels.max_rows, rows) == rows;
+        const bool alone = block_rows(step.kernels.max_rows, rows) >= rows;
         std::byte* own = step.own[team.thread];
         auto* scratch = reinterpret_cast<float*>(own);
         std::byte* packed = alone ? own + scratch_bytes() : step.packed;
@@ -67,10 +67,13 @@ private:
 
     // A thread's own memory: what packing needs, the packed inputs of a single block, outputs of which the best is looked for.
     std::size_t scratch_bytes() const { return up_to_line((spec_.x.width + 512) * sizeof(float)); }
-    std::size_t packed_bytes(std::size_t rows) const {
+    std::size_t packed_bytes(const Kernels& kernels, std::size_t rows) const {
         std::size_t nbytes = 0;
-        for (const Input& input : inputs_) nbytes += up_to_line(rows * input.row_bytes);
+        for (const Input& input : inputs_) nbytes += packed_bytes(kernels, rows, input);
         return nbytes;
+    }
+    static std::size_t packed_bytes(const Kernels& kernels, std::size_t rows, const Input& input) {
+        return up_to_line(static_cast<std::size_t>(padded_rows(kernels.max_rows, static_cast<int>(rows))) * input.row_bytes);
     }
 
     void pack(const Step& step, const Team& team, int rows, bool alone, std::byte* packed, float* scratch) const {
@@ -84,17 +87,18 @@ private:
                 const int count = block_rows(most, rows - row);
                 if (alone || block % team.size() == team.thread)
                     step.kernels.pack_rows(input.kind, input.width,
-                                           {x + row * width, width, count, spec_.x.width, spec_.norm ? &norm : nullptr,
+                                           {x + row * width, width, std::min(count, rows - row), count, spec_.x.width,
+                                            spec_.norm ? &norm : nullptr,
                                             packed + row * input.row_bytes, scratch});
                 row += count;
             }
-            packed += up_to_line(rows * input.row_bytes);
+            packed += packed_bytes(step.kernels, static_cast<std::size_t>(rows), input);
         }
     }
 
     TilesProduct product_of(const Step& step, int rows, const std::byte* packed, std::size_t index) const {
         const LinearSpec::Part& part = spec_.parts[index];
-        for (std::size_t i = 0; i < input_of_part_[index]; ++i) packed += up_to_line(rows * inputs_[i].row_bytes);
+        for (std::size_t i = 0; i < input_of_part_[index]; ++i) packed += packed_bytes(step.kernels, static_cast<std::size_t>(rows), inputs_[i]);
         const std::size_t width = part.out.width;
         return {part.matrix.get(),
                 part.gate_by.get(),
@@ -140,7 +144,7 @@ private:
     void find_best(const Step& step, const Team& team, int rows, const std::byte* packed) {
         TilesProduct product = product_of(step, rows, packed, 0);
         const MatrixLayout& layout = product.matrix->layout;
-        product.to.out = reinterpret_cast<float*>(step.own[team.thread] + scratch_bytes() + packed_bytes(static_cast<std::size_t>(rows)));
+        product.to.out = reinterpret_cast<float*>(step.own[team.thread] + scratch_bytes() + packed_bytes(step.kernels, static_cast<std::size_t>(rows)));
         product.to.stride = static_cast<std::size_t>(tiles_at_once(layout)) * kTileRows;
         Candidate* best = candidates_of(step, team.thread);
         std::fill_n(best, rows, Candidate{});

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -23,10 +24,19 @@ struct NormSpec {
     bool centered; // layer norm; else root mean square
 };
 
-// How many of the `rows` that are left make the next block, at most `most`, which is 4 or more: whole blocks, then 8 if `most`
-// is more, 4, 2, 1.
+// How many rows the next block has when `rows` are left: at most `most`, which is 4 or more; else 8 if `most` is more, 4, 2,
+// 1. The last block may have one or two more than are left, with zeros in them: that takes less time than two blocks more.
 constexpr int block_rows(int most, int rows) {
-    return rows >= most ? most : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    const int filled = rows >= most ? most : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    const int next = std::min(2 * filled, most);
+    return rows > filled && next - rows <= (next <= 8 ? 2 : 1) ? next : filled;
+}
+
+// The rows of all blocks.
+constexpr int padded_rows(int most, int rows) {
+    int row = rows / most * most;
+    while (row < rows) row += block_rows(most, rows - row);
+    return row;
 }
 
 // One block of rows of inputs, packed for a kind of weight. Rows are packed side by side, so that the kernel finds an
@@ -34,7 +44,9 @@ constexpr int block_rows(int most, int rows) {
 struct PackRows {
     const float* x;
     std::size_t stride; // floats from row to row
-    int rows, columns;  // at most `max_rows`
+    int rows;           // that are there
+    int block;          // of the block, at most `max_rows`; those that are not there are zeros
+    int columns;
     const NormSpec* norm; // or null
     std::byte* out;
     float* scratch; // as many floats as there are columns, rounded up to 32

@@ -228,7 +228,8 @@ NO_INLINE void tiles_block(const TilesProduct& product, int tile, int apart, con
     if (product.gate_by) {
         sum(*product.gate_by, gates);
     }
-    for (int t = 0; t < T; ++t) finish_tile(product, tile + t * apart, row, R, sums.of[t], gates.of[t]);
+    const int rows = std::min(R, product.rows - row);
+    for (int t = 0; t < T; ++t) finish_tile(product, tile + t * apart, row, rows, sums.of[t], gates.of[t]);
 }
 
 // One row and T tiles, half of them of the matrix and half of its gate.
@@ -336,20 +337,22 @@ inline int input_format(const MatrixKind& kind, InputWidth width) {
 }
 
 template <class Format> void pack_rows_as(int padded, const PackRows& job) {
-    for (int row = 0; row < job.rows; ++row) {
+    for (int row = 0; row < job.block; ++row) {
+        const bool is_there = row < job.rows;
         const float* x = job.x + row * job.stride;
-        if (job.norm) {
-            norm(*job.norm, x, job.scratch, job.columns);
-        } else if (padded != job.columns) {
-            std::memcpy(job.scratch, x, job.columns * sizeof(float));
+        const int columns = is_there ? job.columns : 0;
+        if (is_there && job.norm) {
+            norm(*job.norm, x, job.scratch, columns);
+        } else if (padded != columns) {
+            std::memcpy(job.scratch, x, columns * sizeof(float));
         }
-        if (job.norm || padded != job.columns) {
-            for (int i = job.columns; i < padded; ++i) job.scratch[i] = 0;
+        if (job.norm || padded != columns) {
+            for (int i = columns; i < padded; ++i) job.scratch[i] = 0;
             x = job.scratch;
         }
         std::byte* record = job.out;
-        for (int i = 0; i < padded; i += kInputGroup, record += Format::input_bytes * job.rows)
-            Format::pack(x + i, record, job.rows, row);
+        for (int i = 0; i < padded; i += kInputGroup, record += Format::input_bytes * job.block)
+            Format::pack(x + i, record, job.block, row);
     }
 }
 

@@ -6,7 +6,7 @@ import statistics
 from bisect import bisect_left
 from collections.abc import Callable
 
-SIZES = (1, 2, 4, 8, 16, 32)
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 """Rows that are measured; what is between them is interpolated, what is above goes on as between the last two."""
 
 REPETITIONS = 3
