@@ -70,6 +70,10 @@ class Script:
         """Nothing that would count beside a step."""
         return 0.0
 
+    def backlog_s(self, sequence: EngineSequence) -> float:
+        """None: it reads nothing."""
+        return 0.0
+
     def first_token(self, sequence: EngineSequence) -> int | None:
         """Of a draft that is not verified."""
         return next(iter(self._following(sequence, 1)), None)

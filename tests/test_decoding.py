@@ -16,7 +16,7 @@ from transformers import BloomConfig, LlamaConfig, PreTrainedModel
 
 from anthesis import LLM
 from anthesis.engine.blocks import MAX_SEQUENCES
-from anthesis.errors import RequestError, UnsupportedError
+from anthesis.errors import AnthesisError, RequestError, UnsupportedError
 from parity.truth import random_model, save
 from programs import LLAMA
 
@@ -274,6 +274,8 @@ def test_lockstep_refuses_what_can_not_be(llm):
     with llm.lockstep([PROMPTS[0], PROMPTS[2]], max_new_tokens=2, width=2) as rows:
         rows.logits()
         for tokens, parents, said in (
+            ([1, 1, 1], None, "4 rows, and 3 tokens"),
+            ([1, 1, 1, 1], [0, 0], "4 rows, and 2 parents"),
             ([1, 1, 1, 400], None, "outside the vocabulary"),
             ([1, 1, 1, 1], [0, 0, 0, 2], "can't go on from row 0"),
             ([1, 1, 1, 1], [0, 0, 2, 9], "can't go on from row 9"),
@@ -317,11 +319,17 @@ def test_lockstep_rows_do_not_hold_others_up_nor_wait_for_ever(tmp_path):
         ({"num_beams": 2, "logprobs": 1}, UnsupportedError, "a beam search has no logprobs"),
         ({"num_beams": 300}, RequestError, "at most 256 run at once"),
         ({"bad_words": [[]]}, RequestError, "none of them empty"),
+        ({"bad_words": "ab"}, RequestError, "has no tokenizer; give token ids"),
+        ({"bad_words": [5, 6]}, RequestError, "bad_words has 5; texts are needed, or lists of token ids"),
+        ({"logit_bias": {"5": 1.0}}, RequestError, "numbers by token id are needed"),
+        ({"logit_bias": {5: 1e39}}, RequestError, "within ±1e"),
+        ({"num_beams": 2, "early_stopping": 1}, RequestError, "early_stopping is 1"),
+        ({"num_beams": 2, "length_penalty": 16.0, "max_new_tokens": 300}, RequestError, "within ±12.1 for 300 tokens"),
         ({"bad_words": ["a"]}, RequestError, "has no tokenizer; give token ids"),
         ({"bad_words": [[5000]]}, RequestError, "bad_words has the token id 5000"),
         ({"forced_prefix": []}, RequestError, "forced_prefix is"),
         ({"logit_bias": {-1: 2.0}}, RequestError, "logit_bias has the token id -1"),
-        ({"logit_bias": {1: float("nan")}}, RequestError, "it must be numbers, or -inf"),
+        ({"logit_bias": {1: float("nan")}}, RequestError, "it must be numbers within"),
         ({"no_repeat_ngram_size": 0}, RequestError, "at least 1"),
         ({"max_new_tokens": 3, "min_new_tokens": 4}, RequestError, "min_new_tokens is 4"),
     ],
@@ -333,7 +341,39 @@ def test_bad_requests_are_refused_with_reasons(llm, params, error, said):
     assert is_idle(llm)
 
 
+def test_a_constrained_neighbour_changes_no_bit_of_a_logprob(llm):
+    options = {"max_new_tokens": 8, "ignore_eos": True}
+    drawn = {**options, "logprobs": 2, "temperature": 0.8, "seed": 3}
+    (alone,) = llm.generate([PROMPTS[1]], **drawn)
+    with llm.submit(PROMPTS[2], bad_words=[[20]], **options) as neighbour, llm.submit(PROMPTS[1], **drawn) as handle:
+        while not (handle.finished and neighbour.finished):
+            llm.step()
+        assert (handle.completion.token_ids, handle.completion.logprobs) == (alone.token_ids, alone.logprobs)
+
+
+def test_a_long_forced_prefix_comes_in_chunks(tmp_path):
+    forced = [int(t) for t in np.random.default_rng(5).integers(12, 90, 100)]
+    with LLM(random(tmp_path), device="cpu", threads=1, prefill_chunk=16) as llm:
+        rows: list[int] = []
+        llm.watch(lambda finish, sequences, logits, shared: rows.append(sum(count for _, count in sequences)))
+        (found,) = llm.generate([[5]], max_new_tokens=101, forced_prefix=forced, ignore_eos=True)
+        assert found.token_ids[:100] == forced
+        assert max(rows) == 17
+
+
+def test_logits_that_are_asked_for_after_the_end_are_refused(tmp_path):
+    llm = LLM(random(tmp_path), device="cpu", threads=1, prefill_chunk=4)
+    chunks = llm.logit_chunks([5, 6, 7, 8, 9, 10])
+    next(chunks)
+    llm.close()
+    with pytest.raises(RequestError, match="closed"):
+        next(chunks)
+
+
 def test_forbidding_everything_is_an_error(llm):
+    everything = [[token] for token in range(llm.config.vocab_size)]
+    with pytest.raises(AnthesisError, match="every token is forbidden at place 0"):
+        llm.generate([[5]], bad_words=everything, ignore_eos=True, num_beams=2)
     with pytest.raises(Exception, match="every token is forbidden at place 0"):
         llm.generate([[5]], bad_words=[[token] for token in range(llm.config.vocab_size)], ignore_eos=True)
     assert is_idle(llm)
@@ -342,12 +382,12 @@ def test_forbidding_everything_is_an_error(llm):
 @pytest.mark.parametrize("chunk", [1, 7, 65, 256])
 def test_lockstep_rows_of_long_and_equal_prompts_start_together(tmp_path, chunk):
     long = [int(t) for t in np.random.default_rng(4).integers(12, 90, 130)]
-    prompts = [long, long, long[:65], [5], long[:64]]
+    prompts = [long, long, long[:65], long[:65], [5], long[:64], long[:129]]
     with LLM(random(tmp_path), device="cpu", threads=1, prefill_chunk=chunk) as llm:
         expected = [llm.logits(prompt)[-1] for prompt in prompts]
         for _ in range(2):  # the second time all of it is known
             with llm.lockstep(prompts, max_new_tokens=3, width=2) as rows:
                 assert np.array_equal(rows.logits(), np.repeat(expected, 2, axis=0))
-                rows.advance([7, 8] * 5)
+                rows.advance([7, 8] * 7)
                 assert np.array_equal(rows.logits()[1], llm.logits([*long, 8])[-1])
         assert is_idle(llm)

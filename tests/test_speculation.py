@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from anthesis import LLM
+from anthesis.engine.draft_model import DraftModel
 from anthesis.engine.lookup import PromptLookup
 from anthesis.engine.sequence import Sequence as Text
 from anthesis.engine.speculation import HORIZON, MAX_DRAFT, MOST_LOST, Acceptance, Speculation
@@ -53,6 +54,9 @@ class Scripted:
         return drafts
 
     def cost_s(self, sequences: Sequence[Text], length: int) -> float:
+        return 0.0
+
+    def backlog_s(self, sequence: Text) -> float:
         return 0.0
 
     def first_token(self, sequence: Text) -> int | None:
@@ -226,6 +230,36 @@ def test_a_model_drafts_for_another(directory, tmp_path):
         found = llm.generate(PROMPTS, **options)
         assert [c.token_ids for c in found] == expected[0]
         assert sum(c.accepted_tokens for c in found) < sum(c.drafted_tokens for c in found)
+
+
+@pytest.mark.timed
+def test_a_small_model_drafts_for_a_large_one_where_it_pays():
+    """By the times that are measured: the same weights in float32 take several times as long."""
+    with LLM(load=False) as llm:
+        small = str(llm.path)
+    prompt, options = "The history of bread begins", {"max_new_tokens": 60, "ignore_eos": True}
+    with LLM(weights="fp32") as llm:
+        expected = llm.generate([prompt, prompt * 20], **options, batch=1)
+    with LLM(weights="fp32", speculate=small) as llm:
+        found = llm.generate([prompt, prompt * 20], **options, batch=1)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+    assert all(c.accepted_tokens > 20 for c in found)
+
+
+def test_a_draft_model_reads_a_text_only_where_that_may_pay(directory):
+    with LLM(str(directory), device="cpu", threads=1, speculate=str(directory)) as llm:
+        speculation = with_times(llm, [1e-3] * len(SIZES))._engine._speculation
+        assert speculation is not None
+        drafter = speculation.drafter
+        assert isinstance(drafter, DraftModel)
+        drafter._times = StepTimes([1e-5 * size for size in SIZES])
+        long = list(range(4, 60)) * 3
+        (first,) = llm.generate([long], max_new_tokens=20, ignore_eos=True)
+        assert first.drafted_tokens == 0, "reading takes 1.7 ms of some 20, and nothing is known of drafts"
+        (short,) = llm.generate([[5, 6]], max_new_tokens=60, ignore_eos=True)
+        assert short.accepted_tokens > 30
+        (again,) = llm.generate([long], max_new_tokens=20, ignore_eos=True)
+        assert again.accepted_tokens > 10, "now it is known that they are right"
 
 
 def test_a_draft_model_must_fit(directory, tmp_path):

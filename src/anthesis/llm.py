@@ -34,9 +34,7 @@ from anthesis.scoring import Scoring
 from anthesis.tokenizer import Tokenizer, open_tokenizer
 
 OnWeight = Callable[[int, int], None]
-
 logger = logging.getLogger("anthesis")
-
 MAX_NEW_TOKENS = 100
 LOOKUP = "lookup"
 """As `speculate`: drafts come from the text so far."""
@@ -60,8 +58,8 @@ class LLM(Scoring):
         threads: that each rank may use on the processor; None: its share of the cores.
         max_context: most tokens of prompt and completion together; None: what the model allows.
         cache: dtype of the key-value cache, "fp32", "bf16" or "auto" (fp32 with fp32 weights, else bf16).
-        cache_memory: bytes the cache may take on a machine; None: half of what is free after loading. It takes what it
-            needs.
+        cache_memory: bytes the cache may take on a machine, and that of a draft model as much again; None: half of what
+            is free after loading. They take what they need.
         prefill_chunk: most prompt rows in one step; None: 256.
         reuse_prefixes: what prompts begin with in common is computed once, also by prompts that come later.
         speculate: "lookup": steps verify what followed the last tokens where they occurred before; a model: what that
@@ -136,7 +134,14 @@ class LLM(Scoring):
             self._reuse_prefixes, self._lookup = reuse_prefixes, speculate == LOOKUP
             self._draft: LLM | None = None
             if speculate is not None and speculate != LOOKUP:
-                draft = LLM(speculate, device=self.device_info.name, threads=threads, reuse_prefixes=False, load=False)
+                draft = LLM(
+                    speculate,
+                    device=self.device_info.name,
+                    threads=threads,
+                    cache_memory=cache_memory,
+                    reuse_prefixes=False,
+                    load=False,
+                )
                 self._draft = opened.enter_context(closing(draft))
                 self._intake.check_draft(self._draft._intake)
             self._running: tuple[BlockCache, Engine] | None = None
@@ -161,6 +166,8 @@ class LLM(Scoring):
         with self._checkpoint as checkpoint:
             self.loaded.load(checkpoint, on_weight)
         self.device_info = self.loaded.device.info()  # with the memory that is free now
+        if self._draft is not None:
+            self._draft.load()  # first, so that what is free afterwards is what the cache may take of
         most = self.loaded.max_blocks(self._cache_memory)
         blocks = BlockCache(self.loaded.allocate, self.loaded.copy_blocks, MAX_SEQUENCES, most)
         usable = self.config.usable_vocab_size
@@ -174,8 +181,7 @@ class LLM(Scoring):
         if self._lookup:
             engine.speculate(PromptLookup())
         if self._draft is not None:
-            self._draft.load()
-            engine.speculate(DraftModel(self._draft._engine, self._draft.max_context))
+            engine.speculate(DraftModel(self._draft._engine, self._draft.max_context, self._draft.config.vocab_size))
         self.load_s += time.perf_counter() - begin
 
     def generate(
@@ -276,8 +282,10 @@ class LLM(Scoring):
             RequestError: as `generate`.
         """
         check_counts(width=width)
+        if not (prompts := as_prompts(prompts)):
+            raise RequestError("there are no prompts; give at least one")
         params = SamplingParams(max_new_tokens=max_new_tokens, ignore_eos=True)
-        ids = [self.encode(prompt) for prompt in as_prompts(prompts)]
+        ids = [self.encode(prompt) for prompt in prompts]
         members = [self._intake.sequence(tokens, params, 0) for tokens in ids for _ in range(width)]
         return Lockstep(self._engine, members, width, self.config.vocab_size)
 

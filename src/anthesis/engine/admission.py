@@ -12,6 +12,11 @@ from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError
 from anthesis.program.ir import BLOCK_TOKENS
 
+NO_ROOM = (
+    "this waits for memory of the cache that nothing will free; close what else is open, such as a Lockstep, or give "
+    "more cache_memory"
+)
+
 
 class Admission:
     """The queue in front of the cache.
@@ -45,11 +50,15 @@ class Admission:
                 )
         for group in {sequence.group for sequence in sequences if sequence.group is not None}:
             needed = sum(_need(member).own for member in group.members)
-            if needed > most or len(group.members) > MAX_SEQUENCES:
+            if len(group.members) > MAX_SEQUENCES:
                 raise RequestError(
-                    f"{len(group.members)} texts that advance together need {needed} cache blocks; the memory for the "
-                    f"cache holds {most}, and at most {MAX_SEQUENCES} run at once; ask for fewer beams or tokens, or "
-                    "give more --cache-memory"
+                    f"{len(group.members)} texts would advance together, and at most {MAX_SEQUENCES} run at once; ask "
+                    "for fewer beams or prompts"
+                )
+            if needed > most:
+                raise RequestError(
+                    f"{len(group.members)} texts that advance together need {needed} cache blocks, and the memory for "
+                    f"the cache holds {most}; ask for fewer beams or tokens, or give more --cache-memory"
                 )
 
     def submit(self, sequences: list[Sequence]) -> None:

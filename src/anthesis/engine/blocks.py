@@ -174,9 +174,10 @@ class BlockCache:
             return False
         before()
         old = self.cache
-        if self.num_used + kept == 0:
-            # nothing is kept, so the old cache can go before the new one comes
+        if self.num_used == 0 and (kept == 0 or self.num_blocks + total > self.max_blocks):
+            # nothing is kept, or there is no room for both, so the old cache can go before the new one comes
             old = self.cache = None
+            self.prefixes = Prefixes()
             self.num_blocks, self._free_blocks = 0, []
         elif total > self.num_blocks:
             total = min(max(total, 2 * self.num_blocks), self.max_blocks)  # seldom again

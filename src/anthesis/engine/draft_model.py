@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
+import numpy as np
+
 from anthesis.engine.engine import Engine
 from anthesis.engine.sequence import Sequence
 from anthesis.engine.speculation import MAX_DRAFT
@@ -25,12 +27,13 @@ class DraftModel:
     Args:
         engine: of the small model, that nobody else uses and that shares no prefixes: its texts are cut again.
         max_context: of the small model; longer texts have no drafts.
+        vocab_size: of the small model, rows that pad its embedding included.
     """
 
     chances = (0.7,) * MAX_DRAFT
 
-    def __init__(self, engine: Engine, max_context: int | None) -> None:
-        self._engine, self._max_context = engine, max_context
+    def __init__(self, engine: Engine, max_context: int | None, vocab_size: int) -> None:
+        self._engine, self._max_context, self._vocab_size = engine, max_context, vocab_size
         self._times = engine.step_times()
         self._mirrors: dict[Sequence, Sequence] = {}
 
@@ -53,9 +56,13 @@ class DraftModel:
         return {sequence: mirror.tokens[len(sequence.tokens) :] for sequence, mirror in mirrors.items()}
 
     def cost_s(self, sequences: Seq[Sequence], length: int) -> float:
-        """See `Drafter.cost_s`: one step for what the small model has not read yet, and one for each further token."""
-        unread = sum(len(sequence.tokens) - self._num_read(sequence) for sequence in sequences)
-        return self._times.seconds(unread) + (length - 1) * self._times.seconds(len(sequences))
+        """See `Drafter.cost_s`: a step of the small model for each token."""
+        return length * self._times.seconds(len(sequences))
+
+    def backlog_s(self, sequence: Sequence) -> float:
+        """See `Drafter.backlog_s`: of what it has not read yet, the whole prompt at first."""
+        unread = len(sequence.tokens) - self._num_read(sequence)
+        return self._times.seconds(unread) - self._times.seconds(1)
 
     def first_token(self, sequence: Sequence) -> int | None:
         """None: it would have to be computed."""
@@ -83,7 +90,7 @@ class DraftModel:
                 limit_reason=sequence.limit_reason,
                 eos_token_ids=frozenset(),
                 text_stream=None,
-                vocab_size=sequence.vocab_size,
+                vocab_size=self._vocab_size,
             )
             self._mirrors[sequence] = mirror
             self._engine.submit([mirror])
@@ -91,7 +98,10 @@ class DraftModel:
             mirror.computed = _common_length(mirror, sequence)
             mirror.tokens = list(sequence.tokens)
             mirror.prompt = list(sequence.tokens)  # what is not read yet is read as a prompt is
-        mirror.seen = None if sequence.seen is None else sequence.seen.copy()
+        if sequence.seen is not None:
+            mirror.seen = np.zeros(-(-self._vocab_size // 8), np.uint8)
+            common = min(len(mirror.seen), len(sequence.seen))  # what is beyond pads an embedding and never occurs
+            mirror.seen[:common] = sequence.seen[:common]
         mirror.paused = False
         return mirror
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.devices.device import Cache, Executable, InstructionTime
-from anthesis.engine.admission import Admission
+from anthesis.engine.admission import NO_ROOM, Admission
 from anthesis.engine.blocks import BlockCache, Need, Place
 from anthesis.engine.group import Group
 from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
@@ -27,11 +27,6 @@ from anthesis.engine.step_time import StepTimes, measure_steps
 from anthesis.errors import RequestError
 from anthesis.program.builder import Finish
 from anthesis.program.ir import BLOCK_TOKENS
-
-NO_ROOM = (
-    "this waits for memory of the cache that nothing will free; close the Lockstep that is open, or give more "
-    "cache_memory"
-)
 
 OnStep = Callable[[Finish, list[tuple[int, int]], int, list[int]], None]
 """Told how a step's program finishes, (tokens in the cache before it, rows) of each of its sequences, how many rows had
@@ -93,8 +88,8 @@ class Engine:
 
     def close(self) -> None:
         """Aborts all sequences and lets go of the cache."""
-        self._closed = True
         self.abort([*self._running, *self._admission.waiting])
+        self._closed = True
         self._executables.clear()
         self._blocks.clear()
 
@@ -181,12 +176,16 @@ class Engine:
             lengths = [before[i][1] for i in run]
             for i, place in zip(run, self._blocks.follow(places, followed, lengths), strict=True):
                 members[i].place = place
-        for i, (member, token) in enumerate(zip(members, tokens, strict=True)):
-            if token != OVER and not member.finished:
-                parent = parents[i] if group.begun else i - i % group.width
-                text, member.computed, known = before[parent]
-                member.tokens, member.known = [*text, token], list(known)
-                member.counts.steps += 1
+        going_on = [i for i, token in enumerate(tokens) if token != OVER and not members[i].finished]
+        origin = {i: parents[i] if group.begun else i - i % group.width for i in going_on}
+        for i in going_on:
+            if origin[i] != i:
+                text, members[i].computed, known = before[origin[i]]
+                members[i].tokens, members[i].known = [*text, tokens[i]], list(known)
+        for i in going_on:  # after the others, which begin with what it is now
+            if origin[i] == i:
+                members[i].tokens.append(tokens[i])
+            members[i].counts.steps += 1
         group.begun = True
         self.abort([member for member in members if member.finished])
 
@@ -301,14 +300,17 @@ class Engine:
             return
         assert sequence.place is not None
         common = len(sequence.prompt) - 1  # the last token's row gives each its own first token
+        here = [f for f in sequence.followers if f.place is not None and f.computed < common]
+        places = [sequence.place, *(place for f in here if (place := f.place) is not None)]
+        followed = self._blocks.follow(places, [0] * len(places), [common] * len(places))
+        for follower, place in zip([sequence, *here], followed, strict=True):
+            follower.place = place
+        for follower in here:
+            follower.reused += common - follower.computed
+            follower.computed = common
+            follower.known = sequence.known[: common // BLOCK_TOKENS]
         for follower in sequence.followers:
             follower.leader = None
-            if follower.place is not None and follower.computed < common:
-                places = self._blocks.follow([sequence.place, follower.place], [0, 0], [common, common])
-                sequence.place, follower.place = places
-                follower.reused += common - follower.computed
-                follower.computed = common
-                follower.known = sequence.known[: common // BLOCK_TOKENS]
         sequence.followers = []
 
     def _share(self, sequence: Sequence, index: int, block: int) -> None:
@@ -335,9 +337,9 @@ class Engine:
     def _leave(self, sequence: Sequence) -> None:
         if self._speculation is not None:
             self._speculation.forget(sequence)
-        if sequence.place is not None:
+        if sequence.place is not None and not self._closed:
             self._blocks.give_back(sequence.place)
-            sequence.place = None
+        sequence.place = None
 
     def _executable(self, finish: Finish, top: int | None = None) -> Executable:
         if (finish, top) not in self._executables:

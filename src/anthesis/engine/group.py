@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from anthesis.engine.beams import BeamSearch
-from anthesis.engine.outputs import NOT_FINITE, StepOutputs
+from anthesis.engine.constraints import nothing_is_allowed
+from anthesis.engine.outputs import NOT_FINITE, StepOutputs, all_forbidden
 from anthesis.engine.sequence import Sequence
 from anthesis.program.draw import log_softmax
 
@@ -98,6 +99,9 @@ class BeamGroup(Group):
         else:
             log_probs = np.stack([self._constrained(outputs, row, beam) for row, beam in zip(rows, beams, strict=True)])
             tokens = np.broadcast_to(np.arange(log_probs.shape[1]), log_probs.shape)
+        if nothing_is_allowed(log_probs):
+            self.fail(all_forbidden(self.members[0]))
+            return
         parents, chosen = self._search.advance(tokens, log_probs)
         self._times.append(time.perf_counter())
         if self._search.over:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.engine.admission import NO_ROOM
 from anthesis.engine.group import Advance, Group
 from anthesis.engine.outputs import NOT_FINITE, StepOutputs
 from anthesis.engine.sequence import Sequence
@@ -81,10 +82,7 @@ class Lockstep:
             for member in group.members:
                 member.check()
             if not progressed:
-                raise RequestError(
-                    "these rows wait for memory of the cache that nothing will free; close what else is open, or give "
-                    "more cache_memory"
-                )
+                raise RequestError(NO_ROOM)
         assert group.held is not None
         if not group.begun:
             return np.repeat(group.held, group.width, axis=0)
@@ -108,6 +106,9 @@ class Lockstep:
         if group.held is None:
             raise RequestError("advance takes the tokens that were chosen by the logits; call logits() first")
         members = group.members
+        for name, given in (("tokens", tokens), ("parents", parents)):
+            if given is not None and len(given) != len(members):
+                raise RequestError(f"there are {len(members)} rows, and {len(given)} {name}; give one for each row")
         choice = [OVER if member.finished else int(token) for member, token in zip(members, tokens, strict=True)]
         origins = list(range(len(members))) if parents is None else [int(parent) for parent in parents]
         self._check(choice, origins)

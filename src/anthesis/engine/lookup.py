@@ -84,6 +84,10 @@ class PromptLookup:
         """Nothing that would count beside a step."""
         return 0.0
 
+    def backlog_s(self, sequence: Sequence) -> float:
+        """None: what is new is indexed as it comes."""
+        return 0.0
+
     def first_token(self, sequence: Sequence) -> int | None:
         """See `Drafter.first_token`."""
         return self._following(sequence, 1)[0]

@@ -11,19 +11,24 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from anthesis.engine.constraints import nothing_is_allowed
 from anthesis.engine.sequence import Sequence, TokenLogprobs
 from anthesis.program.draw import log_softmax, most_likely
 from anthesis.program.ir import Array
-from anthesis.program.sample import choose, penalise
+from anthesis.program.sample import choose, ids_of_bits, penalise
 
 NOT_FINITE = (
     "the model's logits are not finite numbers: its weights are damaged, or a value went out of range; "
     "compare with --device reference-fp64"
 )
-ALL_FORBIDDEN = (
-    "every token is forbidden at place {place} of the completion; allow more: bad_words, no_repeat_ngram_size, "
-    "min_new_tokens and logit_bias together leave none"
-)
+
+
+def all_forbidden(sequence: Sequence) -> str:
+    """Why a sequence can't go on that has no token left to choose."""
+    return (
+        f"every token is forbidden at place {len(sequence.tokens) - len(sequence.prompt)} of the completion; allow "
+        "more: bad_words, no_repeat_ngram_size, min_new_tokens and logit_bias together leave none"
+    )
 
 
 class StepOutputs:
@@ -69,7 +74,10 @@ class StepOutputs:
         if sequence.constraints is not None:
             sequence.constraints.apply(sequence.tokens, scores)
         if sequence.params.repetition_penalty is not None:
-            penalise(scores, sequence.params.repetition_penalty, np.array(sequence.tokens))
+            # a beam's text is another's from step to step, so the bits of what occurred are not kept
+            bits = sequence.seen if sequence.group is None else None
+            occurred = np.array(sequence.tokens) if bits is None else ids_of_bits(bits)
+            penalise(scores, sequence.params.repetition_penalty, occurred)
 
     def take(self, row: int, sequence: Sequence) -> bool:
         """Gives a sequence the token of a row, or lets it fail; whether it got one."""
@@ -81,8 +89,8 @@ class StepOutputs:
         else:
             scores = self.logits(row)[: self.usable].astype(np.float64)
             self.constrain(scores, sequence)
-            if scores.max() == -np.inf:
-                sequence.failure = ALL_FORBIDDEN.format(place=len(sequence.tokens) - len(sequence.prompt))
+            if nothing_is_allowed(scores):
+                sequence.failure = all_forbidden(sequence)
                 return False
             params = sequence.params
             token = choose(
@@ -103,4 +111,4 @@ class StepOutputs:
         own = self._arrays["logprob"][row] if "token" in self._arrays else log_softmax(self.logits(row))[token]
         top = self.likeliest(row, wanted)
         pairs = tuple((int(other), float(logprob)) for other, logprob in zip(*top, strict=True))
-        return TokenLogprobs(float(own), pairs)
+        return TokenLogprobs(float(np.float32(own)), pairs)  # as the device has it

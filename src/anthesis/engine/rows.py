@@ -94,10 +94,8 @@ def choose_rows(
         if (group is not None or sequence.leader is not None or sequence.paused) and not _may_go_on(sequence):
             continue
         if group is not None and group not in ready:  # once for all of them: they must not disagree
-            ready[group] = all(member.num_pending == 1 for member in group.live)
-        if sequence.num_pending == 0:
-            # an interrupt came between a step and its token: the last row again gives the same
-            sequence.computed -= 1
+            ready[group] = _are_ready(group, prefixes, share)
+        _undo_half_a_step(sequence)
         sequence.drafts = []
         if sequence.computed >= len(sequence.prompt):
             rows.append(Rows(sequence, sequence.tokens[sequence.computed :], 1))
@@ -123,7 +121,7 @@ def choose_rows(
             wanted = int(count == sequence.num_pending)
             rows.append(Rows(sequence, sequence.tokens[sequence.computed : sequence.computed + count], wanted))
     if decoding and (speculation is not None or any(r.sequence.constraints is not None for r in decoding)):
-        _add_drafts(decoding, sum(len(r.tokens) for r in rows), speculation)
+        _add_drafts(decoding, sum(len(r.tokens) for r in rows), budget, speculation)
     return rows
 
 
@@ -149,6 +147,21 @@ def _may_go_on(sequence: Sequence) -> bool:
     return leader is None
 
 
+def _are_ready(group: Group, prefixes: Prefixes | None, share: Share) -> bool:
+    """Whether the next row of each member is its last, once each has taken what is known of its prompt."""
+    for member in group.live:
+        _undo_half_a_step(member)
+        if prefixes is not None and not group.begun:
+            _use_known(member, prefixes, share)
+    return all(member.num_pending == 1 for member in group.live)
+
+
+def _undo_half_a_step(sequence: Sequence) -> None:
+    """Where an interrupt came between a step and its token: the last row again gives the same."""
+    if sequence.num_pending == 0:
+        sequence.computed -= 1
+
+
 def _use_known(sequence: Sequence, prefixes: Prefixes, share: Share) -> int:
     """Takes what is known of the prompt; the last token's row is computed in any case, for its logits.
 
@@ -168,12 +181,13 @@ def _use_known(sequence: Sequence, prefixes: Prefixes, share: Share) -> int:
         sequence.reused += BLOCK_TOKENS
 
 
-def _add_drafts(decoding: list[Rows], num_rows: int, speculation: Speculation | None) -> None:
+def _add_drafts(decoding: list[Rows], num_rows: int, budget: int, speculation: Speculation | None) -> None:
     free: list[Sequence] = []
     for r in decoding:
         forced = [] if r.sequence.constraints is None else r.sequence.constraints.forced_after(r.sequence.tokens)
         if forced:
-            r.sequence.drafts = forced[: r.sequence.limit - len(r.sequence.tokens) - 1]
+            r.sequence.drafts = forced[: min(budget, r.sequence.limit - len(r.sequence.tokens) - 1)]
+            budget -= len(r.sequence.drafts)
         else:
             free.append(r.sequence)
     if speculation is not None and free:

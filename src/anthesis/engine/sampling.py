@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from anthesis.errors import RequestError, UnsupportedError
 MAX_LOGPROBS = 100
 """More most-likely tokens than anyone looks at; each costs a place in every step's output."""
 
-MAX_LENGTH_PENALTY = 16.0
-"""Powers of a text's length beyond this, or below its negative, go out of float32's range before the text ends."""
+MOST_DIVISOR = 1e30
+"""A beam's score is divided by a power of its length; this, and its inverse, leave it within float32's range."""
 
 SMALL, LARGE = 1e-6, 1e6
 """Factors of logits outside these would go out of float32's range, and none is of any use long before."""
@@ -84,7 +85,8 @@ class SamplingParams:
         self._need("no_repeat_ngram_size", ngram is None or ngram >= 1, "at least 1")
         self._need("bad_words", all(self.bad_words), "texts or lists of token ids, none of them empty")
         self._need("forced_prefix", self.forced_prefix is None or bool(self.forced_prefix), "a text or token ids")
-        self._need("logit_bias", all(bias < math.inf for _, bias in self.logit_bias), "numbers, or -inf")
+        fits = all(abs(bias) <= LARGE or bias == -math.inf for _, bias in self.logit_bias)
+        self._need("logit_bias", fits, f"numbers within ±{LARGE:g}, or -inf")
         self._need("num_return_sequences", self.num_return_sequences >= 1, "at least 1")
         self._check_beams()
         if self.temperature == 0:
@@ -102,8 +104,14 @@ class SamplingParams:
 
     def _check_beams(self) -> None:
         self._need("num_beams", self.num_beams >= 1, "at least 1")
-        self._need("length_penalty", abs(self.length_penalty) <= MAX_LENGTH_PENALTY, f"within ±{MAX_LENGTH_PENALTY}")
-        self._need("early_stopping", self.early_stopping in (True, False, "never"), 'True, False or "never"')
+        most = math.log(MOST_DIVISOR) / math.log(max(self.max_new_tokens, 2))
+        fits = abs(self.length_penalty) <= most
+        self._need("length_penalty", fits, f"within ±{most:.1f} for {self.max_new_tokens} tokens")
+        self._need(
+            "early_stopping",
+            any(self.early_stopping is known for known in (True, False)) or self.early_stopping == "never",
+            'True, False or "never"',
+        )
         if self.num_beams == 1:
             if self.length_penalty != 1 or self.early_stopping is not False:
                 raise RequestError("length_penalty and early_stopping are those of a beam search; give num_beams too")
@@ -123,9 +131,9 @@ class SamplingParams:
         stop, words, prefix = params.get("stop", ()), params.get("bad_words", ()), params.get("forced_prefix")
         as_held = {
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-            "bad_words": tuple(_word(word) for word in words),
-            "forced_prefix": None if prefix is None else _word(prefix),
-            "logit_bias": tuple(dict(params.get("logit_bias") or {}).items()),
+            "bad_words": (words,) if isinstance(words, str) else tuple(_word("bad_words", word) for word in words),
+            "forced_prefix": None if prefix is None else _word("forced_prefix", prefix),
+            "logit_bias": _biases(params.get("logit_bias") or {}),
         }
         return cls(**{**params, **as_held})
 
@@ -135,8 +143,20 @@ class SamplingParams:
         return self.temperature > 0 or self.repetition_penalty is not None or self.logprobs is not None
 
 
-def _word(word: str | Sequence[int]) -> str | tuple[int, ...]:
-    return word if isinstance(word, str) else tuple(int(token) for token in word)
+def _word(name: str, word: str | Sequence[int]) -> str | tuple[int, ...]:
+    if isinstance(word, str):
+        return word
+    try:
+        return tuple(operator.index(token) for token in word)
+    except TypeError:
+        raise RequestError(f"{name} has {word!r}; texts are needed, or lists of token ids") from None
+
+
+def _biases(given: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((operator.index(token), float(bias)) for token, bias in dict(given).items())
+    except (TypeError, ValueError):
+        raise RequestError(f"logit_bias is {given!r}; numbers by token id are needed, like {{5: -2.0}}") from None
 
 
 def _fits(factor: float) -> bool:

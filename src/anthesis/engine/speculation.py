@@ -26,6 +26,15 @@ MAX_DRAFT = 16
 MOST_LOST = 0.02
 """Of a request's time, for rows that gave no token."""
 
+MOST_INVESTED = 0.03
+"""Of the time that a request is expected to take, for reading its text before anything is known of what that gains."""
+
+LEAST_RETURN = 2.0
+"""How many times what reading takes it must promise to save, where drafts have been verified before."""
+
+PROVEN_TRIALS = 16.0
+"""Tokens of drafts of which it is known whether they were right, from which on a promise rests on them."""
+
 HORIZON = 32
 """Tokens that a request is taken to go on for, unless it must end before: so it may lose a little at its beginning."""
 
@@ -54,6 +63,9 @@ class Drafter(Protocol):
     def cost_s(self, sequences: Seq[Sequence], length: int) -> float:
         """Seconds that drafts of these sequences take, the longest of `length` tokens."""
 
+    def backlog_s(self, sequence: Sequence) -> float:
+        """Seconds that a first draft takes on top of `cost_s`, for what the drafter has not read of a text yet."""
+
     def first_token(self, sequence: Sequence) -> int | None:
         """The first token of the draft that `evidence` was asked about, where it is known without further cost."""
 
@@ -81,6 +93,11 @@ class Acceptance:
         """That a token is right, if those before it in the draft are."""
         i = min(evidence, len(self._trials) - 1)
         return self._right[i] / self._trials[i]
+
+    @property
+    def num_trials(self) -> float:
+        """Of how many tokens it is known whether they were right, old ones counting less."""
+        return sum(self._trials) - self._PRIOR_TRIALS * len(self._trials)
 
     def chances(self, evidence: int, most: int) -> list[float]:
         """That all tokens of a draft are right up to each place, for as many places as are worth a thought."""
@@ -119,6 +136,7 @@ class _Request:
         acceptance: of its drafts.
         begin_s: when its first step came.
         lost_s: seconds by which drafts have made it longer; below 0: shorter.
+        invested_s: seconds that the drafter has spent on reading its text.
         extra_s: by which the drafts of this step, its own and others', make the step longer.
         evidence: for the draft of this step, verified or not.
         guess: the first token of the draft that was not verified.
@@ -127,6 +145,7 @@ class _Request:
     acceptance: Acceptance
     begin_s: float
     lost_s: float = 0.0
+    invested_s: float = 0.0
     extra_s: float = 0.0
     evidence: int | None = None
     guess: int | None = None
@@ -158,13 +177,18 @@ class Speculation:
             request = self._request(sequence)
             most = min(MAX_DRAFT, sequence.limit - len(sequence.tokens) - 1)
             request.evidence = self.drafter.evidence(sequence) if most > 0 else None
+            if request.evidence is not None and not self._is_worth_reading(sequence, request, num_rows):
+                request.evidence = None
             if request.evidence is not None:
                 gains += [(chance, i) for chance in request.acceptance.chances(request.evidence, most)]
         if not gains:
             return
         gains.sort(reverse=True)
         lengths, extra_s = self._lengths(sequences, gains, num_rows)
-        drafts = self.drafter.draft({sequences[i]: length for i, length in lengths.items()}) if lengths else {}
+        wanted = {sequences[i]: length for i, length in lengths.items()}
+        for sequence in wanted:
+            self._requests[sequence].invested_s += self.drafter.backlog_s(sequence)
+        drafts = self.drafter.draft(wanted) if wanted else {}
         for sequence in sequences:
             request = self._requests[sequence]
             request.extra_s = extra_s
@@ -205,6 +229,24 @@ class Speculation:
             request = _Request(self._acceptance.copy(), time.perf_counter())
             self._requests[sequence] = request
         return request
+
+    def _is_worth_reading(self, sequence: Sequence, request: _Request, num_rows: int) -> bool:
+        """Whether the drafter may read what it has not read of a text."""
+        backlog_s = self.drafter.backlog_s(sequence)
+        if backlog_s <= 0:
+            return True
+        plain_s, left = self.times.seconds(num_rows), sequence.limit - len(sequence.tokens)
+        expected_s = time.perf_counter() - request.begin_s + plain_s * left
+        if request.invested_s + backlog_s <= MOST_INVESTED * expected_s:
+            return True
+        if self._acceptance.num_trials < PROVEN_TRIALS:
+            return False
+        best_s, tokens = plain_s, 1.0  # for a token
+        for length, gain in enumerate(self._acceptance.chances(0, MAX_DRAFT), start=1):
+            tokens += gain
+            step_s = self.times.seconds(num_rows + length) + self.drafter.cost_s([sequence], length)
+            best_s = min(best_s, step_s / tokens)
+        return left * (plain_s - best_s) >= LEAST_RETURN * backlog_s
 
     def _lengths(
         self, sequences: list[Sequence], gains: list[tuple[float, int]], num_rows: int

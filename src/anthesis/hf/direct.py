@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from anthesis.engine.admission import NO_ROOM
 from anthesis.engine.sampling import LARGE, SMALL
 from anthesis.errors import RequestError
 from anthesis.hf.release import PADDING_IS_NOT_REPEATED, release
@@ -131,10 +132,7 @@ def run(llm: LLM, request: Request, how: Plan) -> torch.Tensor:
         shown = 0
         while not all(handle.finished for handle in handles):
             if not llm.step():
-                raise RequestError(
-                    "these rows wait for memory of the cache that nothing will free; close what else is open on this "
-                    "model's .llm, or give more cache_memory"
-                )
+                raise RequestError(NO_ROOM)
             if streamer is not None:
                 tokens = handles[0].token_ids
                 for token in tokens[shown:]:

@@ -295,6 +295,8 @@ class AnthesisForCausalLM:
             UnsupportedError: another device or dtype.
         """
         for wanted in (*args, *kwargs.values()):
+            if isinstance(wanted, bool):
+                continue  # non_blocking, copy: how to move what does not move
             if isinstance(wanted, torch.dtype):
                 here = wanted == self.dtype
             else:

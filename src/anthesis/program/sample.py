@@ -166,7 +166,7 @@ class Sample(Op):
     def _chosen(self, row: Array, i: int, arrays: Arrays) -> int:
         """The token of row i; `row` (usable,)."""
         scores = row.astype(np.float64)
-        penalise(scores, arrays[self.repetition_penalty][i], _ids(arrays[self.seen][i]))
+        penalise(scores, arrays[self.repetition_penalty][i], ids_of_bits(arrays[self.seen][i]))
         return choose(
             scores,
             temperature=arrays[self.temperature][i],
@@ -233,8 +233,15 @@ def clipped(parameter: np.float32) -> float:
     return min(max(float(parameter), float(limits.smallest_subnormal)), float(limits.max))
 
 
-def _ids(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The numbers of the set bits, lowest bit first; most bytes are 0 and are not unpacked."""
+def ids_of_bits(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The numbers of the set bits, lowest bit first; most bytes are 0 and are not unpacked.
+
+    Args:
+        bits: (N,) uint8.
+
+    Returns:
+        (T,) int64.
+    """
     filled = np.flatnonzero(bits)
     byte, bit = np.nonzero(np.unpackbits(bits[filled, None], axis=1, bitorder="little"))
     return filled[byte] * 8 + bit
