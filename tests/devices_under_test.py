@@ -45,7 +45,6 @@ QUICK = (
     "test_it_tells_about_itself[]",
     "test_logits_of_every_family[bloom-fused]",
     "test_every_kind_of_weights[bf16-bf16]",
-    "test_every_kind_of_weights[int4-g128-bf16]",
     "test_programs_share_weights_and_a_cache[]",
     "test_tokens_are_drawn_as_the_definition_says[all-5]",
     "test_a_logit_that_is_not_finite_gives_no_token[]",

@@ -39,7 +39,7 @@ def llm(tmp_path: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[LLM]:
-    with LLM(device="reference") as llm:
+    with LLM(device="cpu", threads=1) as llm:
         yield llm
 
 

@@ -232,6 +232,7 @@ def test_a_model_drafts_for_another(directory, tmp_path):
         assert sum(c.accepted_tokens for c in found) < sum(c.drafted_tokens for c in found)
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_a_small_model_drafts_for_a_large_one_where_it_pays():
     """By the times that are measured: the same weights in float32 take several times as long."""
