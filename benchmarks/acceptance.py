@@ -213,6 +213,7 @@ def markdown(found: Sequence[Found], described: str, new_tokens: int, took_s: fl
         f"Made by `{' '.join(['python', 'benchmarks/acceptance.py', *sys.argv[1:]])}`.",
         "",
         f"A drafter that knows the text spoils each token with probability 1 - a; {new_tokens} tokens, one sequence.",
+        "d: tokens of a draft.",
         "Each cell: milliseconds per token as measured, the median of the rounds, and in brackets the theory, t(1 + d)",
         "/ (1 + a + ... + a^d), with t as measured between the runs. *adaptive*: drafts as long as the engine chooses,",
         "which does not know a; its theory is that of the best length at this a.",

@@ -311,6 +311,8 @@ def test_lockstep_rows_do_not_hold_others_up_nor_wait_for_ever(tmp_path):
     ("params", "error", "said"),
     [
         ({"num_beams": 0}, RequestError, "num_beams is 0"),
+        ({"num_beams": 2.5}, RequestError, "num_beams is 2.5; it must be a whole number"),
+        ({"forced_prefix": [5, 6, 7], "max_new_tokens": 2}, RequestError, "has 3 tokens, and max_new_tokens is 2"),
         ({"length_penalty": 2.0}, RequestError, "give num_beams too"),
         ({"num_beams": 2, "early_stopping": "often"}, RequestError, "early_stopping is 'often'"),
         ({"num_beams": 2, "num_return_sequences": 3}, RequestError, "at most num_beams"),

@@ -127,6 +127,10 @@ class Intake:
         for token, _ in params.logit_bias:
             self._check("logit_bias", (token,))
         forced = () if params.forced_prefix is None else self._ids("forced_prefix", params.forced_prefix)
+        if len(forced) > params.max_new_tokens:
+            raise RequestError(
+                f"forced_prefix has {len(forced)} tokens, and max_new_tokens is {params.max_new_tokens}; ask for more"
+            )
         constraints = Constraints(
             bad_words=tuple(word for given in params.bad_words for word in self._spellings(given)),
             no_repeat_ngram_size=params.no_repeat_ngram_size,

@@ -80,6 +80,8 @@ class SamplingParams:
         self._need("repetition_penalty", penalty is None or _fits(penalty), f"from {SMALL} to {LARGE}")
         self._need("seed", 0 <= self.seed < 2**64, "from 0 to 2**64 - 1")
         self._need("logprobs", self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}")
+        for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences"):
+            self._need(name, isinstance(getattr(self, name), int), "a whole number")
         self._need("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens")
         ngram = self.no_repeat_ngram_size
         self._need("no_repeat_ngram_size", ngram is None or ngram >= 1, "at least 1")
