@@ -134,7 +134,8 @@ def test_what_a_forward_pass_does_not_take_is_named(ours):
 def test_rows_that_wait_for_memory_in_vain_say_so():
     with accelerate(tiny("llama"), device="cpu", threads=1, cache_memory=1 << 15) as small:
         blocks = small.llm.max_batch(64)
-        with small.llm.lockstep([[5]] * blocks, max_new_tokens=3), pytest.raises(RequestError, match="waits for memory"):
+        refused = pytest.raises(RequestError, match="waits for memory")
+        with small.llm.lockstep([[5]] * blocks, max_new_tokens=3), refused:
             small.generate(IDS, max_new_tokens=2)
 
 
