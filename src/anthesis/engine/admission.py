@@ -86,13 +86,14 @@ class Admission:
             admitted += [self.waiting.popleft() for _ in unit]
         return admitted
 
-    def enter(self, unit: list[Sequence]) -> bool:
+    def enter(self, unit: list[Sequence], behind_known: bool = True) -> bool:
         """Gives sequences their places, if they are to be had; the pool may grow for them and for those that wait.
 
         Args:
             unit: that enter together or not at all; they need not be among those that wait.
+            behind_known: they may begin behind what is known of their prompts.
         """
-        known = [self._known_prefix(sequence) for sequence in unit]
+        known = [self._known_prefix(sequence) if behind_known else [] for sequence in unit]
         needs = [_need(sequence, prefix) for sequence, prefix in zip(unit, known, strict=True)]
         held = [k.block for prefix in known for k in prefix]
         self._blocks.hold(held)
@@ -113,7 +114,7 @@ class Admission:
 
     def _known_prefix(self, sequence: Sequence) -> list[Known]:
         """The blocks that are known of what a sequence begins with, and that it may take."""
-        if not self._reuse_prefixes or sequence.shares_its_first_blocks or sequence.needs_all_rows:
+        if not self._reuse_prefixes or sequence.shares_its_first_blocks:
             return []
         return self._blocks.prefixes.find_all(sequence.prompt)
 

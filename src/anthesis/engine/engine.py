@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from anthesis.devices.device import Cache, Executable, InstructionTime
 from anthesis.engine.admission import NO_ROOM, Admission
 from anthesis.engine.blocks import BlockCache, Need, Place
-from anthesis.engine.group import Group
+from anthesis.engine.group import OVER, Group
 from anthesis.engine.inputs import row_inputs, sample_inputs, verifying_inputs
-from anthesis.engine.lockstep import OVER
 from anthesis.engine.outputs import StepOutputs
 from anthesis.engine.rows import Rows, choose_rows, shared_tokens
 from anthesis.engine.sequence import Sequence
@@ -231,9 +230,8 @@ class Engine:
             RequestError: it needs more cache than there may be, or than will be free.
         """
         self._check_open()
-        sequence.needs_all_rows = True
         self._admission.check([sequence])
-        while not self._admission.enter([sequence]):
+        while not self._admission.enter([sequence], behind_known=False):  # all rows are wanted
             if not self.step():
                 raise RequestError(NO_ROOM)
         try:

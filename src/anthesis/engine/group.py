@@ -14,6 +14,9 @@ from anthesis.engine.outputs import NOT_FINITE, StepOutputs, all_forbidden
 from anthesis.engine.sequence import Sequence
 from anthesis.program.draw import log_softmax
 
+OVER = -1
+"""As a member's next token: there is none, the member is over."""
+
 Advance = Callable[[list[int], list[int]], None]
 """Member i becomes what member parents[i] was, followed by tokens[i]."""
 

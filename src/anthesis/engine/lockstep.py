@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anthesis.engine.admission import NO_ROOM
-from anthesis.engine.group import Advance, Group
+from anthesis.engine.group import OVER, Advance, Group
 from anthesis.engine.outputs import NOT_FINITE, StepOutputs
 from anthesis.engine.sequence import Sequence
 from anthesis.errors import RequestError
 
 if TYPE_CHECKING:
     from anthesis.engine.engine import Engine
-
-OVER = -1
-"""As a row's next token: there is none, the row is over."""
 
 
 class _Held(Group):

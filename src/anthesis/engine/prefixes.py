@@ -49,11 +49,16 @@ class Prefixes:
         """The block with these tokens behind that block, if it is known."""
         return self._known.get(key)
 
-    def find_all(self, prompt: Sequence[int]) -> list[Known]:
-        """The blocks that are known of a prompt's beginning, but for that of its last token: its logits are wanted."""
+    def find_all(self, prompt: Sequence[int], names: Sequence[int] = ()) -> list[Known]:
+        """The blocks that are known of a prompt, but for that of its last token: its logits are wanted.
+
+        Args:
+            prompt: its token ids.
+            names: of its first blocks, behind which to look.
+        """
         found: list[Known] = []
-        before = START
-        for start in range(0, len(prompt) - BLOCK_TOKENS, BLOCK_TOKENS):
+        before = names[-1] if names else START
+        for start in range(len(names) * BLOCK_TOKENS, len(prompt) - BLOCK_TOKENS, BLOCK_TOKENS):
             known = self.find((before, tuple(prompt[start : start + BLOCK_TOKENS])))
             if known is None:
                 break

@@ -168,17 +168,13 @@ def _use_known(sequence: Sequence, prefixes: Prefixes, share: Share) -> int:
     Returns:
         Where the block behind the known ones ends.
     """
-    while True:
-        end = (len(sequence.known) + 1) * BLOCK_TOKENS
-        if sequence.computed != end - BLOCK_TOKENS or end >= len(sequence.prompt):
-            return end
-        known = prefixes.find(sequence.next_key)
-        if known is None:
-            return end
-        share(sequence, len(sequence.known), known.block)
-        sequence.known.append(known.name)
-        sequence.computed += BLOCK_TOKENS
-        sequence.reused += BLOCK_TOKENS
+    if sequence.computed == len(sequence.known) * BLOCK_TOKENS:
+        for known in prefixes.find_all(sequence.prompt, sequence.known):
+            share(sequence, len(sequence.known), known.block)
+            sequence.known.append(known.name)
+            sequence.computed += BLOCK_TOKENS
+            sequence.reused += BLOCK_TOKENS
+    return (len(sequence.known) + 1) * BLOCK_TOKENS
 
 
 def _add_drafts(decoding: list[Rows], num_rows: int, budget: int, speculation: Speculation | None) -> None:

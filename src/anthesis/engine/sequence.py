@@ -134,7 +134,6 @@ class Sequence:
         known: names of its full blocks, as far as they are known by their tokens (`engine.prefixes`).
         reused: tokens of the prompt that were in the cache already.
         drafts: tokens that may come next, which the step at work verifies.
-        needs_all_rows: every token of the prompt is computed, since its logits are wanted.
         followers: sequences of the same prompt, that take what they have in common from this one.
         leader: whose follower it is, while it waits for it.
         paused: it takes no rows, until it goes on.
@@ -153,7 +152,6 @@ class Sequence:
     text_stream: TextStream | None
     vocab_size: int
     constraints: Constraints | None = None
-    needs_all_rows: bool = field(init=False, default=False)
     tokens: list[int] = field(init=False)
     computed: int = field(init=False, default=0)
     place: Place | None = field(init=False, default=None)

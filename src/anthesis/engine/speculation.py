@@ -6,7 +6,8 @@ arithmetic, noise and constraints as without a draft. As far as the draft is wha
 several tokens; what was chosen after it is right in any case. So nothing of the text depends on the drafts.
 
 How long a draft is worth its rows follows from what was measured: how long steps of so many rows take, and how often
-drafts like it were right. No request pays more than `MOST_LOST` of its time for drafts that were not.
+drafts like it were right. No request pays more than `MOST_LOST` of its time for drafts that were not, nor, before it is
+known what drafts gain, more than `MOST_INVESTED` for what has to be read for them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ HORIZON = 32
 LEAST_GAIN = 1.1
 """Tokens per second that a draft must promise, relative to none. The promise rests on few drafts, and on steps that may
 have been measured while something else ran."""
-
 
 LEAST_CHANCE = 0.05
 """Of a draft's token, all before it included; less is worth no row, and no time to think about it."""

@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from anthesis.engine.beams import BeamSearch
-from anthesis.engine.lockstep import OVER
+from anthesis.engine.group import OVER
 from anthesis.hf.release import BEST_DRAW_FIRST, release
 from anthesis.hf.request import Request
 from anthesis.hf.stepwise import Record, usable

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from anthesis.engine.lockstep import OVER
+from anthesis.engine.group import OVER
 from anthesis.hf.request import Request
 from anthesis.llm import LLM
 
